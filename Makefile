@@ -1,0 +1,99 @@
+# make demo        environment, weights, real scans, data set, fine-tuning, evaluation, report
+# make test        tests, without torch
+# make test-parity comparison with PyTorch, in an environment of its own
+# make lint        ruff check and format
+# make bench       side-by-side timings (SUITE=cpu|gpu, NAME=row)
+# make env         only the environment in .venv
+#
+# PYTHON=...       the interpreter the environments are made with (3.11 or later)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help env test test-parity lint format demo bench clean
+
+# The first that runs, is new enough and can make virtual environments: a version manager's shim
+# may be on the path and still fail.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	>/dev/null 2>&1 && { echo $$python; break; }; done)
+# `pip install torch` takes a CUDA build on Linux; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# in the environment gives the smaller CPU build.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+PARITY := .venv-parity
+BENCH := .venv-bench
+
+# Stamps carry the hash of what they were installed from, so a changed pyproject.toml reinstalls
+# and a fresh checkout with other file times does not.
+hash = $(shell cat $(1) | cksum | cut -d ' ' -f 1)
+ENV_STAMP := $(VENV)/.installed-$(call hash,pyproject.toml setup.py)
+LINT_STAMP := $(VENV)/.lint-$(call hash,pyproject.toml setup.py)
+PARITY_FILES := pyproject.toml setup.py $(wildcard tests/parity/requirements.txt)
+PARITY_STAMP := $(PARITY)/.installed-$(call hash,$(PARITY_FILES))
+BENCH_FILES := pyproject.toml setup.py $(wildcard benchmarks/requirements.txt)
+BENCH_STAMP := $(BENCH)/.installed-$(call hash,$(BENCH_FILES))
+
+define new_venv
+	@if [ -z "$(PYTHON)" ]; then echo "error: no Python 3.11 or later with venv found;" \
+		"install one, or give its path: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; fi
+	@echo "making $(1) with $(PYTHON)"
+	rm -rf $(1)
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade "pip>=25"
+endef
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+env: $(ENV_STAMP)
+
+$(ENV_STAMP):
+	$(call new_venv,$(VENV))
+	$(VENV)/bin/python -m pip install --quiet -e ".[test]"
+	@touch $@
+
+test: $(ENV_STAMP)
+	$(VENV)/bin/python -m pytest tests --ignore=tests/parity
+
+$(PARITY_STAMP):
+	$(call new_venv,$(PARITY))
+	$(PARITY)/bin/python -m pip install --quiet "$(TORCH)"
+	echo "$(TORCH)" > $(PARITY)/constraints.txt
+	$(PARITY)/bin/python -m pip install --quiet -c $(PARITY)/constraints.txt -e ".[test]" \
+		$(addprefix -r ,$(wildcard tests/parity/requirements.txt))
+	@touch $@
+
+test-parity: $(PARITY_STAMP)
+	$(PARITY)/bin/python -m pytest tests/parity
+
+$(LINT_STAMP): $(ENV_STAMP)
+	$(VENV)/bin/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+lint: $(LINT_STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(LINT_STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+demo: $(ENV_STAMP)
+	$(VENV)/bin/python scripts/demo.py
+
+$(BENCH_STAMP):
+	$(call new_venv,$(BENCH))
+	$(BENCH)/bin/python -m pip install --quiet "$(TORCH)"
+	echo "$(TORCH)" > $(BENCH)/constraints.txt
+	$(BENCH)/bin/python -m pip install --quiet -c $(BENCH)/constraints.txt -e . \
+		$(addprefix -r ,$(wildcard benchmarks/requirements.txt))
+	@touch $@
+
+SUITE ?= cpu
+bench: $(BENCH_STAMP)
+	$(BENCH)/bin/python -m benchmarks.run --suite $(SUITE) $(if $(NAME),--only $(NAME))
+
+clean:
+	rm -rf $(VENV) $(PARITY) $(BENCH) demo build dist *.egg-info .pytest_cache .ruff_cache
