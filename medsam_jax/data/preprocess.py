@@ -1,0 +1,330 @@
+"""From a scan to the encoder's input and from logits back to its pixels: the one path for all uses.
+
+Data sets, training, evaluation and inference call the same functions, so a model meets at
+inference what it met in training. Protocols: MedSAM v1 and v2 (github.com/bowang-lab/MedSAM),
+LiteMedSAM and SAM; `recipes.py` holds what differs between them. Differences from MedSAM's code:
+HU 0 is not painted black, the last slice is kept, and a CT window maps to [0, 255] as it is, not
+as far as the scan happens to fill it: one HU is one grey level in every scan.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from medsam_jax.data.recipes import (
+    CT_WINDOWS,
+    PREPROCESSING,
+    RECIPES,
+    Preprocessing,
+    Recipe,
+    get_recipe,
+)
+from medsam_jax.errors import UserError
+
+__all__ = [
+    "PREPROCESSING",
+    "RECIPES",
+    "Preprocessing",
+    "Recipe",
+    "check_compatible",
+    "encoder_input",
+    "get_recipe",
+    "input_scale",
+    "intensity_limits",
+    "normalise_intensity",
+    "prompts_to_input",
+    "resize_image",
+    "resize_mask",
+    "resized_shape",
+    "restore_masks",
+    "stored_grid_logits",
+    "stored_to_input",
+]
+
+
+def intensity_limits(
+    volume: np.ndarray, modality: str | None, recipe: Recipe, window: str | None = None
+) -> tuple[float, float] | None:
+    """The two intensities that become 0 and 255, or None where 8-bit values stay as they are.
+
+    Args:
+      volume: the whole scan, any shape: percentiles are of the scan, not of a slice.
+      modality: "CT" selects a window in HU; anything else, None included, the percentiles.
+      recipe: which window, which percentiles, over which voxels.
+      window: a name in `recipe.ct_windows`; None is its first.
+
+    Raises:
+      UserError: an unknown window, or an image without contrast between the limits.
+    """
+    is_ct = modality is not None and modality.upper() == "CT"
+    if volume.dtype == np.uint8 and (is_ct or not recipe.clip_8bit):
+        return None  # somebody has windowed it already: 8 bits cannot hold HU
+    if is_ct:
+        name = window or recipe.ct_windows[0]
+        if name not in recipe.ct_windows:
+            raise UserError(
+                f"window: {name!r} is not one of recipe {recipe.name}'s: "
+                f"{', '.join(recipe.ct_windows)}"
+            )
+        return CT_WINDOWS[name]
+    voxels = volume[volume > 0] if recipe.percentile_voxels == "positive" else volume
+    if voxels.size == 0:
+        raise UserError("image: no voxel is above 0; shift the intensities or use recipe v1")
+    lower, upper = np.percentile(voxels, recipe.percentiles)
+    if not upper > lower:
+        raise UserError(
+            f"image: constant, its {recipe.percentiles[0]} and {recipe.percentiles[1]} percentiles "
+            f"are both {lower:g}; leave it out or crop it to what was scanned"
+        )
+    return float(lower), float(upper)
+
+
+def normalise_intensity(
+    volume: np.ndarray,
+    modality: str | None,
+    recipe: Recipe,
+    window: str | None = None,
+    limits: tuple[float, float] | None = None,
+) -> UInt8[np.ndarray, "..."]:
+    """Clips to the recipe's limits and rescales to [0, 255], truncated as in the group's code.
+
+    Args:
+      volume: [H, W], [H, W, 3], [Z, H, W] or [Z, H, W, 3], HU or scanner units.
+      modality, recipe, window: see `intensity_limits`.
+      limits: what `intensity_limits` found for the whole scan, when `volume` is a part of it.
+
+    Returns:
+      uint8 of the same shape.
+    """
+    if limits is None:
+        limits = intensity_limits(volume, modality, recipe, window)
+    if limits is None:
+        return volume
+    lower, upper = limits
+    grey = np.clip(volume.astype(np.float64), lower, upper)
+    grey -= lower
+    grey /= upper - lower
+    grey *= 255.0
+    is_ct = modality is not None and modality.upper() == "CT"
+    if recipe.percentile_voxels == "positive" and not is_ct:
+        grey[volume == 0] = 0.0
+    # 1e-6: a whole grey level stays one though its float64 value lies a rounding error below
+    return (grey + 1e-6).astype(np.uint8)
+
+
+def resized_shape(shape: Sequence[int], recipe: Recipe) -> tuple[int, int]:
+    """Height and width that an image of `shape` (H, W) occupies on the stored grid."""
+    if recipe.geometry == "squash":
+        return recipe.size, recipe.size
+    scale = recipe.size / max(shape)
+    return max(int(shape[0] * scale + 0.5), 1), max(int(shape[1] * scale + 0.5), 1)
+
+
+def resize_image(
+    image: UInt8[np.ndarray, "h w *c"], recipe: Recipe
+) -> tuple[UInt8[np.ndarray, "s s 3"], tuple[int, int]]:
+    """Resizes a slice to the stored grid and pads it with zeros at the bottom and right.
+
+    Args:
+      image: [H, W] grey or [H, W, 3].
+
+    Returns:
+      uint8 [S, S, 3] and `valid_shape` (h, w), the part that is not padding.
+    """
+    height, width = resized_shape(image.shape[:2], recipe)
+    if recipe.interpolation == "spline":
+        resized = _resize_spline(image, height, width)
+    elif recipe.interpolation == "area":
+        import cv2
+
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    else:
+        from PIL import Image
+
+        resized = np.asarray(
+            Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        )
+    if resized.ndim == 2:
+        resized = resized[:, :, None]
+    stored = np.zeros((recipe.size, recipe.size, 3), np.uint8)
+    stored[:height, :width] = resized
+    return stored, (height, width)
+
+
+def resize_mask(labels: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Label map [H, W] on the stored grid [S, S] by nearest pixel centre; padding is 0."""
+    height, width = resized_shape(labels.shape, recipe)
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.intp)
+    stored = np.zeros((recipe.size, recipe.size), labels.dtype)
+    stored[:height, :width] = labels[np.ix_(rows, columns)]
+    return stored
+
+
+def _resize_spline(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """MedSAM's `skimage.transform.resize(order=3, anti_aliasing=True, mode="constant")`, truncated.
+
+    Smoothing, spline filter and interpolation are linear and separable, so each axis is one
+    matrix, made once per size: equal to SciPy's to rounding and over twenty times faster.
+    """
+    rows = _spline_matrix(image.shape[0], height)
+    columns = _spline_matrix(image.shape[1], width)
+    channels = image[:, :, None] if image.ndim == 2 else image
+    low, high = float(image.min()), float(image.max())
+    resized = np.empty((height, width, channels.shape[2]), np.uint8)
+    for channel in range(channels.shape[2]):
+        grey = rows @ channels[:, :, channel].astype(np.float32) @ columns.T
+        resized[:, :, channel] = np.clip(grey + 1e-3, low, high)  # 1e-3: float32 rounding
+    return resized
+
+
+@functools.lru_cache(maxsize=64)
+def _spline_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in"]:
+    """Gaussian anti-aliasing followed by cubic spline interpolation along one axis, as a matrix."""
+    from scipy import ndimage
+
+    impulses = np.eye(size_in)
+    sigma = max(0.0, (size_in / size_out - 1) / 2)
+    if sigma > 0:
+        impulses = ndimage.gaussian_filter1d(impulses, sigma, axis=1, mode="constant")
+    responses = [
+        ndimage.zoom(impulse, size_out / size_in, order=3, mode="grid-constant", grid_mode=True)
+        for impulse in impulses
+    ]
+    return np.ascontiguousarray(np.stack(responses, axis=1), np.float32)
+
+
+def encoder_input(
+    images: UInt8[Array, "b s s 3"],
+    valid_shape: Int[Array, "b 2"],
+    preprocessing: Preprocessing,
+) -> Float[Array, "b n n 3"]:
+    """Normalised encoder input of a batch of stored slices; jit-able, `preprocessing` static.
+
+    Padding is zero after the normalisation, as in SAM. Where the stored slice is smaller than the
+    input (v1: 256 and 1024) it is enlarged bilinearly and rounded to grey levels, as SAM does.
+
+    Args:
+      images: uint8 [B, S, S, 3], S of the recipe.
+      valid_shape: [B, 2], height and width of what is not padding, in stored pixels.
+      preprocessing: the checkpoint's contract.
+
+    Returns:
+      float32 [B, N, N, 3], N = `preprocessing.image_size`.
+    """
+    stored, size = images.shape[1], preprocessing.image_size
+    pixels = images.astype(jnp.float32)
+    if stored != size:
+        shape = (images.shape[0], size, size, 3)
+        pixels = jnp.round(jax.image.resize(pixels, shape, "bilinear", antialias=False))
+        valid_shape = (valid_shape * size) // stored
+    position = jnp.arange(size)
+    rows = position[None, :] < valid_shape[:, :1]  # [B, N]
+    columns = position[None, :] < valid_shape[:, 1:]
+    valid = (rows[:, :, None] & columns[:, None, :])[..., None]  # [B, N, N, 1]
+    if preprocessing.normalisation == "min_max":
+        low = jnp.min(jnp.where(valid, pixels, jnp.inf), axis=(1, 2, 3), keepdims=True)
+        high = jnp.max(jnp.where(valid, pixels, -jnp.inf), axis=(1, 2, 3), keepdims=True)
+        pixels = (pixels - low) / jnp.maximum(high - low, 1e-8)
+    elif preprocessing.normalisation == "mean_std":
+        mean, std = jnp.array(preprocessing.pixel_mean), jnp.array(preprocessing.pixel_std)
+        pixels = (pixels - mean) / std
+    else:
+        pixels = pixels / 255.0
+    return jnp.where(valid, pixels, 0.0)
+
+
+def input_scale(original_shape: Sequence[int], preprocessing: Preprocessing) -> tuple[float, float]:
+    """Encoder-input pixels per original pixel, (x, y), for prompts on an image of (H, W)."""
+    recipe = get_recipe(preprocessing.recipe)
+    enlargement = preprocessing.image_size / recipe.size
+    if recipe.coordinate_scale == "longest":
+        scale = recipe.size / max(original_shape) * enlargement
+        return scale, scale
+    height, width = resized_shape(original_shape, recipe)
+    return width / original_shape[1] * enlargement, height / original_shape[0] * enlargement
+
+
+def prompts_to_input(
+    coords: Float[Array, "... 2"], original_shape: Sequence[int], preprocessing: Preprocessing
+) -> Float[Array, "... 2"]:
+    """Pixels (x, y) of the original image [H, W] to pixels of the encoder input.
+
+    A box [..., 4] is two corners: reshape it to [..., 2, 2]. LiteMedSAM scales both axes by
+    256 / max(H, W), SAM and MedSAM by the exact ratio of each axis.
+    """
+    return coords * np.asarray(input_scale(original_shape, preprocessing), np.float32)
+
+
+def stored_to_input(coords: Float[Array, "..."], preprocessing: Preprocessing) -> Float[Array, "..."]:
+    """Coordinates on a data set's stored grid (points or boxes) to those of the encoder input."""
+    return coords * (preprocessing.image_size / get_recipe(preprocessing.recipe).size)
+
+
+def _resize_bilinear(maps: jax.Array, height: int, width: int) -> jax.Array:
+    """`F.interpolate(mode="bilinear", align_corners=False)` over the last two axes."""
+    if maps.shape[-2:] == (height, width):
+        return maps
+    return jax.image.resize(maps, (*maps.shape[:-2], height, width), "bilinear", antialias=False)
+
+
+def stored_grid_logits(
+    low_res_logits: Float[Array, "... h w"], preprocessing: Preprocessing
+) -> Float[Array, "... s s"]:
+    """Low-res logits on the stored grid, padding included; jit-able, for losses and batched scores."""
+    size = get_recipe(preprocessing.recipe).size
+    return _resize_bilinear(low_res_logits, size, size)
+
+
+def restore_masks(
+    low_res_logits: Float[Array, "... h w"],
+    valid_shape: Sequence[int],
+    original_shape: Sequence[int],
+    preprocessing: Preprocessing,
+    return_logits: bool = False,
+) -> Array:
+    """Masks on the pixels of the original image.
+
+    Padding recipes cut the logits to the valid part and enlarge it, SAM by way of the encoder's
+    grid; MedSAM v2 interpolates probabilities, all others logits, as the contract says.
+
+    Args:
+      low_res_logits: [..., h, w] of one image.
+      valid_shape: (h, w) of the image on the stored grid, from `resize_image`.
+      original_shape: (H, W) of the image.
+      return_logits: the interpolated logits (of interpolated probabilities, where those are
+        interpolated) instead of the mask.
+
+    Returns:
+      bool [..., H, W], or float32 logits.
+    """
+    recipe = get_recipe(preprocessing.recipe)
+    maps = low_res_logits
+    if preprocessing.upsample == "probabilities":
+        maps = jax.nn.sigmoid(maps)
+    if recipe.geometry == "pad":
+        maps = _resize_bilinear(maps, recipe.size, recipe.size)
+        maps = maps[..., : int(valid_shape[0]), : int(valid_shape[1])]
+    maps = _resize_bilinear(maps, int(original_shape[0]), int(original_shape[1]))
+    if preprocessing.upsample == "probabilities":
+        maps = jax.scipy.special.logit(jnp.clip(maps, 1e-7, 1 - 1e-7))
+    return maps if return_logits else maps > preprocessing.mask_threshold
+
+
+def check_compatible(dataset_info: Any, preprocessing: Preprocessing) -> None:
+    """Refuses a data set (anything with a `.recipe` name) made by another recipe than the model's.
+
+    Raises:
+      UserError: naming both recipes and the command that builds the right data set.
+    """
+    if dataset_info.recipe != preprocessing.recipe:
+        raise UserError(
+            f"recipe: the data set was built with {dataset_info.recipe!r}, the checkpoint's "
+            f"preprocessing is {preprocessing.recipe!r}; build the data again with "
+            f"python -m datasets.build --recipe {preprocessing.recipe}"
+        )

@@ -1,0 +1,171 @@
+"""What a scan becomes (`Recipe`) and what a model does with it (`Preprocessing`): the two contracts.
+
+A recipe is stored with a data set, a preprocessing contract with a checkpoint. Intensity range and
+geometry belong to the weights: a wrong input range is the most reported failure of the peers.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+from medsam_jax.errors import UserError
+
+CT_WINDOWS = {
+    "wide": (-500.0, 1000.0),  # lower, upper HU: MedSAM v1 and LiteMedSAM
+    "soft_tissue": (-160.0, 240.0),  # level 40, width 400
+    "lung": (-1350.0, 150.0),  # level -600, width 1500: MedSAM's repository; the paper prints -160
+    "brain": (0.0, 80.0),  # level 40, width 80
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a scan becomes uint8 slices of one size, and which objects are worth keeping.
+
+    Object rules follow the group's code: `rule == "label"` counts a label in the whole scan and in
+    the stored slice (MedSAM v1); `"components"` removes connected components, 26-connected in the
+    scan and 8-connected in the original slice (v2). `min_voxels` applies to volumes only.
+    """
+
+    name: str
+    size: int  # side of the stored slice, pixels
+    geometry: Literal["pad", "squash"]  # keep the aspect and zero-pad bottom/right, or stretch
+    interpolation: Literal["spline", "area", "pillow"]  # of the image; masks are always nearest
+    coordinate_scale: Literal["longest", "per_axis"]  # size / max(H, W), or the exact ratio per axis
+    ct_windows: tuple[str, ...]  # names in CT_WINDOWS; the first is the default
+    percentiles: tuple[float, float]  # of every other modality, percent
+    percentile_voxels: Literal["all", "positive"]  # "positive": voxels > 0; zeros stay zero
+    clip_8bit: bool  # percentiles for 8-bit images too, or stored as they are
+    rule: Literal["label", "components"]
+    min_voxels: int  # a scan's label (or component) must have more than this
+    min_pixels: int  # a slice's label (or component) must have more than this
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON-able data, window limits included."""
+        windows = {name: CT_WINDOWS[name] for name in self.ct_windows}
+        return dataclasses.asdict(self) | {"ct_windows": windows}
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="v1",
+            size=256,
+            geometry="squash",
+            interpolation="spline",
+            coordinate_scale="per_axis",
+            ct_windows=("wide",),
+            percentiles=(0.95, 99.5),
+            percentile_voxels="all",
+            clip_8bit=True,
+            rule="label",
+            min_voxels=1000,
+            min_pixels=100,
+        ),
+        Recipe(
+            name="v2",
+            size=1024,
+            geometry="squash",
+            interpolation="spline",
+            coordinate_scale="per_axis",
+            ct_windows=("soft_tissue", "lung", "brain"),
+            percentiles=(0.5, 99.5),
+            percentile_voxels="positive",
+            clip_8bit=False,
+            rule="components",
+            min_voxels=999,
+            min_pixels=99,
+        ),
+        Recipe(
+            name="lite",
+            size=256,
+            geometry="pad",
+            interpolation="area",
+            coordinate_scale="longest",
+            ct_windows=("wide", "soft_tissue", "lung", "brain"),
+            percentiles=(0.5, 99.5),
+            percentile_voxels="positive",
+            clip_8bit=False,
+            rule="components",
+            min_voxels=99,  # as in the pre_CT_MR.py that LiteMedSAM's authors published
+            min_pixels=9,
+        ),
+        Recipe(
+            name="sam",
+            size=1024,
+            geometry="pad",
+            interpolation="pillow",
+            coordinate_scale="per_axis",
+            ct_windows=("wide", "soft_tissue", "lung", "brain"),
+            percentiles=(0.5, 99.5),
+            percentile_voxels="positive",
+            clip_8bit=False,
+            rule="components",
+            min_voxels=0,
+            min_pixels=0,
+        ),
+    )
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises UserError for an unknown one."""
+    if name not in RECIPES:
+        raise UserError(f"recipe: {name!r} is unknown; use one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What lies between a stored slice and the model, and between its logits and a mask.
+
+    It travels with a checkpoint; `check_compatible` refuses a data set of another recipe.
+    """
+
+    recipe: str  # the RECIPES entry that turns a scan into uint8 slices
+    image_size: int  # side of the encoder input, pixels
+    normalisation: Literal["min_max", "mean_std", "unit"]  # min_max: per image, over its valid part
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # for mean_std, 0..255
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    upsample: Literal["logits", "probabilities"] = "logits"  # interpolated back to the image's size
+    mask_threshold: float = 0.0  # on the logits: 0 is probability 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able fields; `from_dict` reads them back."""
+        return dataclasses.asdict(self) | {
+            "pixel_mean": list(self.pixel_mean),
+            "pixel_std": list(self.pixel_std),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
+        """The contract that `to_dict` wrote. Raises UserError for unknown or missing fields."""
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - set(known))
+        missing = [
+            name
+            for name, field in known.items()
+            if field.default is dataclasses.MISSING and name not in fields
+        ]
+        if unknown or missing:
+            raise UserError(
+                f"preprocessing: unknown fields {unknown}, missing fields {missing}; "
+                "the checkpoint was written by another version: convert it again"
+            )
+        get_recipe(fields["recipe"])
+        triples = {
+            name: tuple(float(value) for value in fields[name])
+            for name in ("pixel_mean", "pixel_std")
+            if name in fields
+        }
+        return cls(**(fields | triples))
+
+
+PREPROCESSING = {
+    "v1": Preprocessing(recipe="v1", image_size=1024, normalisation="mean_std"),
+    "v2": Preprocessing(
+        recipe="v2", image_size=1024, normalisation="min_max", upsample="probabilities"
+    ),
+    "lite": Preprocessing(recipe="lite", image_size=256, normalisation="min_max"),
+    "sam": Preprocessing(recipe="sam", image_size=1024, normalisation="mean_std"),
+}
