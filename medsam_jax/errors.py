@@ -1,0 +1,29 @@
+"""Errors that a user can act on, and the one way our command lines report them."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app
+
+
+class UserError(Exception):
+    """Bad input or configuration: one line that names the file or field, the value and the remedy."""
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1.
+
+    Any other exception keeps its traceback: it is a defect of ours, not of the input.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            print(f"error: unexpected argument {argv[1]!r}; see --help", file=sys.stderr)
+            sys.exit(1)
+        try:
+            main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(guarded)

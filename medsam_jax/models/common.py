@@ -1,0 +1,195 @@
+"""Layers shared by the models, and the flat view of a model's variables that checkpoints use.
+
+Arrays are NHWC. Variable paths, joined by dots, equal the paths of the PyTorch `state_dict` with the
+last part in Flax's words (`kernel`, `scale`, `embedding`, `mean`, `var`), so that converting a
+checkpoint is renaming and transposing.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from medsam_jax.ops.depthwise import depthwise_conv3x3
+
+
+class Buffer(nnx.Variable):
+    """An array that belongs to the checkpoint and is never trained (PyTorch's `register_buffer`)."""
+
+
+def gelu(x: Array) -> Array:
+    """Exact (erf) GELU, as PyTorch's default; the tanh form differs by up to 4.7e-4."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Sequential(nnx.Module):
+    """Applies `layers` in order; layer `i` is attribute `str(i)`, as in `torch.nn.Sequential`.
+
+    Plain functions (activations) hold a place in the numbering and have no variables.
+    """
+
+    def __init__(self, *layers: Callable[[Array], Array]):
+        self.length = len(layers)
+        for index, layer in enumerate(layers):
+            setattr(self, str(index), layer)
+
+    def __call__(self, x: Array) -> Array:
+        for index in range(self.length):
+            x = getattr(self, str(index))(x)
+        return x
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over channels, statistics in float32 and by two passes as PyTorch computes them."""
+
+    def __init__(self, features: int, *, epsilon: float, dtype=None, rngs: nnx.Rngs):
+        super().__init__(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class LayerNorm2d(LayerNorm):
+    """SAM's LayerNorm2d: over the channels of a feature map, epsilon 1e-6. NHWC needs no transpose."""
+
+    def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
+        super().__init__(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+
+class MLPBlock(nnx.Module):
+    """Two linear layers with an activation between (segment_anything/modeling/common.py)."""
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        mlp_dim: int,
+        act: Callable[[Array], Array] = gelu,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        self.lin1 = nnx.Linear(embedding_dim, mlp_dim, dtype=dtype, rngs=rngs)
+        self.lin2 = nnx.Linear(mlp_dim, embedding_dim, dtype=dtype, rngs=rngs)
+        self.act = act
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        return self.lin2(self.act(self.lin1(x)))
+
+
+class BatchNorm(nnx.Module):
+    """BatchNorm that always applies its stored statistics (PyTorch's `eval()`), epsilon 1e-5.
+
+    Fine-tuning uses small batches of one modality, on which batch statistics would be worse than the
+    pre-trained ones; so `mean` and `var` never change, and the layer is a scale and a shift.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.mean = nnx.BatchStat(jnp.zeros((features,)))
+        self.var = nnx.BatchStat(jnp.ones((features,)))
+
+    def scale_and_shift(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + 1e-5)
+        return scale, self.bias[...] - self.mean[...] * scale
+
+
+class Conv2dBN(nnx.Module):
+    """Convolution without bias, then BatchNorm (tiny_vit_sam.py `Conv2d_BN`), as one convolution.
+
+    The norm's scale is folded into the kernel on the fly: parameters stay apart and trainable, and a
+    feature map is read once instead of twice.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        if kernel_size not in (1, 3) or groups not in (1, in_features):
+            raise ValueError(f"kernel {kernel_size} with {groups} groups is not implemented")
+        self.c = nnx.Conv(
+            in_features,
+            out_features,
+            (kernel_size, kernel_size),
+            feature_group_count=groups,
+            use_bias=False,
+            rngs=rngs,
+        )
+        self.bn = BatchNorm(out_features, rngs=rngs)
+        self.kernel_size, self.stride, self.groups = kernel_size, stride, groups
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        scale, shift = self.bn.scale_and_shift()
+        dtype = self.dtype or x.dtype
+        x = x.astype(dtype)
+        kernel = (self.c.kernel[...] * scale).astype(dtype)  # [kh, kw, c / groups, d]
+        if self.groups > 1:
+            x = depthwise_conv3x3(x, kernel, self.stride)
+        elif self.kernel_size == 1:
+            x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+        else:
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                ((1, 1), (1, 1)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        return x + shift.astype(dtype)
+
+
+class ConvTranspose2x2(nnx.Module):
+    """`torch.nn.ConvTranspose2d(kernel_size=2, stride=2)`: one matrix product, then pixels unshuffled.
+
+    The kernel is stored as [2, 2, out, in], Flax's layout for `transpose_kernel=True`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, dtype=None, rngs: nnx.Rngs):
+        init = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+        self.kernel = nnx.Param(init(rngs.params(), (2, 2, out_features, in_features)))
+        self.bias = nnx.Param(jnp.zeros((out_features,)))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... 2*h 2*w d"]:
+        dtype = self.dtype or x.dtype
+        kernel = self.kernel[...].astype(dtype)
+        height, width = x.shape[-3:-1]
+        x = jnp.einsum("...hwi,yxoi->...hywxo", x.astype(dtype), kernel)
+        x = x.reshape(*x.shape[:-5], 2 * height, 2 * width, kernel.shape[2])
+        return x + self.bias[...].astype(dtype)
+
+
+def flatten_state(module: nnx.Module) -> dict[str, Array]:
+    """All variables of `module` by dotted path, parameters, statistics and buffers alike."""
+    leaves = nnx.to_flat_state(nnx.state(module))
+    return {".".join(map(str, path)): variable[...] for path, variable in leaves}
+
+
+def update_state(module: nnx.Module, values: Mapping[str, Array | np.ndarray]) -> None:
+    """Sets variables of `module` by dotted path.
+
+    Raises:
+      KeyError: a path that the module does not have.
+      ValueError: a value whose shape differs from the variable's.
+    """
+    state = {
+        ".".join(map(str, path)): (path, variable)
+        for path, variable in nnx.to_flat_state(nnx.state(module))
+    }
+    updates = []
+    for name, value in values.items():
+        if name not in state:
+            raise KeyError(f"no variable {name!r} in {type(module).__name__}")
+        path, variable = state[name]
+        if variable.shape != value.shape:
+            raise ValueError(f"{name}: shape {value.shape}, the model has {variable.shape}")
+        updates.append((path, variable.replace(jnp.asarray(value))))
+    nnx.update(module, nnx.from_flat_state(updates))

@@ -1,0 +1,127 @@
+"""SAM's mask decoder (segment_anything/modeling/mask_decoder.py), batched over images and prompts.
+
+Differences: [B, P] leading axes instead of `repeat_interleave`; only the masks that are asked for
+are multiplied out.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from medsam_jax.models.common import ConvTranspose2x2, LayerNorm2d, Sequential, gelu
+from medsam_jax.models.transformer import TwoWayTransformer
+
+
+class MLP(nnx.Module):
+    """Linear layers with ReLU between."""
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_layers: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
+        self.layers = nnx.List(
+            [nnx.Linear(*pair, dtype=dtype, rngs=rngs) for pair in zip(dims, dims[1:])]
+        )
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        for layer in self.layers[:-1]:
+            x = jax.nn.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class MaskDecoder(nnx.Module):
+    """Image embedding and prompt tokens to mask logits and predicted IoU."""
+
+    def __init__(
+        self,
+        transformer: TwoWayTransformer,
+        transformer_dim: int,
+        num_multimask_outputs: int = 3,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        kw = {"dtype": dtype, "rngs": rngs}
+        dim = transformer_dim
+        self.num_mask_tokens = num_multimask_outputs + 1
+        self.transformer = transformer
+        self.iou_token = nnx.Embed(1, dim, rngs=rngs)
+        self.mask_tokens = nnx.Embed(self.num_mask_tokens, dim, rngs=rngs)
+        self.output_upscaling = Sequential(
+            ConvTranspose2x2(dim, dim // 4, **kw),
+            LayerNorm2d(dim // 4, **kw),
+            gelu,
+            ConvTranspose2x2(dim // 4, dim // 8, **kw),
+            gelu,
+        )
+        self.output_hypernetworks_mlps = nnx.List(
+            [MLP(dim, dim, dim // 8, 3, **kw) for _ in range(self.num_mask_tokens)]
+        )
+        self.iou_prediction_head = MLP(
+            dim, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth, **kw
+        )
+
+    def __call__(
+        self,
+        image_embeddings: Float[Array, "b h w c"],
+        image_pe: Float[Array, "1 h w c"],
+        sparse: Float[Array, "b p t c"],
+        sparse_valid: Bool[Array, "b p t"] | None,
+        dense: Float[Array, "b2 p2 h2 w2 c"],
+        multimask_output: bool,
+    ) -> tuple[Float[Array, "b p m 4*h 4*w"], Float[Array, "b p m"]]:
+        """Predicts masks for every prompt of every image.
+
+        Args:
+          image_embeddings: from the image encoder. With one image and sparse of one image, any
+            number of prompts share it; nothing is repeated.
+          image_pe: from `PromptEncoder.get_dense_pe`.
+          sparse, sparse_valid, dense: from the prompt encoder.
+          multimask_output: three masks for an ambiguous prompt, or the single one.
+
+        Returns:
+          low_res_logits and iou_predictions; M is 3 or 1.
+        """
+        batch, height, width, dim = image_embeddings.shape
+        prompts = sparse.shape[1]
+        tokens, valid = self._tokens(sparse, sparse_valid)
+        image = image_embeddings[:, None] + dense.astype(
+            image_embeddings.dtype
+        )  # [B, 1|P, h, w, C]
+        image = image.reshape(batch, -1, height * width, dim)
+        tokens, image = self.transformer(image, image_pe.reshape(1, 1, -1, dim), tokens, valid)
+
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        hyper_in = jnp.stack(
+            [
+                mlp(tokens[:, :, 1 + index])
+                for index, mlp in list(enumerate(self.output_hypernetworks_mlps))[chosen]
+            ],
+            axis=2,
+        )  # [B, P, M, C / 8]
+        upscaled = self.output_upscaling(image.reshape(batch, prompts, height, width, dim))
+        upscaled = upscaled.reshape(batch, prompts, -1, dim // 8)
+        masks = jnp.einsum("bpmc,bpnc->bpmn", hyper_in, upscaled).astype(jnp.float32)
+        masks = masks.reshape(batch, prompts, -1, 4 * height, 4 * width)
+        iou_predictions = self.iou_prediction_head(tokens[:, :, 0]).astype(jnp.float32)
+        return masks, iou_predictions[..., chosen]
+
+    def _tokens(self, sparse, sparse_valid):
+        """Puts the output tokens before the prompt's."""
+        output = jnp.concatenate([self.iou_token.embedding[...], self.mask_tokens.embedding[...]])
+        output = jnp.broadcast_to(output, (*sparse.shape[:2], *output.shape))
+        tokens = jnp.concatenate([output, sparse.astype(output.dtype)], axis=2)
+        if sparse_valid is not None:
+            always = jnp.ones(output.shape[:3], bool)
+            sparse_valid = jnp.concatenate([always, sparse_valid], axis=2)
+        return tokens, sparse_valid

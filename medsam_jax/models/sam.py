@@ -1,0 +1,118 @@
+"""SAM: image encoder, prompt encoder and mask decoder, and the published sizes of it."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from medsam_jax.data.preprocess import Preprocessing
+from medsam_jax.models.mask_decoder import MaskDecoder
+from medsam_jax.models.prompt_encoder import PromptEncoder
+from medsam_jax.models.tiny_vit import TinyViT, TinyViTConfig
+from medsam_jax.models.transformer import TwoWayTransformer
+
+
+@dataclasses.dataclass(frozen=True)
+class SamConfig:
+    """Everything that builds a `Sam` and tells how to feed it; stored with every checkpoint."""
+
+    name: str
+    encoder: TinyViTConfig
+    image_size: int  # side of the square encoder input, pixels
+    preprocessing: Preprocessing  # how a scan becomes that input
+    embed_dim: int = 256  # channels of image embedding and prompt tokens
+    mask_in_chans: int = 16
+    decoder_depth: int = 2
+    decoder_num_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    dtype: str = "float32"  # of the computation; parameters stay float32
+
+    @classmethod
+    def lite_medsam(cls) -> "SamConfig":
+        """LiteMedSAM: TinyViT at 256 x 256."""
+        preprocessing = Preprocessing(recipe="lite", image_size=256, normalisation="min_max")
+        return cls("lite_medsam", TinyViTConfig(), 256, preprocessing)
+
+    @classmethod
+    def tiny(cls) -> "SamConfig":
+        """LiteMedSAM's shape in miniature, random weights, for tests."""
+        encoder = TinyViTConfig((8, 8, 16, 16), (1, 1, 1, 1), (1, 2, 2, 2), (7, 7, 14, 7))
+        return cls(
+            "tiny",
+            encoder,
+            64,
+            Preprocessing(recipe="lite", image_size=64, normalisation="min_max"),
+            embed_dim=32,
+            decoder_num_heads=2,
+            decoder_mlp_dim=64,
+        )
+
+    @property
+    def embedding_size(self) -> int:
+        """Side of the image embedding, a quarter of the low-resolution masks' side."""
+        return self.image_size // self.encoder.patch_size
+
+    def to_dict(self) -> dict:
+        """As JSON types."""
+        return dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "SamConfig":
+        encoder = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values["encoder"].items()
+        }
+        return cls(
+            **values
+            | {
+                "encoder": TinyViTConfig(**encoder),
+                "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
+            }
+        )
+
+
+class Sam(nnx.Module):
+    """Segment Anything; attribute paths equal those of segment_anything's `Sam`."""
+
+    def __init__(self, config: SamConfig, *, rngs: nnx.Rngs):
+        dim, size = config.embed_dim, config.embedding_size
+        kw = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+        self.config = config
+        self.image_encoder = TinyViT(config.encoder, dim, **kw)
+        self.prompt_encoder = PromptEncoder(
+            dim, (size, size), (config.image_size, config.image_size), config.mask_in_chans, **kw
+        )
+        transformer = TwoWayTransformer(
+            config.decoder_depth, dim, config.decoder_num_heads, config.decoder_mlp_dim, **kw
+        )
+        self.mask_decoder = MaskDecoder(transformer, dim, iou_head_hidden_dim=dim, **kw)
+
+    def __call__(
+        self,
+        images: Float[Array, "b s s 3"],
+        points: tuple[Float[Array, "b p n 2"], Int[Array, "b p n"]] | None = None,
+        boxes: Float[Array, "b p 4"] | None = None,
+        masks: Float[Array, "b p mh mw"] | None = None,
+        multimask_output: bool = False,
+        **valid: Bool[Array, "b p"],
+    ) -> tuple[Float[Array, "b p m mh mw"], Float[Array, "b p m"]]:
+        """Normalised images and prompts (`PromptEncoder`'s) to mask logits and predicted IoU."""
+        embeddings = self.image_encoder(images)
+        return self.decode(embeddings, points, boxes, masks, multimask_output, **valid)
+
+    def decode(
+        self,
+        image_embeddings: Float[Array, "b h w c"],
+        points: tuple[Float[Array, "b p n 2"], Int[Array, "b p n"]] | None = None,
+        boxes: Float[Array, "b p 4"] | None = None,
+        masks: Float[Array, "b p mh mw"] | None = None,
+        multimask_output: bool = False,
+        **valid: Bool[Array, "b p"],
+    ) -> tuple[Float[Array, "b p m mh mw"], Float[Array, "b p m"]]:
+        """As `__call__`, from embeddings computed before."""
+        sparse, sparse_valid, dense = self.prompt_encoder(points, boxes, masks, **valid)
+        image_pe = self.prompt_encoder.get_dense_pe()
+        return self.mask_decoder(
+            image_embeddings, image_pe, sparse, sparse_valid, dense, multimask_output
+        )

@@ -1,0 +1,211 @@
+"""TinyViT image encoder of LiteMedSAM (tiny_vit_sam.py): 256 x 256 in, 64 x 64 x 256 out.
+
+Differences from the PyTorch file: NHWC throughout; BatchNorm is folded into its convolution;
+LayerNorm runs before windows are cut (the padding then holds the norm of a zero token, its bias,
+which is what normalising after padding gives); no stochastic depth (its rate is 0 in LiteMedSAM).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from medsam_jax.models.common import (
+    Conv2dBN,
+    LayerNorm,
+    LayerNorm2d,
+    Sequential,
+    gelu,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyViTConfig:
+    """Sizes of a TinyViT; the defaults are LiteMedSAM's."""
+
+    embed_dims: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (2, 4, 5, 10)  # stage 0 has no attention
+    window_sizes: tuple[int, ...] = (7, 7, 14, 7)
+    strides: tuple[int, ...] = (2, 2, 1)  # of the patch merging after stages 0, 1, 2
+    mlp_ratio: float = 4.0
+    mbconv_expand_ratio: float = 4.0
+
+    @property
+    def patch_size(self) -> int:
+        """Input pixels per embedding pixel."""
+        return int(np.prod(self.strides))
+
+
+class PatchEmbed(nnx.Module):
+    """Pixels to channels by two 1x1 convolutions: LiteMedSAM keeps the full resolution."""
+
+    def __init__(self, embed_dim: int, *, dtype, rngs: nnx.Rngs):
+        self.seq = Sequential(
+            Conv2dBN(3, embed_dim // 2, dtype=dtype, rngs=rngs),
+            gelu,
+            Conv2dBN(embed_dim // 2, embed_dim, dtype=dtype, rngs=rngs),
+        )
+
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w c"]:
+        return self.seq(x)
+
+
+class MBConv(nnx.Module):
+    """Inverted bottleneck: expand, depthwise 3x3, project, add."""
+
+    def __init__(self, dim: int, expand_ratio: float, *, dtype, rngs: nnx.Rngs):
+        hidden = int(dim * expand_ratio)
+        self.conv1 = Conv2dBN(dim, hidden, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv2dBN(hidden, hidden, 3, groups=hidden, dtype=dtype, rngs=rngs)
+        self.conv3 = Conv2dBN(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        hidden = gelu(self.conv2(gelu(self.conv1(x))))
+        return gelu(self.conv3(hidden) + x)
+
+
+class PatchMerging(nnx.Module):
+    """To `out_dim` channels and a grid `stride` times coarser, through a depthwise convolution."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int, *, dtype, rngs: nnx.Rngs):
+        self.conv1 = Conv2dBN(dim, out_dim, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv2dBN(out_dim, out_dim, 3, stride, out_dim, dtype=dtype, rngs=rngs)
+        self.conv3 = Conv2dBN(out_dim, out_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        return self.conv3(gelu(self.conv2(gelu(self.conv1(x)))))
+
+
+class Mlp(nnx.Module):
+    def __init__(self, dim: int, hidden_dim: int, *, dtype, rngs: nnx.Rngs):
+        self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.fc1 = nnx.Linear(dim, hidden_dim, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden_dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        return self.fc2(gelu(self.fc1(self.norm(x))))
+
+
+class Attention(nnx.Module):
+    """Self-attention within windows, with a learned bias per head and absolute offset."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, *, dtype, rngs: nnx.Rngs):
+        self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.attention_biases = nnx.Param(jnp.zeros((num_heads, window_size**2)))
+        self.num_heads, self.window_size = num_heads, window_size
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        batch, height, width, dim = x.shape
+        windows = self._partition(self.norm(x))  # [W, N, C]
+        qkv = self.qkv(windows).reshape(*windows.shape[:2], self.num_heads, 3, -1)
+        q, k, v = (qkv[:, :, :, i] for i in range(3))  # [W, N, heads, C / heads]
+        scores = jnp.einsum("wqhd,wkhd->whqk", q * q.shape[-1] ** -0.5, k)
+        scores = scores.astype(jnp.float32) + self._bias()
+        weights = jax.nn.softmax(scores).astype(v.dtype)
+        out = jnp.einsum("whqk,wkhd->wqhd", weights, v)
+        out = self.proj(out.reshape(windows.shape))
+        return self._reverse(out, batch, height, width)
+
+    def _bias(self) -> Float[Array, "heads n n"]:
+        size = self.window_size
+        row, column = np.divmod(np.arange(size**2), size)
+        offset = np.abs(row[:, None] - row) * size + np.abs(column[:, None] - column)
+        return self.attention_biases[...][:, offset]
+
+    def _partition(self, x: Float[Array, "b h w c"]) -> Float[Array, "windows n c"]:
+        size, (batch, height, width, dim) = self.window_size, x.shape
+        padding = ((0, -height % size), (0, -width % size))
+        if any(after for _, after in padding):
+            bias = self.norm.bias[...].astype(x.dtype)
+            x = jnp.pad(x - bias, ((0, 0), *padding, (0, 0))) + bias
+        rows, columns = x.shape[1] // size, x.shape[2] // size
+        x = x.reshape(batch, rows, size, columns, size, dim).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(-1, size * size, dim)
+
+    def _reverse(self, x: Array, batch: int, height: int, width: int) -> Array:
+        size = self.window_size
+        rows, columns = -(-height // size), -(-width // size)
+        x = x.reshape(batch, rows, columns, size, size, -1).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(batch, rows * size, columns * size, -1)[:, :height, :width]
+
+
+class TinyViTBlock(nnx.Module):
+    """Window attention, depthwise convolution, MLP."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        mlp_ratio: float,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.attn = Attention(dim, num_heads, window_size, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
+        self.local_conv = Conv2dBN(dim, dim, 3, groups=dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        x = x + self.attn(x)
+        x = self.local_conv(x)
+        return x + self.mlp(x)
+
+
+class Stage(nnx.Module):
+    """`ConvLayer` (stage 0) or `BasicLayer` of the PyTorch file: blocks, then patch merging."""
+
+    def __init__(self, config: TinyViTConfig, index: int, *, dtype, rngs: nnx.Rngs):
+        dim = config.embed_dims[index]
+
+        def block():
+            if index == 0:
+                return MBConv(dim, config.mbconv_expand_ratio, dtype=dtype, rngs=rngs)
+            return TinyViTBlock(
+                dim,
+                config.num_heads[index],
+                config.window_sizes[index],
+                config.mlp_ratio,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.blocks = nnx.List([block() for _ in range(config.depths[index])])
+        if index < len(config.strides):
+            out_dim, stride = config.embed_dims[index + 1], config.strides[index]
+            self.downsample = PatchMerging(dim, out_dim, stride, dtype=dtype, rngs=rngs)
+        else:
+            self.downsample = None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class TinyViT(nnx.Module):
+    """Image encoder: [B, S, S, 3] normalised pixels to [B, S / 4, S / 4, out_chans]."""
+
+    def __init__(self, config: TinyViTConfig, out_chans: int, *, dtype=None, rngs: nnx.Rngs):
+        self.patch_embed = PatchEmbed(config.embed_dims[0], dtype=dtype, rngs=rngs)
+        stages = range(len(config.depths))
+        self.layers = nnx.List([Stage(config, i, dtype=dtype, rngs=rngs) for i in stages])
+        conv = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        self.neck = Sequential(
+            nnx.Conv(config.embed_dims[-1], out_chans, (1, 1), **conv),
+            LayerNorm2d(out_chans, dtype=dtype, rngs=rngs),
+            nnx.Conv(out_chans, out_chans, (3, 3), **conv),
+            LayerNorm2d(out_chans, dtype=dtype, rngs=rngs),
+        )
+
+    def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
+        x = self.patch_embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.neck(x)

@@ -1,0 +1,154 @@
+"""SAM's two-way transformer (segment_anything/modeling/transformer.py), batched over prompts.
+
+Differences: tokens are [B, P, T, C] and the image is [B, P or 1, N, C], so that whatever the image
+side computes before it differs between the prompts of an image is computed once; padding tokens are
+masked out of every attention, so they change nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from medsam_jax.models.common import LayerNorm, MLPBlock
+
+
+class Attention(nnx.Module):
+    """Multi-head attention whose inner width is `embedding_dim / downsample_rate`."""
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_heads: int,
+        downsample_rate: int = 1,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        internal_dim = embedding_dim // downsample_rate
+        self.q_proj = nnx.Linear(embedding_dim, internal_dim, dtype=dtype, rngs=rngs)
+        self.k_proj = nnx.Linear(embedding_dim, internal_dim, dtype=dtype, rngs=rngs)
+        self.v_proj = nnx.Linear(embedding_dim, internal_dim, dtype=dtype, rngs=rngs)
+        self.out_proj = nnx.Linear(internal_dim, embedding_dim, dtype=dtype, rngs=rngs)
+        self.num_heads = num_heads
+
+    def __call__(
+        self,
+        q: Float[Array, "b p1 t c"],
+        k: Float[Array, "b p2 n c"],
+        v: Float[Array, "b p2 n c"],
+        key_valid: Bool[Array, "b p2 n"] | None = None,
+    ) -> Float[Array, "b p t c"]:
+        """Attends; `p1` and `p2` are equal or 1. Keys that are not valid get no weight."""
+        q = self._heads(self.q_proj(q))
+        k = self._heads(self.k_proj(k))
+        v = self._heads(self.v_proj(v))
+        scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # [B, P, heads, T, N]
+        scores = scores.astype(jnp.float32)
+        if key_valid is not None:
+            scores = jnp.where(key_valid[:, :, None, None, :], scores, -jnp.inf)
+        out = jax.nn.softmax(scores).astype(v.dtype) @ v  # [B, P, heads, T, D]
+        out = out.swapaxes(-2, -3)
+        return self.out_proj(out.reshape(*out.shape[:-2], -1))
+
+    def _heads(self, x: Float[Array, "b p n c"]) -> Float[Array, "b p heads n d"]:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-2, -3)
+
+
+class TwoWayAttentionBlock(nnx.Module):
+    """Token self-attention, tokens to image, token MLP, image to tokens."""
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        attention_downsample_rate: int = 2,
+        skip_first_layer_pe: bool = False,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        kw = {"dtype": dtype, "rngs": rngs}
+        cross = (embedding_dim, num_heads, attention_downsample_rate)
+        self.self_attn = Attention(embedding_dim, num_heads, **kw)
+        self.norm1 = LayerNorm(embedding_dim, epsilon=1e-5, **kw)
+        self.cross_attn_token_to_image = Attention(*cross, **kw)
+        self.norm2 = LayerNorm(embedding_dim, epsilon=1e-5, **kw)
+        self.mlp = MLPBlock(embedding_dim, mlp_dim, jax.nn.relu, **kw)
+        self.norm3 = LayerNorm(embedding_dim, epsilon=1e-5, **kw)
+        self.norm4 = LayerNorm(embedding_dim, epsilon=1e-5, **kw)
+        self.cross_attn_image_to_token = Attention(*cross, **kw)
+        self.skip_first_layer_pe = skip_first_layer_pe
+
+    def __call__(
+        self,
+        queries: Float[Array, "b p t c"],
+        keys: Float[Array, "b p2 n c"],
+        query_pe: Float[Array, "b p t c"],
+        key_pe: Float[Array, "1 1 n c"],
+        query_valid: Bool[Array, "b p t"] | None,
+    ) -> tuple[Float[Array, "b p t c"], Float[Array, "b p n c"]]:
+        if self.skip_first_layer_pe:
+            queries = self.self_attn(queries, queries, queries, query_valid)
+        else:
+            q = queries + query_pe
+            queries = queries + self.self_attn(q, q, queries, query_valid)
+        queries = self.norm1(queries)
+
+        q, k = queries + query_pe, keys + key_pe
+        queries = self.norm2(queries + self.cross_attn_token_to_image(q, k, keys))
+        queries = self.norm3(queries + self.mlp(queries))
+
+        q = queries + query_pe
+        keys = self.norm4(keys + self.cross_attn_image_to_token(k, q, queries, query_valid))
+        return queries, keys
+
+
+class TwoWayTransformer(nnx.Module):
+    """Blocks of two-way attention between prompt tokens and the image, then tokens to image."""
+
+    def __init__(
+        self,
+        depth: int,
+        embedding_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        attention_downsample_rate: int = 2,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.layers = nnx.List(
+            [
+                TwoWayAttentionBlock(
+                    embedding_dim,
+                    num_heads,
+                    mlp_dim,
+                    attention_downsample_rate,
+                    skip_first_layer_pe=index == 0,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for index in range(depth)
+            ]
+        )
+        self.final_attn_token_to_image = Attention(
+            embedding_dim, num_heads, attention_downsample_rate, dtype=dtype, rngs=rngs
+        )
+        self.norm_final_attn = LayerNorm(embedding_dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        image_embedding: Float[Array, "b p2 n c"],
+        image_pe: Float[Array, "1 1 n c"],
+        point_embedding: Float[Array, "b p t c"],
+        point_valid: Bool[Array, "b p t"] | None = None,
+    ) -> tuple[Float[Array, "b p t c"], Float[Array, "b p n c"]]:
+        """Returns the processed tokens and the processed image, one per prompt."""
+        queries, keys = point_embedding, image_embedding
+        for layer in self.layers:
+            queries, keys = layer(queries, keys, point_embedding, image_pe, point_valid)
+        q, k = queries + point_embedding, keys + image_pe
+        queries = queries + self.final_attn_token_to_image(q, k, keys)
+        return self.norm_final_attn(queries), keys
