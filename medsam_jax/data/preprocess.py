@@ -170,7 +170,7 @@ def _resize_spline(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """MedSAM's `skimage.transform.resize(order=3, anti_aliasing=True, mode="constant")`, truncated.
 
     Smoothing, spline filter and interpolation are linear and separable, so each axis is one
-    matrix, made once per size: equal to SciPy's to rounding and over twenty times faster.
+    sparse matrix, made once per size: equal to SciPy's to rounding, tens of times faster.
     """
     rows = _spline_matrix(image.shape[0], height)
     columns = _spline_matrix(image.shape[1], width)
@@ -178,25 +178,37 @@ def _resize_spline(image: np.ndarray, height: int, width: int) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     resized = np.empty((height, width, channels.shape[2]), np.uint8)
     for channel in range(channels.shape[2]):
-        grey = rows @ channels[:, :, channel].astype(np.float32) @ columns.T
+        grey = rows @ channels[:, :, channel].astype(np.float32)
+        grey = (columns @ np.ascontiguousarray(grey.T)).T
         resized[:, :, channel] = np.clip(grey + 1e-3, low, high)  # 1e-3: float32 rounding
     return resized
 
 
 @functools.lru_cache(maxsize=64)
-def _spline_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in"]:
-    """Gaussian anti-aliasing followed by cubic spline interpolation along one axis, as a matrix."""
-    from scipy import ndimage
+def _spline_matrix(size_in: int, size_out: int) -> Any:
+    """Gaussian anti-aliasing, then cubic spline interpolation along one axis: [size_out, size_in].
 
-    impulses = np.eye(size_in)
+    Column i is what SciPy makes of a unit impulse at i. The spline filter decays by 3.7 a pixel,
+    so responses under 1e-7 are dropped and about 20 entries a row remain.
+    """
+    from scipy import ndimage, sparse
+
     sigma = max(0.0, (size_in / size_out - 1) / 2)
-    if sigma > 0:
-        impulses = ndimage.gaussian_filter1d(impulses, sigma, axis=1, mode="constant")
-    responses = [
-        ndimage.zoom(impulse, size_out / size_in, order=3, mode="grid-constant", grid_mode=True)
-        for impulse in impulses
-    ]
-    return np.ascontiguousarray(np.stack(responses, axis=1), np.float32)
+    columns = []
+    for index in range(size_in):
+        impulse = np.zeros(size_in)
+        impulse[index] = 1.0
+        if sigma > 0:
+            impulse = ndimage.gaussian_filter1d(impulse, sigma, mode="constant")
+        response = ndimage.zoom(
+            impulse, size_out / size_in, order=3, mode="grid-constant", grid_mode=True
+        )
+        rows = np.flatnonzero(np.abs(response) > 1e-7)
+        columns.append((response[rows], rows))
+    values, rows = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    starts = np.cumsum([0] + [len(column[1]) for column in columns])
+    matrix = sparse.csc_array((values.astype(np.float32), rows, starts), shape=(size_out, size_in))
+    return matrix.tocsr()
 
 
 def encoder_input(
