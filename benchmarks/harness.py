@@ -1,0 +1,187 @@
+"""Rows of the comparison, and how one row is measured.
+
+Each contender of a row runs in a process of its own, so that its thread pools, its allocator and
+its peak memory are its own and idle ones sleep. The parent lets each do the row's work once,
+compares the outputs, and only then times: in rounds, one call of every contender per round, the
+order rotated. A busy minute on the machine then falls on all of them.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from medsam_jax.errors import UserError
+
+SETTLE_SECONDS = 0.05  # between two calls: thread pools of the last one stop spinning
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One side of a comparison."""
+
+    name: str
+    setup: str  # "module:function"; called with `arguments`, it returns a `Work`
+    arguments: Mapping = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)  # such as allocator settings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the same work by several contenders, ours first."""
+
+    name: str
+    suite: str  # "cpu" or "gpu"
+    contenders: tuple[Contender, ...]
+    targets: Mapping[str, float] = field(
+        default_factory=dict
+    )  # contender -> ours / theirs, at most
+    tolerance: float = 1e-4  # largest difference of outputs, as a fraction of the largest value
+
+
+@dataclass
+class Work:
+    """What a contender's setup returns."""
+
+    run: object  # run(index) -> array or tuple of arrays; index picks one of several inputs
+    operations: float | None = None  # floating point operations of one call, where counted
+
+
+@dataclass
+class Measurement:
+    """One contender of one row. Times in seconds, memory in bytes."""
+
+    name: str
+    seconds: list[float]
+    first_call: float  # the first call, compilation included
+    peak_memory: int  # of the whole process, interpreter and libraries included
+    difference: float  # of outputs from ours, as a fraction of the largest value; 0 for ours
+    operations: float | None
+    environment: dict[str, str]
+    versions: dict[str, str]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+
+class _Worker:
+    """A contender's process: one JSON request per line in, one JSON answer per line out."""
+
+    def __init__(self, contender: Contender, cores: int, folder: Path):
+        self.contender = contender
+        self.log = folder / f"{contender.name.replace(' ', '_')}.log"
+        environment = os.environ | {"OMP_NUM_THREADS": str(cores)} | dict(contender.environment)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.worker", str(cores)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                cwd=Path(__file__).parents[1],
+            )
+
+    def ask(self, **request) -> dict:
+        """Raises UserError with the end of the process's log when it died."""
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.process.wait()
+            last = self.log.read_text().strip().splitlines()[-1:] or ["no message"]
+            raise UserError(f"{self.contender.name}: its process ended: {last[0]}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def measure(row: Row, *, rounds: int, cores: int) -> list[Measurement]:
+    """Measures every contender of a row.
+
+    Raises:
+        UserError: a contender's process died, or its outputs differ from ours by more than the
+            row's tolerance; nothing is timed then.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [_Worker(contender, cores, Path(folder)) for contender in row.contenders]
+        try:
+            results = _prepare(row, workers, Path(folder))
+            for worker in workers:  # a second call: the first may have left lazy work behind
+                worker.ask(do="run", index=0)
+            for r in range(rounds):
+                for worker, result in itertools.islice(
+                    itertools.cycle(zip(workers, results, strict=True)),
+                    r % len(workers),
+                    r % len(workers) + len(workers),
+                ):
+                    time.sleep(SETTLE_SECONDS)
+                    result.seconds.append(worker.ask(do="run", index=r)["seconds"])
+            for worker, result in zip(workers, results, strict=True):
+                result.peak_memory = worker.ask(do="memory")["peak_memory"]
+        finally:
+            for worker in workers:
+                worker.close()
+    return results
+
+
+def _prepare(row: Row, workers: list[_Worker], folder: Path) -> list[Measurement]:
+    """Sets every contender up, lets it run once and compares what it returned."""
+    results, ours = [], None
+    for number, (contender, worker) in enumerate(zip(row.contenders, workers, strict=True)):
+        output = str(folder / f"{number}.npz")
+        ready = worker.ask(
+            do="setup", setup=contender.setup, arguments=dict(contender.arguments), output=output
+        )
+        with np.load(output) as archive:
+            outputs = [archive[key] for key in sorted(archive.files)]
+        ours = ours or outputs
+        difference = largest_difference(ours, outputs)
+        if not difference <= row.tolerance:
+            raise UserError(
+                f"{row.name}: outputs of {contender.name} differ from ours by {difference:.1e} of "
+                f"the largest value, more than {row.tolerance:.0e}; not timed"
+            )
+        results.append(
+            Measurement(
+                name=contender.name,
+                seconds=[],
+                first_call=ready["first_call"],
+                peak_memory=0,
+                difference=difference,
+                operations=ready["operations"],
+                environment=dict(contender.environment),
+                versions=ready["versions"],
+            )
+        )
+    return results
+
+
+def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """The largest |ours - theirs| over the largest |theirs|, of the worst of paired arrays.
+
+    Raises:
+        UserError: the numbers of arrays or their shapes differ.
+    """
+    shapes = [[a.shape for a in arrays] for arrays in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"output shapes differ: ours {shapes[0]}, theirs {shapes[1]}")
+    return max(
+        float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30))
+        for a, b in zip(ours, theirs, strict=True)
+    )

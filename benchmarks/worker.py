@@ -1,0 +1,56 @@
+"""A contender's process; started by `benchmarks.harness`, never by hand."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "onnxruntime", "transformers", "monai", "numpy")
+
+
+def main() -> None:
+    cores = int(sys.argv[1])
+    available = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, available[:cores])
+    # Only answers may reach the parent's pipe: what libraries print goes to the log.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    work = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "setup":
+            work, answer = _setup(request)
+        elif request["do"] == "run":
+            start = time.perf_counter()
+            work.run(request["index"])
+            answer = {"seconds": time.perf_counter() - start}
+        else:
+            # Kilobytes on Linux.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            answer = {"peak_memory": peak}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _setup(request: dict):
+    module, function = request["setup"].split(":")
+    work = getattr(importlib.import_module(module), function)(**request["arguments"])
+    start = time.perf_counter()
+    outputs = work.run(0)
+    first_call = time.perf_counter() - start
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    arrays = {f"{i:03d}": np.asarray(output) for i, output in enumerate(outputs)}
+    np.savez(request["output"], **arrays)
+    versions = {}
+    for package in PACKAGES:
+        if package in sys.modules:
+            versions[package] = importlib.metadata.version(package)
+    return work, {"first_call": first_call, "operations": work.operations, "versions": versions}
+
+
+if __name__ == "__main__":
+    main()
