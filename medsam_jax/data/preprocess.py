@@ -24,6 +24,7 @@ from medsam_jax.data.recipes import (
     Recipe,
     get_recipe,
 )
+from medsam_jax.data.scans import Scan, read_mask, read_scan, slice_axis
 from medsam_jax.errors import UserError
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RECIPES",
     "Preprocessing",
     "Recipe",
+    "Scan",
     "check_compatible",
     "encoder_input",
     "get_recipe",
@@ -38,10 +40,13 @@ __all__ = [
     "intensity_limits",
     "normalise_intensity",
     "prompts_to_input",
+    "read_mask",
+    "read_scan",
     "resize_image",
     "resize_mask",
     "resized_shape",
     "restore_masks",
+    "slice_axis",
     "stored_grid_logits",
     "stored_to_input",
 ]
@@ -273,7 +278,9 @@ def prompts_to_input(
     return coords * np.asarray(input_scale(original_shape, preprocessing), np.float32)
 
 
-def stored_to_input(coords: Float[Array, "..."], preprocessing: Preprocessing) -> Float[Array, "..."]:
+def stored_to_input(
+    coords: Float[Array, "..."], preprocessing: Preprocessing
+) -> Float[Array, "..."]:
     """Coordinates on a data set's stored grid (points or boxes) to those of the encoder input."""
     return coords * (preprocessing.image_size / get_recipe(preprocessing.recipe).size)
 
@@ -288,7 +295,7 @@ def _resize_bilinear(maps: jax.Array, height: int, width: int) -> jax.Array:
 def stored_grid_logits(
     low_res_logits: Float[Array, "... h w"], preprocessing: Preprocessing
 ) -> Float[Array, "... s s"]:
-    """Low-res logits on the stored grid, padding included; jit-able, for losses and batched scores."""
+    """Low-res logits on the stored grid, padding included; jit-able, for losses and scores."""
     size = get_recipe(preprocessing.recipe).size
     return _resize_bilinear(low_res_logits, size, size)
 

@@ -1,4 +1,4 @@
-"""What a scan becomes (`Recipe`) and what a model does with it (`Preprocessing`): the two contracts.
+"""The two contracts: what a scan becomes (`Recipe`), what a model makes of it (`Preprocessing`).
 
 A recipe is stored with a data set, a preprocessing contract with a checkpoint. Intensity range and
 geometry belong to the weights: a wrong input range is the most reported failure of the peers.
@@ -30,7 +30,9 @@ class Recipe:
     size: int  # side of the stored slice, pixels
     geometry: Literal["pad", "squash"]  # keep the aspect and zero-pad bottom/right, or stretch
     interpolation: Literal["spline", "area", "pillow"]  # of the image; masks are always nearest
-    coordinate_scale: Literal["longest", "per_axis"]  # size / max(H, W), or the exact ratio per axis
+    coordinate_scale: Literal[
+        "longest", "per_axis"
+    ]  # size / max(H, W), or the exact ratio per axis
     ct_windows: tuple[str, ...]  # names in CT_WINDOWS; the first is the default
     percentiles: tuple[float, float]  # of every other modality, percent
     percentile_voxels: Literal["all", "positive"]  # "positive": voxels > 0; zeros stay zero

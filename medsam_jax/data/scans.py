@@ -1,0 +1,309 @@
+"""Reads scans and label maps of any common format into arrays with their geometry.
+
+Medical formats (NIfTI, NRRD, MetaImage, DICOM) come through SimpleITK, pictures (PNG, JPEG, TIFF)
+through Pillow, MedSAM's `.npz` through NumPy. Arrays are in (z, y, x) order, spacings too: the
+peers' worst scores come from spacings kept in (x, y, z) beside such arrays.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.data import pictures
+from medsam_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A volume or a picture with its geometry.
+
+    A picture is a volume of one slice. `affine` is what SimpleITK needs to place the array in the
+    patient (origin, spacing and direction in x, y, z order), None where the file has no geometry.
+    """
+
+    array: np.ndarray  # [Z, Y, X] or [Z, Y, X, 3]
+    spacing: tuple[float, float, float]  # (z, y, x), mm; NaN where unknown
+    affine: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None
+    path: str
+
+    def to_image(self, array: np.ndarray) -> Any:
+        """A SimpleITK image of `array` [Z, Y, X] on this scan's grid, for writing or resampling."""
+        import SimpleITK as sitk
+
+        image = sitk.GetImageFromArray(array)
+        if self.affine is not None:
+            origin, spacing, direction = self.affine
+            image.SetOrigin(origin)
+            image.SetSpacing(spacing)
+            image.SetDirection(direction)
+        return image
+
+
+def read_scan(path: str | pathlib.Path) -> Scan:
+    """Reads an image file, or a DICOM series folder (`FOLDER#SERIES_UID` where it holds several).
+
+    Returns:
+      `Scan` in the file's own orientation and intensities.
+
+    Raises:
+      UserError: missing, empty, unreadable or truncated file, 4D, no or several series, NaN or
+        infinite voxels; one line that names the file and the remedy.
+    """
+    scan = _read(str(path), as_labels=False)
+    if not np.issubdtype(scan.array.dtype, np.floating):
+        return scan
+    bad = scan.array.size - int(np.count_nonzero(np.isfinite(scan.array)))
+    if bad:
+        raise UserError(f"{path}: {bad} voxels are NaN or infinite; replace them (with 0, or air)")
+    return scan
+
+
+def read_mask(path: str | pathlib.Path, scan: Scan) -> np.ndarray:
+    """Reads a label map onto the grid of `scan`.
+
+    A mask on the same grid is used as it is; one on another grid (flipped, cropped, coarser) is
+    resampled by nearest neighbour in physical space.
+
+    Returns:
+      int32 [Z, Y, X], 0 is background.
+
+    Raises:
+      UserError: as `read_scan`, and for negative or fractional labels, no labelled voxel, grids
+        that do not overlap, or different sizes where a file has no geometry.
+    """
+    mask = _read(str(path), as_labels=True)
+    labels = _as_labels(mask.array, str(path))
+    if mask.affine is None or scan.affine is None:
+        if labels.shape != scan.array.shape[:3]:
+            raise UserError(
+                f"{path}: mask of {_size(labels)} for an image of {_size(scan.array)} without "
+                "physical geometry to align them; save both at the same size"
+            )
+    elif not _same_grid(mask, scan):
+        labels = _resample(dataclasses.replace(mask, array=labels), scan)
+    if not labels.any():
+        raise UserError(f"{path}: the mask is empty (no voxel above 0); leave this case out")
+    return labels
+
+
+def _size(array: np.ndarray) -> str:
+    return " x ".join(str(side) for side in reversed(array.shape[:3]))
+
+
+def _read(path: str, as_labels: bool) -> Scan:
+    """Dispatches by what the path is. See `read_scan`; colours become labels for `as_labels`."""
+    file = pathlib.Path(path.split("#")[0])
+    if not file.exists():
+        raise UserError(f"{path}: does not exist; correct the path (relative to the manifest)")
+    if file.is_dir():
+        return _read_dicom_series(path)
+    if file.stat().st_size == 0:
+        raise UserError(f"{path}: is empty (0 bytes); copy the file again")
+    suffix = file.suffix.lower()
+    if suffix in pictures.SUFFIXES:
+        array = pictures.read_labels(file) if as_labels else pictures.read_picture(file)
+        return Scan(array, (float("nan"),) * 3, None, path)
+    if suffix == ".npz":
+        return _read_npz(path, "gts" if as_labels else "imgs")
+    return _read_sitk(path)
+
+
+def _read_sitk(path: str) -> Scan:
+    import SimpleITK as sitk
+
+    try:
+        image = sitk.ReadImage(path)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: cannot be read ({_reason(error)}); the file is truncated or not an image "
+            "format known here (NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF)"
+        ) from None
+    return _from_sitk(image, path)
+
+
+def _reason(error: Exception) -> str:
+    """The last informative line of ITK's many-line exception."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("sitk::ERROR:").strip()[:160] if lines else "unknown reason"
+
+
+def _from_sitk(image: Any, path: str) -> Scan:
+    """Array and geometry of a SimpleITK image; 2D becomes one slice, 4D is refused."""
+    import SimpleITK as sitk
+
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() > 3:
+        size = " x ".join(str(side) for side in image.GetSize())
+        raise UserError(
+            f"{path}: has {image.GetDimension()} dimensions ({size}); save the 3D volumes (time "
+            "points, channels) as files of their own and list each as a case"
+        )
+    if image.GetDimension() == 2:
+        image = sitk.JoinSeries(image)
+    array = sitk.GetArrayFromImage(image)
+    channels = image.GetNumberOfComponentsPerPixel()
+    if channels > 1:
+        if channels not in (3, 4):
+            raise UserError(f"{path}: has {channels} values per voxel; save them as files each")
+        array = array[..., :3]
+    affine = (image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+    return Scan(array, tuple(reversed(image.GetSpacing())), affine, path)
+
+
+def _read_dicom_series(path: str) -> Scan:
+    import SimpleITK as sitk
+
+    folder, _, wanted = path.partition("#")
+    reader = sitk.ImageSeriesReader()
+    found = {uid: reader.GetGDCMSeriesFileNames(folder, uid) for uid in _series(folder)}
+    if not found:
+        raise UserError(f"{path}: no DICOM series in this folder; name a file or another folder")
+    if not wanted and len(found) > 1:
+        listed = "; ".join(f"{uid} ({len(files)} files)" for uid, files in sorted(found.items()))
+        raise UserError(
+            f"{path}: {len(found)} DICOM series in one folder: {listed}; "
+            "choose one as FOLDER#SERIES_UID"
+        )
+    uid = wanted or next(iter(found))
+    if uid not in found:
+        raise UserError(f"{path}: no series {uid!r} here; it has {', '.join(sorted(found))}")
+    reader.SetFileNames(found[uid])
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: the series cannot be read ({_reason(error)}); export it again"
+        ) from None
+    key = "ITK_non_uniform_sampling_deviation"
+    deviation = float(image.GetMetaData(key)) if image.HasMetaDataKey(key) else 0.0
+    if deviation > 0.01:
+        raise UserError(
+            f"{path}: slices are not evenly spaced (off by {deviation:.2f} mm); files are missing "
+            "or belong to another series"
+        )
+    return _from_sitk(image, path)
+
+
+def _series(folder: str) -> tuple[str, ...]:
+    import SimpleITK as sitk
+
+    warn = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it warns of "no series" and goes on
+    try:
+        return sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder)
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(warn)
+
+
+def _read_npz(path: str, key: str) -> Scan:
+    """MedSAM's `.npz`: `imgs` and `gts` [Z, Y, X] or a picture, `spacing` in (x, y, z) order."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = sorted(file.files)
+            array = file[key] if key in names else None
+            spacing = file["spacing"] if "spacing" in names else None
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read as .npz ({_reason(error)}); write it again"
+        ) from None
+    except Exception as error:  # zipfile.BadZipFile and zlib.error share no base class
+        raise UserError(f"{path}: damaged .npz ({_reason(error)}); write it again") from None
+    if array is None:
+        raise UserError(f"{path}: has no array {key!r} (found {', '.join(names)})")
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3 and spacing is None):
+        array = array[None]
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] != 3):
+        raise UserError(f"{path}: {key} has shape {array.shape}; expected [Z, Y, X] or [Y, X, 3]")
+    if spacing is None or len(spacing) != 3:
+        return Scan(array, (float("nan"),) * 3, None, path)
+    xyz = tuple(float(value) for value in spacing)
+    identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    return Scan(array, xyz[::-1], ((0.0, 0.0, 0.0), xyz, identity), path)
+
+
+def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
+    """int32 labels of a mask array. Raises UserError for colours, negatives and fractions."""
+    if array.ndim == 4:
+        if not (array[..., :1] == array).all():
+            raise UserError(f"{path}: the mask has colours; save a label map (one number a pixel)")
+        array = array[..., 0]
+    if np.issubdtype(array.dtype, np.floating):
+        bad = int(np.count_nonzero(~np.isfinite(array) | (array != np.round(array))))
+        if bad:
+            raise UserError(
+                f"{path}: {bad} voxels are no whole labels (e.g. "
+                f"{array[~np.isfinite(array) | (array != np.round(array))][0]:g}); "
+                "threshold a probability map, or resample with nearest neighbour"
+            )
+    if array.size and array.min() < 0:
+        raise UserError(f"{path}: has a negative label ({array.min():g}); renumber the labels")
+    if array.size and array.max() > np.iinfo(np.int32).max:
+        raise UserError(f"{path}: label {array.max():g} is too large; renumber the labels")
+    return array.astype(np.int32)
+
+
+def _same_grid(mask: Scan, scan: Scan) -> bool:
+    """Whether both grids agree to a hundredth of a voxel."""
+    if mask.array.shape[:3] != scan.array.shape[:3]:
+        return False
+    (origin, spacing, direction), (origin_2, spacing_2, direction_2) = mask.affine, scan.affine
+    step = min(spacing_2)
+    sides = np.array(scan.array.shape[:3]).max()
+    return bool(
+        np.abs(np.subtract(origin, origin_2)).max() < 0.01 * step
+        and np.abs(np.subtract(spacing, spacing_2)).max() * sides < 0.01 * step * 10
+        and np.abs(np.subtract(direction, direction_2)).max() < 1e-3
+    )
+
+
+def _resample(mask: Scan, scan: Scan) -> np.ndarray:
+    """Labels of `mask` at the voxel centres of `scan`. Raises UserError where nothing overlaps."""
+    import SimpleITK as sitk
+
+    moving, fixed = (
+        mask.to_image(mask.array),
+        scan.to_image(np.zeros(scan.array.shape[:3], np.uint8)),
+    )
+    resampled = sitk.Resample(moving, fixed, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    labels = sitk.GetArrayFromImage(resampled)
+    if mask.array.any() and not labels.any():
+        raise UserError(
+            f"{mask.path}: the mask does not overlap the image {scan.path} "
+            f"(mask {_extent(moving)}, image {_extent(fixed)}, mm); pair the right files, or copy "
+            "the image's geometry into the mask"
+        )
+    return labels
+
+
+def _extent(image: Any) -> str:
+    """The box in patient space, x, y and z, that the voxel centres of a SimpleITK image span."""
+    last = [side - 1 for side in image.GetSize()]
+    points = [
+        image.TransformIndexToPhysicalPoint(
+            [end if bit >> axis & 1 else 0 for axis, end in enumerate(last)]
+        )
+        for bit in range(8)
+    ]
+    low, high = np.min(points, axis=0), np.max(points, axis=0)
+    return " x ".join(f"{a:.0f}..{b:.0f}" for a, b in zip(low, high, strict=True))
+
+
+def slice_axis(scan: Scan) -> int:
+    """The array axis (0, 1 or 2) across which a volume is cut into slices: the out-of-plane one.
+
+    That is the axis with the clearly (10 %) largest spacing; in a volume without one, the axis
+    that lies along the patient's feet-to-head direction; 0 without geometry. One slice: its axis.
+    """
+    singles = [axis for axis in range(3) if scan.array.shape[axis] == 1]
+    if len(singles) == 1:
+        return singles[0]
+    if scan.affine is None:
+        return 0
+    order = np.argsort(scan.spacing)
+    if scan.spacing[order[2]] > 1.1 * scan.spacing[order[1]]:
+        return int(order[2])
+    feet_to_head = np.abs(np.reshape(scan.affine[2], (3, 3))[2])  # per x, y, z index axis
+    return 2 - int(np.argmax(feet_to_head))
