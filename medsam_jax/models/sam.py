@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from medsam_jax.data.preprocess import Preprocessing
+from medsam_jax.data.preprocess import PREPROCESSING, Preprocessing
+from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig
 from medsam_jax.models.mask_decoder import MaskDecoder
 from medsam_jax.models.prompt_encoder import PromptEncoder
 from medsam_jax.models.tiny_vit import TinyViT, TinyViTConfig
@@ -18,7 +19,7 @@ class SamConfig:
     """Everything that builds a `Sam` and tells how to feed it; stored with every checkpoint."""
 
     name: str
-    encoder: TinyViTConfig
+    encoder: TinyViTConfig | ViTConfig
     image_size: int  # side of the square encoder input, pixels
     preprocessing: Preprocessing  # how a scan becomes that input
     embed_dim: int = 256  # channels of image embedding and prompt tokens
@@ -31,8 +32,22 @@ class SamConfig:
     @classmethod
     def lite_medsam(cls) -> "SamConfig":
         """LiteMedSAM: TinyViT at 256 x 256."""
-        preprocessing = Preprocessing(recipe="lite", image_size=256, normalisation="min_max")
-        return cls("lite_medsam", TinyViTConfig(), 256, preprocessing)
+        return cls("lite_medsam", TinyViTConfig(), 256, PREPROCESSING["lite"])
+
+    @classmethod
+    def vit_b(cls) -> "SamConfig":
+        """SAM ViT-B at 1024 x 1024; so are MedSAM's weights, with a preprocessing of their own."""
+        return cls("vit_b", ViTConfig.vit_b(), 1024, PREPROCESSING["sam"])
+
+    @classmethod
+    def vit_l(cls) -> "SamConfig":
+        """SAM ViT-L at 1024 x 1024."""
+        return cls("vit_l", ViTConfig.vit_l(), 1024, PREPROCESSING["sam"])
+
+    @classmethod
+    def vit_h(cls) -> "SamConfig":
+        """SAM ViT-H at 1024 x 1024."""
+        return cls("vit_h", ViTConfig.vit_h(), 1024, PREPROCESSING["sam"])
 
     @classmethod
     def tiny(cls) -> "SamConfig":
@@ -42,7 +57,7 @@ class SamConfig:
             "tiny",
             encoder,
             64,
-            Preprocessing(recipe="lite", image_size=64, normalisation="min_max"),
+            dataclasses.replace(PREPROCESSING["lite"], image_size=64),
             embed_dim=32,
             decoder_num_heads=2,
             decoder_mlp_dim=64,
@@ -55,7 +70,11 @@ class SamConfig:
 
     def to_dict(self) -> dict:
         """As JSON types."""
-        return dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
+        kind = "vit" if isinstance(self.encoder, ViTConfig) else "tiny_vit"
+        return dataclasses.asdict(self) | {
+            "encoder": {"kind": kind, **dataclasses.asdict(self.encoder)},
+            "preprocessing": self.preprocessing.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, values: dict) -> "SamConfig":
@@ -63,10 +82,11 @@ class SamConfig:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values["encoder"].items()
         }
+        encoder_class = {"vit": ViTConfig, "tiny_vit": TinyViTConfig}[encoder.pop("kind")]
         return cls(
             **values
             | {
-                "encoder": TinyViTConfig(**encoder),
+                "encoder": encoder_class(**encoder),
                 "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
             }
         )
@@ -79,7 +99,10 @@ class Sam(nnx.Module):
         dim, size = config.embed_dim, config.embedding_size
         kw = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
         self.config = config
-        self.image_encoder = TinyViT(config.encoder, dim, **kw)
+        if isinstance(config.encoder, ViTConfig):
+            self.image_encoder = ImageEncoderViT(config.encoder, config.image_size, dim, **kw)
+        else:
+            self.image_encoder = TinyViT(config.encoder, dim, **kw)
         self.prompt_encoder = PromptEncoder(
             dim, (size, size), (config.image_size, config.image_size), config.mask_in_chans, **kw
         )

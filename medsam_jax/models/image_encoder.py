@@ -1,0 +1,211 @@
+"""SAM's ViT image encoder (segment_anything/modeling/image_encoder.py): vit_b, vit_l and vit_h.
+
+Differences from the PyTorch file: NHWC throughout; the position tables have the size of the model's
+own grid, and `resize_position_tables` fits those of a checkpoint made at another input size; the
+attention never holds all scores at once (ops/attention.py).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from medsam_jax.models.common import LayerNorm, LayerNorm2d, MLPBlock, Sequential
+from medsam_jax.ops.attention import grid_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a ViT encoder; classmethods give SAM's three."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    global_attn_indexes: tuple[int, ...]  # blocks that attend over the whole image
+    patch_size: int = 16
+    window_size: int = 14  # tokens per side of the other blocks' windows
+    mlp_ratio: float = 4.0
+    remat: bool = False  # recompute each block in the backward pass: less memory, a third more time
+
+    @classmethod
+    def vit_b(cls) -> "ViTConfig":
+        return cls(768, 12, 12, (2, 5, 8, 11))
+
+    @classmethod
+    def vit_l(cls) -> "ViTConfig":
+        return cls(1024, 24, 16, (5, 11, 17, 23))
+
+    @classmethod
+    def vit_h(cls) -> "ViTConfig":
+        return cls(1280, 32, 16, (7, 15, 23, 31))
+
+
+class PatchEmbed(nnx.Module):
+    """Non-overlapping patches to channels."""
+
+    def __init__(self, patch_size: int, embed_dim: int, *, dtype, rngs: nnx.Rngs):
+        patch = (patch_size, patch_size)
+        self.proj = nnx.Conv(
+            3, embed_dim, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
+        return self.proj(x)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over a square grid, with decomposed relative positions."""
+
+    def __init__(self, dim: int, num_heads: int, grid_size: int, *, dtype, rngs: nnx.Rngs):
+        self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.rel_pos_h = nnx.Param(jnp.zeros((2 * grid_size - 1, dim // num_heads)))
+        self.rel_pos_w = nnx.Param(jnp.zeros((2 * grid_size - 1, dim // num_heads)))
+        self.num_heads = num_heads
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, -1)  # [B, H, W, 3, heads, D]
+        q, k, v = (qkv[..., i, :, :] for i in range(3))
+        rel_h, rel_w = _relative_positions(self.rel_pos_h), _relative_positions(self.rel_pos_w)
+        return self.proj(grid_attention(q, k, v, rel_h, rel_w).reshape(x.shape))
+
+
+def _relative_positions(table: nnx.Param) -> Float[Array, "n n d"]:
+    """Vectors by (query, key) position from a table by their offset, [2 * n - 1, d]."""
+    position = np.arange((table.shape[0] + 1) // 2)
+    return table[...][position[:, None] - position + position[-1]]
+
+
+class Block(nnx.Module):
+    """Transformer block whose attention covers windows, or everything where `window_size` is 0."""
+
+    def __init__(
+        self, config: ViTConfig, grid_size: int, window_size: int, *, dtype, rngs: nnx.Rngs
+    ):
+        kw = {"dtype": dtype, "rngs": rngs}
+        dim = config.embed_dim
+        self.norm1 = LayerNorm(dim, epsilon=1e-6, **kw)
+        self.attn = Attention(dim, config.num_heads, window_size or grid_size, **kw)
+        self.norm2 = LayerNorm(dim, epsilon=1e-6, **kw)
+        self.mlp = MLPBlock(dim, int(dim * config.mlp_ratio), **kw)
+        self.window_size = window_size
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        if self.window_size:
+            windows = window_partition(self.norm1(x), self.window_size)
+            attended = window_unpartition(self.attn(windows), x.shape)
+        else:
+            attended = self.attn(self.norm1(x))
+        x = x + attended
+        return x + self.mlp(self.norm2(x))
+
+
+def window_partition(
+    x: Float[Array, "b h w c"], window_size: int
+) -> Float[Array, "windows size size c"]:
+    """Cuts a grid, zero-padded at the bottom and right, into windows."""
+    batch, height, width, dim = x.shape
+    size = window_size
+    x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
+    x = x.reshape(batch, x.shape[1] // size, size, x.shape[2] // size, size, dim)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size, size, dim)
+
+
+def window_unpartition(
+    windows: Float[Array, "windows size size c"], shape: tuple[int, int, int, int]
+) -> Float[Array, "b h w c"]:
+    """Puts windows back into a grid of `shape`, without the padding."""
+    batch, height, width, dim = shape
+    size = windows.shape[1]
+    rows, columns = -(-height // size), -(-width // size)
+    x = windows.reshape(batch, rows, columns, size, size, dim).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * size, columns * size, dim)[:, :height, :width]
+
+
+class ImageEncoderViT(nnx.Module):
+    """[B, S, S, 3] normalised pixels to [B, S / patch, S / patch, out_chans].
+
+    Args:
+      config: sizes.
+      image_size: S, a multiple of the patch size.
+      out_chans: channels of the embedding.
+      dtype: of the computation; norms' statistics and the softmax stay in float32.
+
+    Raises:
+      ValueError: `image_size` is no multiple of the patch size; at call, images of another size.
+    """
+
+    def __init__(
+        self, config: ViTConfig, image_size: int, out_chans: int, *, dtype=None, rngs: nnx.Rngs
+    ):
+        if image_size % config.patch_size:
+            raise ValueError(f"image_size {image_size} is no multiple of {config.patch_size}")
+        kw = {"dtype": dtype, "rngs": rngs}
+        grid_size = image_size // config.patch_size
+        self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim, **kw)
+        self.pos_embed = nnx.Param(jnp.zeros((1, grid_size, grid_size, config.embed_dim)))
+        window_sizes = [config.window_size] * config.depth
+        for index in config.global_attn_indexes:
+            window_sizes[index] = 0
+        self.blocks = nnx.List([Block(config, grid_size, size, **kw) for size in window_sizes])
+        conv = {"use_bias": False, **kw}
+        self.neck = Sequential(
+            nnx.Conv(config.embed_dim, out_chans, (1, 1), **conv),
+            LayerNorm2d(out_chans, **kw),
+            nnx.Conv(out_chans, out_chans, (3, 3), **conv),
+            LayerNorm2d(out_chans, **kw),
+        )
+        self.remat = config.remat
+        self.image_size = image_size
+
+    def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
+        if x.shape[1:3] != (self.image_size, self.image_size):
+            size = self.image_size
+            raise ValueError(f"the image encoder takes {size} x {size} pixels, not {x.shape[1:3]}")
+        x = self.patch_embed(x)
+        x = x + self.pos_embed[...].astype(x.dtype)
+        apply = nnx.remat(_apply) if self.remat else _apply
+        for block in self.blocks:
+            x = apply(block, x)
+        return self.neck(x)
+
+
+def _apply(block: Block, x: Array) -> Array:
+    return block(x)
+
+
+def resize_position_tables(
+    params: Mapping[str, np.ndarray],
+    config: ViTConfig,
+    image_size: int,
+    prefix: str = "image_encoder.",
+) -> dict[str, np.ndarray]:
+    """Fits the position tables of a checkpoint to another input size; other entries as they are.
+
+    The absolute table is resized bilinearly and the tables of the global blocks linearly, without
+    anti-aliasing: what PyTorch SAM's `get_rel_pos` does when it runs, and fine-tuned descendants
+    (SAMed, SAM-Med2D) when they load. Windows keep their size, and so do their tables.
+
+    Args:
+      params: arrays by dotted path, all of a model.
+      config: of the encoder.
+      image_size: side of the wanted input, pixels, a multiple of the patch size.
+      prefix: of the encoder's paths.
+    """
+    grid_size = image_size // config.patch_size
+    pos_embed = params[f"{prefix}pos_embed"]
+    wanted = {f"{prefix}pos_embed": (1, grid_size, grid_size, pos_embed.shape[-1])}
+    for index in config.global_attn_indexes:
+        for axis in "hw":
+            path = f"{prefix}blocks.{index}.attn.rel_pos_{axis}"
+            wanted[path] = (2 * grid_size - 1, params[path].shape[-1])
+    changed = {path: shape for path, shape in wanted.items() if params[path].shape != shape}
+    resized = {
+        path: np.asarray(jax.image.resize(params[path], shape, "linear", antialias=False))
+        for path, shape in changed.items()
+    }
+    return {**params, **resized}

@@ -1,0 +1,128 @@
+"""Self-attention over a grid of tokens with decomposed relative positions, as SAM's ViT has it.
+
+The score of query (y, x) and key (y', x') is `scale * q.k + q.Rh[y, y'] + q.Rw[x, x']`. PyTorch
+SAM adds the bias as a second tensor of the scores' size, [heads, 4096, 4096] at 1024 pixels: 0.8 GB
+for each of the two. Neither is ever whole here:
+
+* everywhere, a loop over heads and strips of query rows adds the two terms by broadcasting;
+* on a GPU in half precision, the whole score is one dot product of longer vectors,
+  `[scale * q, q.Rh, q.Rw] . [k, onehot(y'), onehot(x')]`, which cuDNN's flash kernel can take.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# Bytes of scores held at once. On a CPU they stay in a core's cache: 256 queries over 4096 keys.
+_SCORES_BYTES = {"cpu": 1 << 22}
+_ACCELERATOR_SCORES_BYTES = 1 << 28
+_CUDNN_MAX_HEAD_DIM = 256  # on Hopper and later; 128 before
+
+
+def grid_attention(
+    q: Float[Array, "b y x heads d"],
+    k: Float[Array, "b y x heads d"],
+    v: Float[Array, "b y x heads d"],
+    rel_h: Float[Array, "y y d"],
+    rel_w: Float[Array, "x x d"],
+) -> Float[Array, "b y x heads d"]:
+    """Softmax attention of every grid position to every other; the softmax is in float32.
+
+    Follows `Attention.forward` of segment_anything/modeling/image_encoder.py.
+
+    Args:
+      q, k, v: queries (not yet scaled by ``d ** -0.5``), keys and values.
+      rel_h, rel_w: relative position vectors by (query row, key row) and (query, key column).
+    """
+    rel_h, rel_w = rel_h.astype(q.dtype), rel_w.astype(q.dtype)
+    bias_h = jnp.einsum("byxnd,ykd->byxnk", q, rel_h)
+    bias_w = jnp.einsum("byxnd,xkd->byxnk", q, rel_w)
+    q = q * q.shape[-1] ** -0.5
+    attend = _flash if _flash_applies(q) else _strips
+    return attend(q, k, v, bias_h, bias_w)
+
+
+def _flash_applies(q: Array) -> bool:
+    rows, columns, _, head_dim = q.shape[1:]
+    if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    hopper = float(jax.devices("gpu")[0].compute_capability) >= 9.0
+    limit = _CUDNN_MAX_HEAD_DIM if hopper else _CUDNN_MAX_HEAD_DIM // 2
+    return head_dim + rows + columns <= limit
+
+
+def _flash(q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array) -> Array:
+    return _augmented(q, k, v, bias_h, bias_w, _cudnn)
+
+
+def _cudnn(q: Array, k: Array, v: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+
+
+def _augmented(
+    q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array, attention: Callable[..., Array]
+) -> Array:
+    """Hands `attention(q, k, v)` vectors [B, N, heads, D + rows + columns] that hold the bias."""
+    batch, rows, columns, heads, head_dim = q.shape
+    length = -(-(head_dim + rows + columns) // 8) * 8  # the kernel takes multiples of 8
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    one_hot = np.concatenate(
+        [np.eye(rows)[row], np.eye(columns)[column]], axis=1
+    )  # [N, rows + columns]
+    position = jnp.asarray(one_hot, k.dtype)[None, :, None]
+    position = jnp.broadcast_to(position, (batch, rows * columns, heads, rows + columns))
+
+    def extend(x: Array, *more: Array) -> Array:
+        parts = [part.reshape(batch, rows * columns, heads, -1) for part in (x, *more)]
+        vectors = jnp.concatenate(parts, axis=-1)
+        return jnp.pad(vectors, ((0, 0), (0, 0), (0, 0), (0, length - vectors.shape[-1])))
+
+    out = attention(extend(q, bias_h, bias_w), extend(k, position), extend(v))
+    return out[..., :head_dim].reshape(q.shape)
+
+
+def _strips(q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array) -> Array:
+    """Some heads and a strip of query rows at a time; gradients recompute the scores of a strip."""
+    batch, rows, columns, heads, head_dim = q.shape
+    per_strip, heads_at_once = _strip_size(rows, columns)
+
+    def by_head(x: Array) -> Array:  # [B, Y, X, heads, D] -> [B * heads, Y, X, D]
+        return x.transpose(0, 3, 1, 2, 4).reshape(batch * heads, rows, columns, -1)
+
+    def by_strip(x: Array) -> Array:  # [Y, X, D] -> [strips, queries, D]
+        return x.reshape(rows // per_strip, per_strip * columns, -1)
+
+    def attend_head(of_head: tuple[Array, ...]) -> Array:
+        q, k, v, bias_h, bias_w = of_head
+        keys, values = k.reshape(-1, head_dim).T, v.reshape(-1, head_dim)
+
+        @jax.checkpoint
+        def attend_strip(strip: tuple[Array, ...]) -> Array:
+            q, bias_h, bias_w = strip  # [Q, D], [Q, Y], [Q, X]
+            scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32)
+            scores = scores.reshape(-1, rows, columns) + bias_h[:, :, None] + bias_w[:, None, :]
+            scores = scores.reshape(-1, rows * columns)
+            weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+            total = weights.sum(axis=-1, keepdims=True)
+            weights = weights.astype(values.dtype)
+            out = jnp.matmul(weights, values, preferred_element_type=jnp.float32) / total
+            return out.astype(values.dtype)
+
+        return jax.lax.map(attend_strip, tuple(map(by_strip, (q, bias_h, bias_w))))
+
+    of_heads = tuple(map(by_head, (q, k, v, bias_h, bias_w)))
+    out = jax.lax.map(attend_head, of_heads, batch_size=min(heads_at_once, batch * heads))
+    out = out.reshape(batch, heads, rows, columns, head_dim)
+    return out.transpose(0, 2, 3, 1, 4)
+
+
+def _strip_size(rows: int, columns: int) -> tuple[int, int]:
+    """Query rows of a strip (they divide the grid) and heads at once that keep the scores small."""
+    limit = _SCORES_BYTES.get(jax.default_backend(), _ACCELERATOR_SCORES_BYTES)
+    row_bytes = columns * rows * columns * np.dtype(np.float32).itemsize
+    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * row_bytes <= limit]
+    per_strip = max(fitting, default=1)
+    return per_strip, max(1, limit // (rows * row_bytes))
