@@ -1,0 +1,20 @@
+"""Overlap and surface metrics for masks: one definition, for NumPy and for jitted jax arrays."""
+
+from medsam_jax.metrics.overlap import dice, dice_batch, iou, iou_batch
+from medsam_jax.metrics.surface import (
+    average_surface_distance,
+    hausdorff_distance,
+    normalized_surface_dice,
+    nsd_batch,
+)
+
+__all__ = [
+    "average_surface_distance",
+    "dice",
+    "dice_batch",
+    "hausdorff_distance",
+    "iou",
+    "iou_batch",
+    "normalized_surface_dice",
+    "nsd_batch",
+]

@@ -1,0 +1,56 @@
+"""Argument checks shared by the metrics."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+
+def is_jax(*arrays) -> bool:
+    """True when any argument is a jax array or tracer, so that the jitted form is meant."""
+    return any(isinstance(array, jax.Array) for array in arrays)
+
+
+def check_shapes(pred, target, ndims: tuple[int, ...]) -> None:
+    """Raises ValueError unless both masks have one shape, of an allowed rank."""
+    if np.shape(pred) != np.shape(target):
+        raise ValueError(
+            f"pred has shape {np.shape(pred)} and target {np.shape(target)}; they must be equal"
+        )
+    if np.ndim(pred) not in ndims:
+        raise ValueError(f"masks have {np.ndim(pred)} dimensions; expected one of {ndims}")
+
+
+def as_mask(name: str, array: np.ndarray) -> np.ndarray:
+    """Returns a bool array. Booleans, and numbers that are all 0 or 1, are masks.
+
+    Raises:
+      ValueError: NaN or any other value, such as a label map or a probability map.
+    """
+    array = np.asarray(array)
+    if array.dtype == bool:
+        return array
+    mask = array != 0
+    if not np.array_equal(mask, array):
+        odd = array[mask & (array != 1)].flat[0]
+        raise ValueError(f"{name} holds {odd}; a mask is boolean, or 0 and 1 only")
+    return mask
+
+
+def check_spacing(spacing: Sequence[float], ndim: int) -> np.ndarray:
+    """Returns spacing as float64 [ndim]; raises ValueError unless it is positive and finite."""
+    spacing = np.asarray(spacing, dtype=np.float64)
+    if spacing.shape != (ndim,):
+        raise ValueError(
+            f"spacing has shape {spacing.shape}; expected one length per array axis, ({ndim},)"
+        )
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise ValueError(f"spacing is {spacing.tolist()}; it must be positive and finite")
+    return spacing
+
+
+def check_tolerance(tolerance: float) -> float:
+    """Returns tolerance as float; raises ValueError when negative or NaN."""
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}; it must be zero or more")
+    return float(tolerance)

@@ -1,0 +1,136 @@
+"""Length and area of the surface inside one cell of the corner lattice, for each neighbour code.
+
+Definition of DeepMind's surface-distance (Nikolov et al. 2018, arXiv:1809.04430). A mask's pixels
+(voxels) are points; every 2x2 (2x2x2) block of them is a cell, and the code of a cell holds one bit
+per block member. The surface crosses a cell edge halfway wherever its two ends differ. In 2D the
+crossings are joined by segments; in 3D they form polygons, cut into triangles as in marching cubes.
+
+Two choices leave the geometry open, and fix the numbers:
+  * a face whose corners alternate in and out separates the kind that is the minority in its cell;
+  * a polygon that is not flat is cut so that its area at unit spacing is greatest, which keeps its
+    flat parts whole.
+The tables are derived here, not copied, and compared with the reference's in tests/parity.
+"""
+
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+
+Point = tuple[float, float, float]
+
+# Corners of a cell in array order (z, y, x). Corner i is bit i of the code.
+CORNERS = tuple(product((0, 1), repeat=3))
+FULL_CODE = {2: 15, 3: 255}
+
+
+@lru_cache(maxsize=256)
+def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
+    """Length [16] (two spacings) or area [256] (three) of the surface in a cell, by code."""
+    return contour_lengths(spacing) if len(spacing) == 2 else surface_areas(spacing)
+
+
+def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
+    """Contour length [16] by code; bit 2 * row + column."""
+    row, column = spacing
+    diagonal = 0.5 * np.hypot(row, column)
+    lengths = np.empty(16)
+    for code in range(16):
+        a, b, c, d = ((code >> bit) & 1 for bit in range(4))
+        if (a + b + c + d) % 2:
+            lengths[code] = diagonal
+        else:
+            lengths[code] = {
+                (0, 0): 0.0,
+                (0, 1): column,  # upper row differs from lower: the contour runs along a row
+                (1, 0): row,
+                (1, 1): 2 * diagonal,
+            }[a ^ b, a ^ c]
+    return lengths
+
+
+def surface_areas(spacing: tuple[float, float, float]) -> np.ndarray:
+    """Surface area [256] by code; bit 4 * z + 2 * y + x."""
+    z, y, x = spacing
+    scaled = triangle_area_vectors() * np.array([y * x, z * x, z * y])
+    return np.linalg.norm(scaled, axis=-1).sum(axis=-1)
+
+
+@lru_cache(maxsize=1)
+def triangle_area_vectors() -> np.ndarray:
+    """Area vectors [256, 4, 3] of each code's triangles at unit spacing, zero-padded."""
+    vectors = np.zeros((256, 4, 3))
+    for code in range(256):
+        triangles = [t for polygon in _polygons(code) for t in _flattest_cut(polygon)]
+        for i, triangle in enumerate(triangles):
+            vectors[code, i] = _area_vector(triangle)
+    return vectors
+
+
+def _polygons(code: int) -> list[list[Point]]:
+    """Closed loops of edge midpoints in which the surface meets the faces of the cell."""
+    inside = {corner for bit, corner in enumerate(CORNERS) if code >> bit & 1}
+    minority = len(inside) <= 4
+    neighbours: dict[Point, list[Point]] = {}
+    for axis, side in product(range(3), (0, 1)):
+        for start, end in _face_segments(axis, side, inside, minority):
+            neighbours.setdefault(start, []).append(end)
+            neighbours.setdefault(end, []).append(start)
+
+    loops = []
+    while neighbours:
+        loop = [next(iter(neighbours))]
+        while True:
+            following = [p for p in neighbours.pop(loop[-1]) if p in neighbours]
+            if not following:
+                break
+            loop.append(following[0])
+        loops.append(loop)
+    return loops
+
+
+def _face_segments(
+    axis: int, side: int, inside: set[Point], minority: bool
+) -> list[tuple[Point, Point]]:
+    """Segments on one face. `minority`: whether inside corners are the ones to separate."""
+    corners = []
+    for u, v in ((0, 0), (0, 1), (1, 1), (1, 0)):
+        corner = [u, v]
+        corner.insert(axis, side)
+        corners.append(tuple(corner))
+    state = [corner in inside for corner in corners]
+    midpoint = [
+        tuple((p + q) / 2 for p, q in zip(corners[i], corners[(i + 1) % 4], strict=True))
+        for i in range(4)
+    ]
+    crossed = [i for i in range(4) if state[i] != state[(i + 1) % 4]]
+    if len(crossed) == 2:
+        return [(midpoint[crossed[0]], midpoint[crossed[1]])]
+    # Alternating corners: cut off each corner of the separated kind by its own segment.
+    return [(midpoint[i - 1], midpoint[i]) for i in range(4) if crossed and state[i] == minority]
+
+
+def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
+    """The triangulation of a polygon whose area at unit spacing is greatest."""
+
+    def area(cut):
+        return sum(np.linalg.norm(_area_vector(triangle)) for triangle in cut)
+
+    return max(_triangulations(polygon), key=area)
+
+
+def _triangulations(polygon: list[Point]) -> list[list[tuple[Point, Point, Point]]]:
+    """All ways to cut a polygon into triangles by its diagonals."""
+    if len(polygon) < 3:
+        return [[]]
+    return [
+        [*left, (polygon[0], polygon[apex], polygon[-1]), *right]
+        for apex in range(1, len(polygon) - 1)
+        for left in _triangulations(polygon[: apex + 1])
+        for right in _triangulations(polygon[apex:])
+    ]
+
+
+def _area_vector(triangle: tuple[Point, Point, Point]) -> np.ndarray:
+    a, b, c = np.asarray(triangle)
+    return np.cross(b - a, c - a) / 2
