@@ -1,0 +1,109 @@
+"""Which objects of a label map are worth learning: selection, instances and small-object rules."""
+
+import collections
+from collections.abc import Mapping
+
+import numpy as np
+
+from medsam_jax.data.preprocess import resize_mask
+from medsam_jax.data.recipes import Recipe
+
+Drops = collections.Counter  # reason -> how many objects
+
+
+def remap_labels(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
+    """Stored ids of original ids; labels that the table lacks become background."""
+    originals, inverse = np.unique(labels, return_inverse=True)
+    stored = np.array([table.get(int(original), 0) for original in originals], np.int32)
+    return stored[inverse].reshape(labels.shape)
+
+
+def label_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Connected components of a label map, each of one label; diagonal neighbours are connected.
+
+    Returns:
+      components: int32 like `labels`, 0 is background, numbered by label.
+      component_label: [n + 1] the label of each component; 0 for the background.
+      component_size: [n + 1] its number of voxels.
+    """
+    from scipy import ndimage
+
+    structure = np.ones((3,) * labels.ndim, bool)
+    components = np.zeros(labels.shape, np.int32)
+    component_label, component_size = [0], [0]
+    for index, region in enumerate(ndimage.find_objects(labels)):
+        if region is None:
+            continue
+        member = labels[region] == index + 1
+        numbered, count = ndimage.label(member, structure)
+        components[region][member] = numbered[member] + len(component_label) - 1
+        component_label += [index + 1] * count
+        component_size += np.bincount(numbered.ravel(), minlength=count + 1)[1:].tolist()
+    return components, np.array(component_label), np.array(component_size)
+
+
+def split_instances(labels: np.ndarray, label: int) -> np.ndarray:
+    """Gives each connected part of `label` in a volume an id above all labels (lesions, nuclei).
+
+    Ids are local to a slice when they are stored (`compact_instances`), since a scan may hold
+    more lesions than a byte has values.
+    """
+    components, _, _ = label_components((labels == label).astype(np.int32))
+    offset = max(int(labels.max()), label)
+    return np.where(components > 0, components + offset, labels)
+
+
+def compact_instances(labels: np.ndarray, offset: int) -> np.ndarray:
+    """Renumbers the ids above `offset` of one slice as offset + 1, offset + 2, ..."""
+    ids = np.unique(labels[labels > offset])
+    return remap_labels(
+        labels,
+        {int(label): int(label) for label in np.unique(labels) if label <= offset}
+        | {int(label): offset + 1 + rank for rank, label in enumerate(ids)},
+    )
+
+
+def keep_in_scan(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops]:
+    """Applies the recipe's rule for volumes to a label map [Z, H, W]; a single slice has none."""
+    drops: Drops = collections.Counter()
+    if labels.shape[0] == 1 or recipe.min_voxels == 0:
+        return labels, drops
+    if recipe.rule == "components":
+        components, component_label, size = label_components(labels)
+        keep = (size > recipe.min_voxels) & (component_label > 0)
+        reason = f"3D components of {recipe.min_voxels} voxels or fewer"
+        drops[reason] = int(np.count_nonzero(~keep[1:]))
+        kept = np.where(keep[components], labels, 0)
+    else:
+        size = np.bincount(labels.ravel())
+        keep = size > recipe.min_voxels
+        keep[0] = False
+        reason = f"labels of {recipe.min_voxels} voxels or fewer in the scan"
+        drops[reason] = int(np.count_nonzero(~keep[1:] & (size[1:] > 0)))
+        kept = np.where(keep[labels], labels, 0)
+    return kept, +drops
+
+
+def keep_in_slice(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops]:
+    """Applies the recipe's rule for slices and resizes: [H, W] to uint8 [S, S], and the drops.
+
+    "components" removes them in the original slice (v2), "label" counts on the stored grid (v1).
+    Objects that leave no pixel on the stored grid are counted too.
+    """
+    drops: Drops = collections.Counter()
+    if recipe.rule == "components" and recipe.min_pixels > 0 and labels.any():
+        components, component_label, size = label_components(labels)
+        keep = (size > recipe.min_pixels) & (component_label > 0)
+        reason = f"2D components of {recipe.min_pixels} pixels or fewer"
+        drops[reason] = int(np.count_nonzero(~keep[1:]))
+        labels = np.where(keep[components], labels, 0)
+    stored = resize_mask(labels, recipe).astype(np.uint8)
+    size = np.bincount(stored.ravel(), minlength=256)
+    before = np.bincount(labels.ravel(), minlength=256) > 0
+    drops["objects without a pixel after the resize"] = int(np.count_nonzero(before & (size == 0)))
+    if recipe.rule == "label":
+        keep = size > recipe.min_pixels
+        reason = f"objects of {recipe.min_pixels} pixels or fewer after the resize"
+        drops[reason] = int(np.count_nonzero(~keep[1:] & (size[1:] > 0)))
+        stored = np.where(keep[stored], stored, 0).astype(np.uint8)
+    return stored, +drops
