@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app
+from absl import app, flags
 
 
 class UserError(Exception):
-    """Bad input or configuration: one line that names the file or field, the value and the remedy."""
+    """Bad input or configuration: one line that names file or field, the value and the remedy."""
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -26,4 +26,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags; ml_collections raises plain exceptions for fields that a config lacks."""
+    try:
+        return flags.FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = str(error).strip("\"'").replace("\n", " ")
+        print(f"error: command line: {reason}; see --help", file=sys.stderr)
+        sys.exit(1)

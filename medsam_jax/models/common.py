@@ -1,7 +1,7 @@
 """Layers shared by the models, and the flat view of a model's variables that checkpoints use.
 
-Arrays are NHWC. Variable paths, joined by dots, equal the paths of the PyTorch `state_dict` with the
-last part in Flax's words (`kernel`, `scale`, `embedding`, `mean`, `var`), so that converting a
+Arrays are NHWC. Variable paths, joined by dots, equal the paths of the PyTorch `state_dict` with
+the last part in Flax's words (`kernel`, `scale`, `embedding`, `mean`, `var`), so that converting a
 checkpoint is renaming and transposing.
 """
 
@@ -17,7 +17,7 @@ from medsam_jax.ops.depthwise import depthwise_conv3x3
 
 
 class Buffer(nnx.Variable):
-    """An array that belongs to the checkpoint and is never trained (PyTorch's `register_buffer`)."""
+    """An array of the checkpoint that is never trained (PyTorch's `register_buffer`)."""
 
 
 def gelu(x: Array) -> Array:
@@ -50,7 +50,7 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class LayerNorm2d(LayerNorm):
-    """SAM's LayerNorm2d: over the channels of a feature map, epsilon 1e-6. NHWC needs no transpose."""
+    """SAM's LayerNorm2d, over the channels of a feature map: epsilon 1e-6."""
 
     def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
         super().__init__(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
@@ -79,8 +79,8 @@ class MLPBlock(nnx.Module):
 class BatchNorm(nnx.Module):
     """BatchNorm that always applies its stored statistics (PyTorch's `eval()`), epsilon 1e-5.
 
-    Fine-tuning uses small batches of one modality, on which batch statistics would be worse than the
-    pre-trained ones; so `mean` and `var` never change, and the layer is a scale and a shift.
+    Fine-tuning uses small batches of one modality, on which batch statistics would be worse than
+    the pre-trained ones; so `mean` and `var` never change: the layer is a scale and a shift.
     """
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
@@ -95,10 +95,10 @@ class BatchNorm(nnx.Module):
 
 
 class Conv2dBN(nnx.Module):
-    """Convolution without bias, then BatchNorm (tiny_vit_sam.py `Conv2d_BN`), as one convolution.
+    """Convolution without bias, then BatchNorm (tiny_vit_sam.py `Conv2d_BN`), as one operation.
 
-    The norm's scale is folded into the kernel on the fly: parameters stay apart and trainable, and a
-    feature map is read once instead of twice.
+    The norm's scale is folded into the kernel on the fly: parameters stay apart and trainable, and
+    a feature map is read once instead of twice.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Conv2dBN(nnx.Module):
 
 
 class ConvTranspose2x2(nnx.Module):
-    """`torch.nn.ConvTranspose2d(kernel_size=2, stride=2)`: one matrix product, then pixels unshuffled.
+    """`torch.nn.ConvTranspose2d(kernel_size=2, stride=2)`: a matrix product, then a shuffle.
 
     The kernel is stored as [2, 2, out, in], Flax's layout for `transpose_kernel=True`.
     """
@@ -167,10 +167,39 @@ class ConvTranspose2x2(nnx.Module):
         return x + self.bias[...].astype(dtype)
 
 
+class Functional:
+    """A module split into its static part and a flat dict of arrays, for `jax.jit` over the dict.
+
+    `nnx.jit` walks the module's graph at every call; this walks it once.
+    """
+
+    def __init__(self, module: nnx.Module):
+        self._graphdef, state = nnx.split(module)
+        keyed, self._treedef = jax.tree.flatten_with_path(state)
+        self.arrays = {_dotted(path): leaf for path, leaf in keyed}
+
+    def state(self, arrays: Mapping[str, Array]) -> nnx.State:
+        """The arrays in nnx's own structure."""
+        return jax.tree.unflatten(self._treedef, [arrays[name] for name in self.arrays])
+
+    def bind(self, arrays: Mapping[str, Array]) -> nnx.Module:
+        """The module with these arrays; also under a trace."""
+        return nnx.merge(self._graphdef, self.state(arrays))
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
+
+
 def flatten_state(module: nnx.Module) -> dict[str, Array]:
-    """All variables of `module` by dotted path, parameters, statistics and buffers alike."""
-    leaves = nnx.to_flat_state(nnx.state(module))
-    return {".".join(map(str, path)): variable[...] for path, variable in leaves}
+    """All variables of `module` by dotted path: parameters, statistics and buffers alike."""
+    return Functional(module).arrays
+
+
+def parameter_names(module: nnx.Module) -> list[str]:
+    """Dotted paths of what may be trained: parameters, not statistics or buffers."""
+    keyed, _ = jax.tree.flatten_with_path(nnx.state(module, nnx.Param))
+    return [_dotted(path) for path, _ in keyed]
 
 
 def update_state(module: nnx.Module, values: Mapping[str, Array | np.ndarray]) -> None:
@@ -180,16 +209,12 @@ def update_state(module: nnx.Module, values: Mapping[str, Array | np.ndarray]) -
       KeyError: a path that the module does not have.
       ValueError: a value whose shape differs from the variable's.
     """
-    state = {
-        ".".join(map(str, path)): (path, variable)
-        for path, variable in nnx.to_flat_state(nnx.state(module))
-    }
-    updates = []
+    functional = Functional(module)
     for name, value in values.items():
-        if name not in state:
+        if name not in functional.arrays:
             raise KeyError(f"no variable {name!r} in {type(module).__name__}")
-        path, variable = state[name]
-        if variable.shape != value.shape:
-            raise ValueError(f"{name}: shape {value.shape}, the model has {variable.shape}")
-        updates.append((path, variable.replace(jnp.asarray(value))))
-    nnx.update(module, nnx.from_flat_state(updates))
+        expected = functional.arrays[name].shape
+        if value.shape != expected:
+            raise ValueError(f"{name}: shape {value.shape}, the model has {expected}")
+    new = {name: jnp.asarray(value) for name, value in values.items()}
+    nnx.update(module, functional.state(functional.arrays | new))

@@ -4,6 +4,8 @@ Differences: [B, P] leading axes instead of `repeat_interleave`; only the masks 
 are multiplied out.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -28,7 +30,7 @@ class MLP(nnx.Module):
     ):
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
         self.layers = nnx.List(
-            [nnx.Linear(*pair, dtype=dtype, rngs=rngs) for pair in zip(dims, dims[1:])]
+            [nnx.Linear(*pair, dtype=dtype, rngs=rngs) for pair in itertools.pairwise(dims)]
         )
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
@@ -98,7 +100,7 @@ class MaskDecoder(nnx.Module):
         image = image_embeddings[:, None] + dense.astype(
             image_embeddings.dtype
         )  # [B, 1|P, h, w, C]
-        image = image.reshape(batch, -1, height * width, dim)
+        image = image.reshape(batch, -1, height * width, dim)  # [B, P or 1, N, C]
         tokens, image = self.transformer(image, image_pe.reshape(1, 1, -1, dim), tokens, valid)
 
         chosen = slice(1, None) if multimask_output else slice(0, 1)

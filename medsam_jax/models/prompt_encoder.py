@@ -1,9 +1,9 @@
-"""SAM's prompt encoder (segment_anything/modeling/prompt_encoder.py), batched over images and prompts.
+"""SAM's prompt encoder (segment_anything/modeling/prompt_encoder.py) for batches of images.
 
-Differences: prompts are [B, P, ...]; prompts of one call may differ in kind and in number of points.
+Differences: prompts are [B, P, ...]; those of one call may differ in kind and in number of points.
 What a prompt does not have is marked (label -2, `boxes_valid`, `masks_valid`) and comes back as
-tokens that are not valid, which the decoder's attention leaves out; the peers' padding tokens take
-part and change the result.
+tokens that are not valid, which the decoder's attention leaves out; the peers' padding tokens
+take part and change the result.
 """
 
 import jax.numpy as jnp

@@ -1,0 +1,28 @@
+"""Fine-tunes a model on a data set; the same command resumes an interrupted run.
+
+Example:
+  python -m medsam_jax.train --config configs/demo.py --workdir runs/demo \\
+      --config.data_dir=data/demo
+"""
+
+import logging
+
+from absl import flags
+from ml_collections import config_flags
+
+from medsam_jax import errors
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
+
+
+def main(_) -> None:
+    logging.getLogger().setLevel(logging.INFO)
+    from medsam_jax.training.loop import train_and_evaluate
+
+    train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    errors.run(main)

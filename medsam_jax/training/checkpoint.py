@@ -1,0 +1,98 @@
+"""Training checkpoints: everything that a run needs to go on as if it had never stopped.
+
+Orbax writes state, data position and score together under a temporary name and renames when all is
+there, so a kill at any moment leaves the checkpoint before whole.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from grain.checkpoint import CheckpointRestore, CheckpointSave
+
+from medsam_jax.errors import UserError
+from medsam_jax.training.step import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class TrainCheckpoints:
+    """The numbered checkpoints of a run, saved in the background, the latest `keep` of them."""
+
+    def __init__(self, directory: Path, keep: int):
+        self.directory = directory
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        return ocp.CheckpointManager(self.directory.absolute(), options=options)
+
+    def save(self, step: int, state: TrainState, data: Any, progress: dict[str, Any]) -> None:
+        """Starts to save; `progress` is small JSON (best score, evaluations without a better one)."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=CheckpointSave(data),
+                progress=ocp.args.JsonSave(progress),
+            ),
+        )
+
+    def restore_latest(
+        self, template: TrainState, data: Any
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, laid out like `template`; None without any.
+
+        `data` is set to its position. A checkpoint that cannot be read is set aside as
+        `STEP.unreadable` with a warning, and the one before is taken.
+
+        Raises:
+          UserError: there are checkpoints and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(_abstract(template)),
+                        data=CheckpointRestore(data),
+                        progress=ocp.args.JsonRestore(),
+                    ),
+                )
+            except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
+                self._set_aside(step, error)
+            else:
+                return restored.state, restored.progress
+        if steps:
+            raise UserError(
+                f"{self.directory}: no checkpoint of steps {steps} can be read; they are set aside "
+                "as *.unreadable: start again in another workdir"
+            )
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        damaged = self.directory / str(step)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log.warning("%s cannot be read (%s); set aside, taking the one before", damaged, reason)
+        if jax.process_index() == 0:
+            os.rename(damaged, damaged.with_suffix(".unreadable"))
+        self._manager.close()
+        self._manager = self._open()
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _abstract(state: TrainState) -> TrainState:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )

@@ -1,0 +1,96 @@
+"""Every field of a training configuration, once, with its meaning; recipes in `configs/` set some."""
+
+import ml_collections
+
+from medsam_jax.errors import UserError
+
+
+def base_config() -> ml_collections.ConfigDict:
+    """MedSAM v1's protocol on LiteMedSAM: encoders frozen, mask decoder trained on box prompts."""
+    config = ml_collections.ConfigDict()
+
+    # Starting point and data.
+    config.checkpoint = "lite_medsam"  # registry name or checkpoint directory to start from
+    config.data_dir = ""  # data set written by `python -m datasets.build`
+    config.seed = 0  # of data order, box jitter and label choice
+    config.batch_size = 8  # over all devices and hosts
+    config.box_jitter = 5  # the box is moved by up to this many pixels of the stored slice
+    config.num_workers = 0  # loader processes a host; 0 loads in the training process
+
+    # What is trained: a parameter whose path matches one of `frozen` as a whole is left alone.
+    config.frozen = (r"image_encoder\..*", r"prompt_encoder\..*")
+
+    # Loss on the mask logits at the size of the stored slice.
+    config.dice_weight = 1.0
+    config.cross_entropy_weight = 1.0
+
+    # Optimiser.
+    config.num_steps = 1000
+    config.accumulation_steps = 1  # a batch is worked off in this many equal parts
+    config.learning_rate = 1e-4  # at its highest
+    config.schedule = "constant"  # after warm-up: "constant" or "cosine" to zero
+    config.warmup_steps = 0
+    config.optimizer = "adamw"  # "adamw" or "adam"
+    config.beta1 = 0.9
+    config.beta2 = 0.999
+    config.weight_decay = 0.01  # of kernels; norms, biases and embeddings are not decayed
+    config.clip_norm = 1.0  # of the trained parameters' gradient; 0 does not clip
+    config.ema_decay = 0.0  # of an average of the trained parameters that is evaluated; 0: none
+
+    # Devices: parameters are split over `fsdp`, the batch over both axes; -1 takes what is left.
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
+
+    # Evaluation on the tune split, checkpoints and log.
+    config.eval_every = 100  # steps; also before the first and after the last
+    config.eval_batch_size = 8
+    config.tolerance = 2.0  # of the NSD, pixels of the stored slice
+    config.eval_overlays = 8  # pictures of the tune objects with the lowest DSC
+    config.checkpoint_every = 100  # steps
+    config.keep_checkpoints = 2  # the latest; the best by tune DSC is kept beside them
+    config.log_every = 10  # steps
+    config.early_stop_evals = 0  # stop after so many evaluations without a better DSC; 0: never
+    return config.lock()
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Refuses fields we do not know, fields that are missing and values that cannot work.
+
+    Raises:
+      UserError: naming the field, the value and the remedy.
+    """
+    known = _flat(base_config())
+    given = _flat(config)
+    for name in given.keys() - known.keys():
+        raise UserError(f"config.{name}: unknown field; known ones are {', '.join(sorted(known))}")
+    for name in known.keys() - given.keys():
+        raise UserError(f"config.{name}: missing; start the recipe from base_config()")
+    if not config.data_dir:
+        raise UserError("config.data_dir: empty; give --config.data_dir=DIR of a built data set")
+    _require_choice("optimizer", config.optimizer, ("adamw", "adam"))
+    _require_choice("schedule", config.schedule, ("constant", "cosine"))
+    positive = ("batch_size", "num_steps", "accumulation_steps", "eval_every", "eval_batch_size")
+    for name in (*positive, "checkpoint_every", "keep_checkpoints", "log_every"):
+        if config[name] < 1:
+            raise UserError(f"config.{name}: {config[name]} given; it must be at least 1")
+    if config.batch_size % config.accumulation_steps:
+        raise UserError(
+            f"config.accumulation_steps: {config.accumulation_steps} does not divide "
+            f"batch_size {config.batch_size}"
+        )
+    if not 0.0 <= config.ema_decay < 1.0:
+        raise UserError(f"config.ema_decay: {config.ema_decay} given; it must be in [0, 1)")
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"config.{name}: {value!r} given; use one of {', '.join(choices)}")
+
+
+def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,131 @@
+"""What is trained, what is frozen, and the optax transformation that respects it."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from medsam_jax.errors import UserError
+
+FROZEN, DECAYED, UNDECAYED = "frozen", "decayed", "undecayed"
+
+
+def label_parameters(
+    arrays: Mapping[str, jax.Array], parameters: Iterable[str], frozen: Iterable[str]
+) -> dict[str, str]:
+    """Labels each array `frozen`, `decayed` or `undecayed`.
+
+    Args:
+      arrays: every variable of the model by dotted path.
+      parameters: the paths that may be trained at all; statistics and buffers are not among them.
+      frozen: regexes; a parameter that one of them matches as a whole is frozen.
+
+    Raises:
+      UserError: a regex that is not one or matches nothing, or nothing left to train.
+    """
+    parameters = set(parameters)
+    labels = {}
+    used = set()
+    for name in arrays:
+        matching = {regex for regex in frozen if _fullmatch(regex, name)}
+        used |= matching
+        if matching or name not in parameters:
+            labels[name] = FROZEN
+        else:
+            labels[name] = DECAYED if name.endswith(".kernel") else UNDECAYED
+    for regex in frozen:
+        if regex not in used:
+            raise UserError(
+                f"config.frozen: {regex!r} matches no variable; paths look like {next(iter(arrays))}"
+            )
+    if all(label == FROZEN for label in labels.values()):
+        raise UserError("config.frozen: nothing is left to train; remove a pattern")
+    return labels
+
+
+def _fullmatch(regex: str, name: str) -> bool:
+    try:
+        return re.fullmatch(regex, name) is not None
+    except re.error as error:
+        raise UserError(f"config.frozen: {regex!r} is no regular expression: {error}") from None
+
+
+def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Linear warm-up from zero, then constant or a cosine to zero at the last step."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(config.num_steps - warmup, 1))
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, labels: Mapping[str, str]
+) -> optax.GradientTransformation:
+    """Adam or AdamW for what is trained; frozen arrays get no update and no state."""
+    adam = optax.scale_by_adam(config.beta1, config.beta2)
+    rate = optax.scale_by_learning_rate(learning_rate_schedule(config))
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    decay = optax.identity()
+    if config.optimizer == "adamw" and config.weight_decay:
+        decayed = {name: label == DECAYED for name, label in labels.items()}
+        decay = optax.masked(optax.add_decayed_weights(config.weight_decay), decayed)
+    trained = {name: "frozen" if label == FROZEN else "trained" for name, label in labels.items()}
+    train = optax.chain(clip, adam, decay, rate)
+    return optax.partition({"trained": train, "frozen": optax.set_to_zero()}, trained)
+
+
+def split_frozen(
+    arrays: Mapping[str, jax.Array], labels: Mapping[str, str]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The trained arrays and the frozen ones."""
+    trained = {name: value for name, value in arrays.items() if labels[name] != FROZEN}
+    frozen = {name: value for name, value in arrays.items() if labels[name] == FROZEN}
+    return trained, frozen
+
+
+def apply_gradients(
+    tx: optax.GradientTransformation,
+    arrays: Mapping[str, jax.Array],
+    gradients: Mapping[str, jax.Array],
+    opt_state: optax.OptState,
+) -> tuple[dict[str, jax.Array], optax.OptState, jax.Array]:
+    """One optimiser step from the gradients of the trained arrays alone.
+
+    optax wants a gradient for every array, so a frozen one gets a scalar zero: nothing is computed
+    or stored for it, and nothing is added to it, which would already turn -0.0 into 0.0.
+
+    Returns:
+      All arrays, the optimiser's state and the global norm of the update.
+    """
+    everything = {name: gradients.get(name, jnp.zeros(())) for name in arrays}
+    updates, opt_state = tx.update(everything, opt_state, arrays)
+    updates = {name: updates[name] for name in gradients}
+    trained = optax.apply_updates({name: arrays[name] for name in gradients}, updates)
+    return {**arrays, **trained}, opt_state, optax.global_norm(updates)
+
+
+def parameter_table(
+    arrays: Mapping[str, jax.Array], labels: Mapping[str, str], opt_state: optax.OptState
+) -> str:
+    """What is trained and what is frozen, per part of the model, with sizes."""
+    rows = {}
+    for name, value in arrays.items():
+        part = name.split(".")[0]
+        count = rows.setdefault(part, {"trained": 0, "frozen": 0})
+        count["frozen" if labels[name] == FROZEN else "trained"] += math.prod(value.shape)
+    lines = [f"{'part':<24}{'trained':>14}{'frozen':>14}"]
+    lines += [f"{part:<24}{n['trained']:>14,}{n['frozen']:>14,}" for part, n in rows.items()]
+    total = {key: sum(n[key] for n in rows.values()) for key in ("trained", "frozen")}
+    lines.append(f"{'sum':<24}{total['trained']:>14,}{total['frozen']:>14,}")
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(opt_state))
+    array_bytes = sum(value.nbytes for value in arrays.values())
+    lines.append(f"model {array_bytes / 2**20:.1f} MiB, optimiser {state_bytes / 2**20:.1f} MiB")
+    return "\n".join(lines)

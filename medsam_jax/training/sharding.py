@@ -1,0 +1,73 @@
+"""The device mesh, and where batches and training state lie on it.
+
+Axes `data` and `fsdp`: the batch is split over both, arrays of the state over `fsdp` only, along
+their longest side that divides. Axis types are Auto: with jax's default, Explicit, the reshape that
+cuts windows would need a sharding at every call.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from medsam_jax.errors import UserError
+
+
+def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+    """A mesh over all devices of all processes.
+
+    Raises:
+      UserError: axes whose product is not the number of devices, or a batch that they do not divide.
+    """
+    count = jax.device_count()
+    shape = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+    free = [name for name, size in shape.items() if size == -1]
+    fixed = int(np.prod([size for size in shape.values() if size != -1]))
+    if len(free) == 1 and fixed > 0 and count % fixed == 0:
+        shape[free[0]] = count // fixed
+    if shape["data"] * shape["fsdp"] != count or min(shape.values()) < 1:
+        raise UserError(
+            f"config.mesh: data {config.mesh.data} x fsdp {config.mesh.fsdp} is not the number of "
+            f"devices, {count}; set one of them to -1"
+        )
+    micro_batch = config.batch_size // config.accumulation_steps
+    for name, size in (("batch_size / accumulation_steps", micro_batch),):
+        if size % count:
+            raise UserError(f"config.{name}: {size} is not a multiple of the {count} devices")
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the leading axis over every device."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """A sharding for every leaf: its longest side that `fsdp` divides, or replicated."""
+    size = mesh.shape["fsdp"]
+
+    def leaf_sharding(leaf: jax.Array) -> NamedSharding:
+        sides = [side if side % size == 0 else 0 for side in leaf.shape]
+        if size == 1 or not sides or max(sides) == 0:
+            return replicated(mesh)
+        axis = int(np.argmax(sides))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(leaf_sharding, state)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """This process's part of a batch onto its devices, as one global array each."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }

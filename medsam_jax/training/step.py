@@ -1,0 +1,132 @@
+"""The jitted training and evaluation steps: pure functions over pytrees, built once per run."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from medsam_jax.data.preprocess import encoder_input, stored_grid_logits, stored_to_input
+from medsam_jax.metrics.overlap import dice_batch
+from medsam_jax.metrics.surface import nsd_batch
+from medsam_jax.models.common import Functional
+from medsam_jax.models.sam import Sam
+from medsam_jax.training import optimizer as opt
+from medsam_jax.training.losses import cross_entropy_loss, dice_loss, valid_pixels
+
+Batch = Mapping[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """All that changes in training, but for the position in the data."""
+
+    step: jax.Array  # int32, steps done
+    arrays: dict[str, jax.Array]  # the model's variables by dotted path, frozen ones included
+    opt_state: Any
+    ema: dict[str, jax.Array]  # averages of the trained arrays; empty without `ema_decay`
+
+    def evaluated(self) -> dict[str, jax.Array]:
+        """The arrays that are evaluated and exported: the averages where there are any."""
+        return {**self.arrays, **self.ema}
+
+
+def box_logits(model: Sam, batch: Batch) -> jax.Array:
+    """Logits [B, S, S] on the stored grid of one box per slice."""
+    preprocessing = model.config.preprocessing
+    pixels = encoder_input(batch["image"], batch["valid_shape"], preprocessing)
+    boxes = stored_to_input(batch["box"], preprocessing)[:, None]  # [B, 1, 4]
+    logits, _ = model(pixels, boxes=boxes)
+    return stored_grid_logits(logits[:, 0, 0], preprocessing)
+
+
+def make_train_step(
+    functional: Functional,
+    tx: optax.GradientTransformation,
+    labels: Mapping[str, str],
+    config: ml_collections.ConfigDict,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step: state and batch to the next state and its scalars (loss and parts, norms, rate)."""
+    schedule = opt.learning_rate_schedule(config)
+
+    def loss_fn(trained, frozen, batch):
+        model = functional.bind({**frozen, **trained})
+        logits = box_logits(model, batch)
+        valid = valid_pixels(batch["valid_shape"], logits.shape[-1])
+        target = batch["mask"] > 0
+        parts = {
+            "dice_loss": jnp.mean(dice_loss(logits, target, valid)),
+            "cross_entropy": jnp.mean(cross_entropy_loss(logits, target, valid)),
+        }
+        loss = config.dice_weight * parts["dice_loss"]
+        loss += config.cross_entropy_weight * parts["cross_entropy"]
+        return loss, {"loss": loss, **parts}
+
+    def gradients_of(trained, frozen, batch):
+        gradient_fn = jax.grad(loss_fn, has_aux=True)
+        parts = config.accumulation_steps
+        if parts == 1:
+            return gradient_fn(trained, frozen, batch)
+        # Every `parts`-th item makes a micro-batch, so that each stays spread over the devices.
+        micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def accumulate(total, batch):
+            return jax.tree.map(jnp.add, total, gradient_fn(trained, frozen, batch)), None
+
+        shapes = jax.eval_shape(gradient_fn, trained, frozen, jax.tree.map(lambda x: x[0], micro))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(accumulate, zeros, micro)
+        return jax.tree.map(lambda x: x / parts, total)
+
+    def train_step(state, batch):
+        trained, frozen = opt.split_frozen(state.arrays, labels)
+        gradients, scalars = gradients_of(trained, frozen, batch)
+        arrays, opt_state, update_norm = opt.apply_gradients(
+            tx, state.arrays, gradients, state.opt_state
+        )
+        scalars |= {
+            "gradient_norm": optax.global_norm(gradients),
+            "update_norm": update_norm,
+            "learning_rate": schedule(state.step),
+        }
+        new = {name: arrays[name] for name in state.ema}
+        ema = optax.incremental_update(new, state.ema, 1.0 - config.ema_decay)
+        return TrainState(state.step + 1, arrays, opt_state, ema), scalars
+
+    return train_step
+
+
+def make_eval_step(
+    functional: Functional, tolerance: float
+) -> Callable[[Mapping[str, jax.Array], Batch], dict[str, jax.Array]]:
+    """Arrays and batch to `dice` [B], `nsd` [B] (native 2D, pixels) and `prediction` [B, S, S]."""
+
+    def eval_step(arrays, batch):
+        logits = box_logits(functional.bind(arrays), batch)
+        valid = valid_pixels(batch["valid_shape"], logits.shape[-1])
+        threshold = functional.bind(arrays).config.preprocessing.mask_threshold
+        prediction = (logits > threshold) & valid
+        truth = (batch["mask"] > 0) & valid
+        return {
+            "dice": dice_batch(prediction, truth),
+            "nsd": nsd_batch(prediction, truth, (1.0, 1.0), tolerance),
+            "prediction": prediction,
+        }
+
+    return eval_step
+
+
+def init_state(
+    arrays: Mapping[str, jax.Array],
+    labels: Mapping[str, str],
+    tx: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+) -> TrainState:
+    """The state before the first step."""
+    trained, _ = opt.split_frozen(arrays, labels)
+    ema = trained if config.ema_decay else {}
+    return TrainState(jnp.zeros((), jnp.int32), dict(arrays), tx.init(arrays), ema)
