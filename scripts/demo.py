@@ -1,0 +1,137 @@
+"""The whole path on real scans, by the commands a user would type; `make demo` runs it.
+
+    python scripts/demo.py [--folder demo]
+
+Each step is one command. A step that has been done with the same command, and after the same
+steps, is not done again; a step that was interrupted goes on (training from its last checkpoint).
+Ends with the report's path and the commands, to repeat with other data.
+"""
+
+import hashlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from absl import flags
+
+from medsam_jax.errors import UserError, run
+
+_FOLDER = flags.DEFINE_string("folder", "demo", "Where scans, data set, results and report go.")
+
+SPLITS = ("tune", "validation")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and what has to be thrown away before it runs from the start."""
+
+    title: str
+    command: list[str]
+    output: Path
+    reads: tuple[Path, ...] = field(default=())  # files that call for another run when they change
+
+
+def steps(folder: Path) -> list[Step]:
+    python = _relative(Path(sys.executable))
+    scans, data, training = folder / "scans", folder / "data", folder / "training"
+    best = training / "best"
+    build = ["--manifest", f"{scans}/cases.csv", "--data_dir", str(data), "--recipe", "lite"]
+    config = Path("configs/demo.py")
+    train = ["--config", str(config), "--workdir", str(training), f"--config.data_dir={data}"]
+
+    def evaluate(when: str, checkpoint: str) -> list[Step]:
+        return [
+            Step(
+                f"evaluating {checkpoint} on the {split} split",
+                [
+                    *(python, "-m", "medsam_jax.evaluate", "--checkpoint", checkpoint),
+                    *("--data_dir", str(data), "--split", split),
+                    *("--output", f"{folder}/{when}/{split}"),
+                ],
+                folder / when / split,
+            )
+            for split in SPLITS
+        ]
+
+    report = [python, "scripts/demo_report.py", "--folder", str(folder)]
+    return [
+        Step(
+            "fetching scans",
+            [python, "scripts/demo_scans.py", "--output", str(scans)],
+            scans,
+            (Path("scripts/demo_scans.py"), Path("scripts/demo-packages.txt")),
+        ),
+        Step("building the data set", [python, "-m", "datasets.build", *build], data),
+        *evaluate("before", "lite_medsam"),
+        Step(
+            "fine-tuning the mask decoder",
+            [python, "-m", "medsam_jax.train", *train],
+            training,
+            (config,),
+        ),
+        *evaluate("after", str(best)),
+        Step(
+            "writing the report", report, folder / "report.html", (Path("scripts/demo_report.py"),)
+        ),
+    ]
+
+
+def main(argv) -> None:
+    del argv
+    folder, start = Path(_FOLDER.value), time.monotonic()
+    todo = steps(folder)
+    history = ""
+    for number, step in enumerate(todo, 1):
+        history = _key(history, step)
+        marker = folder / "steps" / f"{number}"
+        print(f"[{number}/{len(todo)}] {step.title}", flush=True)
+        if marker.exists() and marker.read_text() == f"done {history}":
+            print("  already done", flush=True)
+            continue
+        _execute(step, marker, history)
+    print(f"\nThe commands, in order ({time.monotonic() - start:.0f} s in this run):\n")
+    for step in todo:
+        print(f"  {shlex.join(step.command)}")
+    print(f"\nReport: {(folder / 'report.html').resolve()}")
+
+
+def _execute(step: Step, marker: Path, key: str) -> None:
+    """Runs a step; the marker tells the next run whether it was begun, and whether it ended."""
+    begun = f"begun {key}"
+    if not (marker.exists() and marker.read_text() == begun):
+        _remove(step.output)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(begun)
+    print(f"  {shlex.join(step.command)}", flush=True)
+    start = time.monotonic()
+    status = subprocess.run(step.command, stdin=subprocess.DEVNULL).returncode
+    if status != 0:
+        raise UserError(f"{step.title}: the command above ended with status {status}")
+    marker.write_text(f"done {key}")
+    print(f"  took {time.monotonic() - start:.0f} s", flush=True)
+
+
+def _key(history: str, step: Step) -> str:
+    """Identifies a step by its command, the files it reads and all steps before it."""
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in step.reads]
+    return hashlib.sha256("\n".join([history, *step.command, *files]).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _relative(path: Path) -> str:
+    """The interpreter as a user in the repository root would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    run(main)
