@@ -42,25 +42,21 @@ def label_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     return components, np.array(component_label), np.array(component_size)
 
 
-def split_instances(labels: np.ndarray, label: int) -> np.ndarray:
-    """Gives each connected part of `label` in a volume an id above all labels (lesions, nuclei).
-
-    Ids are local to a slice when they are stored (`compact_instances`), since a scan may hold
-    more lesions than a byte has values.
-    """
+def split_instances(labels: np.ndarray, label: int, offset: int) -> np.ndarray:
+    """Gives the connected parts of `label` (lesions, nuclei) the ids offset + 1, offset + 2, ..."""
     components, _, _ = label_components((labels == label).astype(np.int32))
-    offset = max(int(labels.max()), label)
     return np.where(components > 0, components + offset, labels)
 
 
 def compact_instances(labels: np.ndarray, offset: int) -> np.ndarray:
-    """Renumbers the ids above `offset` of one slice as offset + 1, offset + 2, ..."""
-    ids = np.unique(labels[labels > offset])
-    return remap_labels(
-        labels,
-        {int(label): int(label) for label in np.unique(labels) if label <= offset}
-        | {int(label): offset + 1 + rank for rank, label in enumerate(ids)},
-    )
+    """Renumbers the ids above `offset` of one slice from offset + 1 on.
+
+    A scan may hold more lesions than a byte has values; a slice seldom does.
+    """
+    ids = np.unique(labels)
+    table = {int(label): int(label) for label in ids if label <= offset}
+    table |= {int(label): offset + 1 + rank for rank, label in enumerate(ids[ids > offset])}
+    return remap_labels(labels, table)
 
 
 def keep_in_scan(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops]:

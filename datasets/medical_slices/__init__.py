@@ -1,0 +1,1 @@
+"""Slices of medical scans with label maps, from a manifest of files."""

@@ -1,0 +1,247 @@
+"""Checks every row, then builds the data set in a temporary folder and renames it into place."""
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import functools
+import hashlib
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from datasets.medical_slices import card, metadata, slices
+from datasets.medical_slices.cases import Case, read_manifest
+from datasets.medical_slices.medical_slices_dataset_builder import (
+    Builder,
+    Examples,
+    Plan,
+    build_case,
+)
+from datasets.medical_slices.workers import ordered_map
+from medsam_jax.data.recipes import get_recipe
+from medsam_jax.errors import UserError
+from medsam_jax.progress import progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    manifest: str
+    data_dir: str
+    options: slices.Options
+    name: str = "medical_slices"  # enters the split hash: another name, another split
+    num_workers: int = 1
+    on_error: str = "fail"  # or "skip"
+    beam_runner: str | None = None
+    beam_options: tuple[str, ...] = ()
+
+
+def build(request: Request) -> pathlib.Path:
+    """Builds `medical_slices` from a manifest; returns the folder of the finished data set.
+
+    Raises:
+      UserError: rows that cannot be used (one line each), a data set that is already there or
+        under construction, too little disk space, nothing left to store.
+    """
+    final = pathlib.Path(request.data_dir) / "medical_slices" / request.options.recipe
+    final = final / str(Builder.VERSION)
+    if final.exists():
+        raise UserError(
+            f"{final}: is a finished data set and is not overwritten; use it, delete it, or choose "
+            "another --data_dir"
+        )
+    cases, problems = read_manifest(request.manifest, request.name)
+    checked, problems = _check(request, cases, problems)
+    if problems and request.on_error == "fail":
+        raise UserError(
+            "\n".join(problems)
+            + f"\n{request.manifest}: {len(problems)} rows cannot be used (above); correct them or "
+            "leave them out with --on_error=skip"
+        )
+    good = [item for item in checked if not item.problems]
+    warnings = [line for item in good for line in item.warnings] + _same_image_twice(good)
+    for line in problems + warnings:
+        print(f"warning: {line}", flush=True)
+    _check_content(request, good)
+    with _temporary_folder(request) as temporary:
+        plan = _plan(request.options, good, temporary / "reports")
+        _check_disk(plan, temporary)
+        built = _write_shards(request, plan, temporary)
+        provenance = {"name": request.name, "manifest": _file_hash(request.manifest)}
+        record = metadata.collect(plan, good, problems, warnings, provenance)
+        metadata.write(built, record)
+        print("drawing the data card", flush=True)
+        card.write(built, record)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        built.rename(final)
+    return final
+
+
+def _check(
+    request: Request, cases: list[Case], problems: list[str]
+) -> tuple[list[slices.Checked], list[str]]:
+    """Reads all files of all rows before any work; problems in the order of the rows."""
+    check = functools.partial(slices.check_case, options=request.options)
+    results = ordered_map(check, cases, request.num_workers)
+    checked = list(progress(results, "checking cases", total=len(cases)))
+    return checked, problems + [
+        f"{request.manifest} {line}" for item in checked for line in item.problems
+    ]
+
+
+def _same_image_twice(checked: list[slices.Checked]) -> list[str]:
+    """One line for each image that appears under two case ids: it may be in two splits."""
+    lines, first = [], {}
+    for item in checked:
+        other = first.setdefault(item.image_sha256, item.case)
+        if other.case_id != item.case.case_id:
+            where = "" if other.split == item.case.split else ", in different splits"
+            lines.append(
+                f"{item.case.name}: the same image as {other.name}{where}; give both rows one "
+                f"case id ({item.case.image})"
+            )
+    return lines
+
+
+def _check_content(request: Request, checked: list[slices.Checked]) -> None:
+    if not sum(item.slices for item in checked):
+        raise UserError(
+            f"{request.manifest}: no slice is left after the rules of recipe "
+            f"{request.options.recipe} for small objects and --labels; nothing was built"
+        )
+    present = {label for item in checked for label in item.labels}
+    asked = {label for _, label, _ in request.options.labels} | (
+        {request.options.instances} if request.options.instances is not None else set()
+    )
+    if asked - present:
+        raise UserError(
+            f"--labels/--instances: no mask has the labels {sorted(asked - present)}; "
+            f"they have {sorted(present)[:20]}"
+        )
+
+
+def _plan(options: slices.Options, checked: list[slices.Checked], reports: pathlib.Path) -> Plan:
+    """Numbers the labels of each task: as they are while they fit a byte, else from 1 on."""
+    labels: dict[str, set[int]] = collections.defaultdict(set)
+    for item in checked:
+        labels[item.case.task].update(item.labels)
+    tables = {}
+    for task, present in labels.items():
+        if len(present) > 255:
+            raise UserError(f"task {task}: has {len(present)} labels, 255 fit; choose by --labels")
+        fits = not present or max(present) <= 255
+        tables[task] = {
+            label: label if fits else rank + 1 for rank, label in enumerate(sorted(present))
+        }
+    reports.mkdir()
+    return Plan(
+        cases=tuple(item.case for item in checked),
+        slices=tuple(item.slices for item in checked),
+        tables=tables,
+        options=options,
+        report_dir=str(reports),
+    )
+
+
+@contextlib.contextmanager
+def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
+    """A hidden folder in the data directory, removed whatever happens; one build at a time.
+
+    A killed build leaves it behind; the next one starts by removing it.
+    """
+    root = pathlib.Path(request.data_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f".building-medical_slices-{request.options.recipe}"
+    with open(f"{temporary}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{root}: another build is writing here; wait for it") from None
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise UserError(f"{root}: no space left on the disk; nothing was built") from None
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            pathlib.Path(lock.name).unlink(missing_ok=True)
+
+
+def _check_disk(plan: Plan, folder: pathlib.Path) -> None:
+    """Raises UserError where the disk cannot hold the data set, by an estimate of a third byte a
+    pixel, which is what PNG makes of CT."""
+    needed = sum(plan.slices) * get_recipe(plan.options.recipe).size ** 2 // 3
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder.parent}: about {needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB "
+            "are free; make room or choose another --data_dir"
+        )
+
+
+def _write_shards(request: Request, plan: Plan, temporary: pathlib.Path) -> pathlib.Path:
+    """Runs the TFDS builder, in worker processes or under Beam; returns the version folder."""
+    import tensorflow_datasets as tfds
+
+    config: dict[str, Any] = {}
+    make = None
+    if request.beam_runner:
+        config = _beam_config(request)
+    else:
+        results = ordered_map(
+            functools.partial(build_case, plan), plan.ordered_cases(), request.num_workers
+        )
+        stream = progress(results, "building cases", total=len(plan.ordered_cases()))
+
+        def make(case: Case) -> Examples:
+            del case  # the stream is in the order of the shards
+            return next(stream)
+
+    builder = Builder(
+        plan=plan,
+        build=make,
+        data_dir=temporary,
+        config=request.options.recipe,
+        file_format="array_record",
+    )
+    with _no_progress_bars(tfds):
+        builder.download_and_prepare(
+            download_dir=temporary / "downloads",
+            download_config=tfds.download.DownloadConfig(**config),
+        )
+    return pathlib.Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def _no_progress_bars(tfds: Any) -> Iterator[None]:
+    """TFDS's own bars would draw over ours."""
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _beam_config(request: Request) -> dict[str, Any]:
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            "--beam_runner: Apache Beam is not installed; pip install 'medsam_jax[beam]'"
+        ) from None
+    return {
+        "beam_runner": request.beam_runner,
+        "beam_options": PipelineOptions(list(request.beam_options)),
+    }
+
+
+def _file_hash(path: str) -> dict[str, str]:
+    content = pathlib.Path(path).read_bytes()
+    return {"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}

@@ -1,0 +1,145 @@
+"""TFDS builder of `medical_slices`: slices of scans with label maps, in ArrayRecord files.
+
+Runs without TensorFlow: images are handed over as PNG bytes, and shards are written one by one,
+because TFDS's shuffling writer needs TensorFlow as soon as a data set outgrows its memory buffer.
+Nothing is lost: the input pipeline shuffles at random access, and an unshuffled order is the same
+for any number of workers.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import split_builder as split_builder_lib
+from tensorflow_datasets.core import splits as splits_lib
+
+from datasets.medical_slices import slices
+from datasets.medical_slices.cases import SPLITS, Case
+from medsam_jax.data.recipes import RECIPES, get_recipe
+
+SHARD_BYTES = 128 << 20  # a shard's examples are held in memory while it is written
+Examples = list[tuple[str, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a build needs once every row has been checked. Picklable, for Beam's workers."""
+
+    cases: tuple[Case, ...]
+    slices: tuple[int, ...]  # stored slices of each case
+    tables: dict[str, dict[int, int]]  # task -> original label -> stored id
+    options: slices.Options
+    report_dir: str
+
+    def shards(self, split: str) -> list[tuple[Case, ...]]:
+        """The cases of each shard of a split, in manifest order; depends on nothing else."""
+        bytes_per_slice = get_recipe(self.options.recipe).size ** 2 // 3  # PNG of a CT slice
+        shards: list[list[Case]] = []
+        room = 0
+        for case, count in zip(self.cases, self.slices, strict=True):
+            if case.split != split or count == 0:
+                continue
+            if room <= 0:
+                shards.append([])
+                room = SHARD_BYTES
+            shards[-1].append(case)
+            room -= count * bytes_per_slice
+        return [tuple(shard) for shard in shards]
+
+    def ordered_cases(self) -> list[Case]:
+        """Every case with slices, in the order in which shards are written."""
+        return [case for split in SPLITS for shard in self.shards(split) for case in shard]
+
+
+def build_case(plan: Plan, case: Case) -> Examples:
+    """The examples of a case; its report is written to the plan's report folder."""
+    examples, report = slices.case_examples(case, plan.tables[case.task], plan.options)
+    path = pathlib.Path(plan.report_dir) / f"row-{case.row:08d}.json"
+    path.write_text(json.dumps(report))
+    return examples
+
+
+def _shard_examples(build: Callable[[Case], Examples], cases: Iterable[Case]) -> Iterator[Any]:
+    for case in cases:
+        yield from build(case)
+
+
+class Builder(tfds.core.ShardBasedBuilder):
+    """Image slices with label maps, boxes to be drawn from the masks at training time."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name, description=f"MedSAM protocol {name!r}")
+        for name in RECIPES
+    ]
+
+    def __init__(
+        self, *, plan: Plan | None = None, build: Callable[[Case], Examples] | None = None, **kwargs
+    ):
+        """Args: `plan` of a build, and `build` to make a case's examples (`build_case` itself)."""
+        super().__init__(**kwargs)
+        self._plan = plan
+        self._build = build or (functools.partial(build_case, plan) if plan else None)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = get_recipe(self.builder_config.name).size
+        features = {
+            "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+            "mask": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
+            "case_id": tfds.features.Text(),
+            "task": tfds.features.Text(),
+            "modality": tfds.features.Text(),
+            "slice_index": np.int32,
+            "spacing": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+            "original_shape": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+            "valid_shape": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Slices of medical scans with label maps; see medical_slices.json.",
+            features=tfds.features.FeaturesDict(features),
+        )
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Any]]]:
+        del dl_manager  # the files are the user's own
+        return {
+            split: [
+                functools.partial(_shard_examples, self._build, cases)
+                for cases in self._plan.shards(split)
+            ]
+            for split in SPLITS
+            if self._plan.shards(split)
+        }
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        """As TFDS's, with a `SplitBuilder` of its own for each split.
+
+        TFDS keeps one, whose Beam pipeline has run and would run the earlier splits again.
+        """
+        config = download_config or tfds.download.DownloadConfig()
+        infos = []
+        for split, shards in self._shard_iterators_per_split(dl_manager).items():
+            builder = split_builder_lib.SplitBuilder(
+                split_dict=self.info.splits,
+                features=self.info.features,
+                dataset_size=self.info.dataset_size,
+                beam_options=config.beam_options,
+                beam_runner=config.beam_runner,
+                example_writer=self._example_writer(),
+                ignore_duplicates=None,
+                max_examples_per_split=None,
+                shard_config=None,
+            )
+            future = builder.submit_shard_based_generation(
+                split_name=split,
+                example_gen_per_shard=shards,
+                filename_template=self._get_filename_template(split_name=split),
+            )
+            infos.append(future.result())
+        self.info.set_splits(splits_lib.SplitDict(infos))

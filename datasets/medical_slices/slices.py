@@ -1,0 +1,232 @@
+"""From one manifest row to the examples of its slices, with an account of what was dropped."""
+
+import collections
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from datasets.medical_slices.cases import Case
+from medsam_jax.data import objects, preprocess
+from medsam_jax.data.recipes import get_recipe
+from medsam_jax.errors import UserError
+
+HISTOGRAM_BINS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a build does to every case; all of it is recorded with the data set."""
+
+    recipe: str
+    axis: int | None = None  # of slicing, in (z, y, x) order; None finds the out-of-plane one
+    instances: int | None = None  # the label that is split into its connected parts
+    labels: tuple[tuple[str, int, str], ...] = ()  # (task or "", label, name); empty keeps all
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What the check of a row found; `problems` are the lines shown to the user."""
+
+    case: Case
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    image_sha256: str = ""
+    labels: tuple[int, ...] = ()  # original ids in the mask that were asked for
+    slices: int = 0  # that will be stored
+
+
+def parse_labels(text: str) -> tuple[tuple[str, int, str], ...]:
+    """Reads `--labels`: comma-separated `[task:]id[=name]`. Raises UserError."""
+    chosen = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        task, _, rest = item.rpartition(":")
+        number, _, name = rest.partition("=")
+        if not number.strip().isdigit() or int(number) == 0:
+            raise UserError(f"--labels: {item!r}; write [task:]id[=name], e.g. 1=liver,2=tumour")
+        chosen.append((task.strip(), int(number), name.strip()))
+    return tuple(chosen)
+
+
+def wanted_labels(present: tuple[int, ...], task: str, options: Options) -> tuple[int, ...]:
+    """The labels of a task that `options` keep, out of those present."""
+    if not options.labels:
+        return present
+    chosen = {label for of_task, label, _ in options.labels if of_task in ("", task)}
+    return tuple(label for label in present if label in chosen)
+
+
+def check_case(case: Case, options: Options) -> Checked:
+    """Reads a row's files whole and says what is wrong with them, without raising."""
+    try:
+        scan = preprocess.read_scan(case.image)
+        labels = preprocess.read_mask(case.mask, scan)
+        _limits(scan, case, options)
+    except UserError as error:
+        return Checked(case, problems=(f"{case.name}: {error}",))
+    warnings = []
+    if case.modality.upper() == "CT" and scan.array.min() >= 0:
+        warnings.append(
+            f"{case.name}: a CT without a negative value ({scan.array.min():g} to "
+            f"{scan.array.max():g}) is probably not in HU; check {case.image}"
+        )
+    present = tuple(int(label) for label in np.unique(labels) if label)
+    kept = wanted_labels(present, case.task, options)
+    table = {label: rank + 1 for rank, label in enumerate(kept)}
+    stored = 0
+    if len(table) > 255:
+        problem = f"{case.name}: {case.mask} has {len(table)} labels, 255 fit; choose with --labels"
+        return Checked(case, problems=(problem,))
+    if table:
+        stored = sum(1 for _ in _kept_slices(scan, labels, table, options, collections.Counter()))
+    return Checked(
+        case,
+        warnings=tuple(warnings),
+        image_sha256=hashlib.sha256(np.ascontiguousarray(scan.array)).hexdigest(),
+        labels=kept,
+        slices=stored,
+    )
+
+
+def _limits(scan: preprocess.Scan, case: Case, options: Options) -> tuple[float, float] | None:
+    """Intensity limits of the scan. Raises UserError for an image without contrast."""
+    low, high = scan.array.min(), scan.array.max()
+    if low == high:
+        raise UserError(f"{case.image}: the image is constant ({low:g}); leave this case out")
+    recipe = get_recipe(options.recipe)
+    try:
+        return preprocess.intensity_limits(scan.array, case.modality, recipe, case.window or None)
+    except UserError as error:
+        raise UserError(f"{case.image}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    index: int
+    stored: np.ndarray  # uint8 [S, S]
+
+
+def _kept_slices(
+    scan: preprocess.Scan,
+    labels: np.ndarray,
+    table: dict[int, int],
+    options: Options,
+    drops: collections.Counter,
+) -> Iterator[_Slice]:
+    """The slices with a kept object; `drops` counts the rest by reason."""
+    recipe = get_recipe(options.recipe)
+    labels = np.moveaxis(objects.remap_labels(labels, table), _axis(scan, options), 0)
+    instances = table.get(options.instances)
+    offset = max(table.values())
+    if instances is not None:
+        labels = objects.split_instances(labels, instances, offset)
+    empty = "slices without a label"
+    emptied = "slices whose every object was dropped"
+    labels, dropped = objects.keep_in_scan(labels, recipe)
+    drops.update(dropped)
+    for index, plane in enumerate(labels):
+        if not plane.any():
+            drops[empty] += 1
+            continue
+        if instances is not None:
+            plane = objects.compact_instances(plane, offset)
+        if plane.max() > 255:
+            raise UserError(f"slice {index} holds {plane.max()} objects, 255 fit; crop the image")
+        stored, dropped = objects.keep_in_slice(plane, recipe)
+        drops.update(dropped)
+        if stored.any():
+            yield _Slice(index, stored)
+        else:
+            drops[emptied] += 1
+
+
+def _axis(scan: preprocess.Scan, options: Options) -> int:
+    return preprocess.slice_axis(scan) if options.axis is None else options.axis
+
+
+def case_examples(
+    case: Case, table: dict[int, int], options: Options
+) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+    """The examples of a row in slice order, and its report for the data card.
+
+    Args:
+      case: the row.
+      table: original label to stored id, of the row's task.
+      options: of the build.
+
+    Returns:
+      (key, TFDS example) pairs with PNG bytes, and a JSON-able report.
+    """
+    recipe = get_recipe(options.recipe)
+    scan = preprocess.read_scan(case.image)
+    limits = _limits(scan, case, options)
+    drops: collections.Counter = collections.Counter()
+    axis = _axis(scan, options)
+    volume = np.moveaxis(scan.array, axis, 0)
+    in_plane = np.delete(np.array(scan.spacing), axis)  # row, column
+    original_shape = volume.shape[1:3]
+    labels = preprocess.read_mask(case.mask, scan)
+    after = np.zeros(256, np.int64)
+    examples, sizes = [], []
+    for kept in _kept_slices(scan, labels, table, options, drops):
+        plane = preprocess.normalise_intensity(
+            volume[kept.index], case.modality, recipe, case.window or None, limits
+        )
+        image, valid_shape = preprocess.resize_image(plane, recipe)
+        grey = plane.ndim == 2
+        after += np.bincount(image[: valid_shape[0], : valid_shape[1], 0].ravel(), minlength=256)
+        spacing = in_plane * np.array(original_shape) / np.array(valid_shape)
+        example = {
+            "image": _png(image[:, :, 0] if grey else image[:, :, ::-1]),
+            "mask": _png(kept.stored),
+            "case_id": case.case_id,
+            "task": case.task,
+            "modality": case.modality,
+            "slice_index": kept.index,
+            "spacing": spacing.astype(np.float32),
+            "original_shape": np.array(original_shape, np.int32),
+            "valid_shape": np.array(valid_shape, np.int32),
+        }
+        examples.append((f"{case.key}|{kept.index:05d}", example))
+        pixels = np.bincount(kept.stored.ravel(), minlength=256)
+        sizes.append([[int(i), int(pixels[i])] for i in np.flatnonzero(pixels) if i])
+    before, edges = np.histogram(scan.array, bins=HISTOGRAM_BINS)
+    report = {
+        "row": case.row,
+        "case_id": case.case_id,
+        "task": case.task,
+        "modality": case.modality,
+        "split": case.split,
+        "slices": len(examples),
+        "scan_slices": int(volume.shape[0]),
+        "slice_axis": "zyx"[axis],
+        "scan_shape": list(scan.array.shape),
+        "scan_spacing": [None if np.isnan(step) else float(step) for step in scan.spacing],
+        "intensity_limits": list(limits) if limits else None,
+        "objects": sizes,  # per stored slice: [stored id, pixels]
+        "drops": dict(drops),
+        "histogram_before": {
+            "counts": before.tolist(),
+            "edges": [float(edges[0]), float(edges[-1])],
+        },
+        "histogram_after": after.reshape(HISTOGRAM_BINS, -1).sum(axis=1).tolist(),
+    }
+    return examples, report
+
+
+def _png(array: np.ndarray) -> io.BytesIO:
+    """PNG bytes for a TFDS Image feature, which takes a file object without needing TensorFlow.
+
+    Grey slices are stored with one channel and read back with three. Colours are BGR here.
+    """
+    import cv2
+
+    done, encoded = cv2.imencode(
+        ".png", np.ascontiguousarray(array), [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    )
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode a slice of shape {array.shape}")
+    return io.BytesIO(encoded.tobytes())
