@@ -1,6 +1,7 @@
 """Morphology on masks packed 64 pixels to a word, for the NumPy form of the surface metrics.
 
-Packed lattices have shape [..., words], little-endian: bit j of word w is column 64 w + j.
+Arrays are stacks [N, ..., words] of packed masks, little-endian: bit j of word w is column
+64 w + j. A pair of masks is one stack, so that small masks do not pay for each call twice.
 """
 
 from collections.abc import Sequence
@@ -8,35 +9,41 @@ from collections.abc import Sequence
 import numpy as np
 
 WORD = 64
+_ONE = np.uint64(1)
 
 
-def pack(mask: np.ndarray) -> np.ndarray:
-    """Packs a bool array [..., X] along its last axis to uint64 words [..., X // 64 + 1].
+def pack(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Packs bool arrays [..., X] of one shape to uint64 words [N, ..., X // 64 + 1].
 
     There is always one column of zeros after the last one.
     """
-    *leading, columns = mask.shape
-    words = np.zeros((*leading, columns // WORD + 1), "<u8")
-    packed = np.packbits(mask, axis=-1, bitorder="little")
-    words.view(np.uint8)[..., : packed.shape[-1]] = packed
+    *leading, columns = masks[0].shape
+    words = np.zeros((len(masks), *leading, columns // WORD + 1), "<u8")
+    used = words.view(np.uint8)[..., : -(-columns // 8)]
+    for place, mask in zip(used, masks, strict=True):
+        place[...] = np.packbits(mask, axis=-1, bitorder="little")
     return words
 
 
 def bounding_box(words: np.ndarray) -> tuple[slice, ...] | None:
-    """Slices that hold every set bit, one per axis (the last counts words); None when empty."""
+    """Slices, after the stack's, that hold every set bit; the last counts words. None if empty."""
+    union = np.bitwise_or.reduce(words, axis=0)
     box = []
-    for axis in range(words.ndim):
-        others = tuple(a for a in range(words.ndim) if a != axis)
-        occupied = np.flatnonzero(np.bitwise_or.reduce(words, axis=others))
+    for axis in range(union.ndim):
+        others = tuple(a for a in range(union.ndim) if a != axis)
+        occupied = np.flatnonzero(np.bitwise_or.reduce(union, axis=others))
         if not occupied.size:
             return None
         box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return tuple(box)
 
 
-def pad_by_one(words: np.ndarray) -> np.ndarray:
-    """Zeros around every axis but the last, and one zero word at its end."""
-    return np.pad(words, [(1, 1)] * (words.ndim - 1) + [(0, 1)])
+def crop_and_pad(words: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """Cuts every mask to `box`, with zeros around each axis; the last gets one word at its end."""
+    *leading, last = (part.stop - part.start for part in box)
+    padded = np.zeros((len(words), *(n + 2 for n in leading), last + 1), words.dtype)
+    padded[(slice(None), *(slice(1, -1),) * len(leading), slice(None, -1))] = words[:, *box]
+    return padded
 
 
 def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
@@ -66,12 +73,12 @@ def shift_down(words: np.ndarray, columns: int) -> np.ndarray:
 
 
 def surface_cells(words: np.ndarray) -> np.ndarray:
-    """Cells of the corner lattice whose pixels differ, from a mask padded by `pad_by_one`.
+    """Cells of the corner lattice whose pixels differ, from masks cut by `crop_and_pad`.
 
     Cell i of an axis lies between pixels i - 1 and i of the unpadded mask.
     """
     some = every = words
-    for axis in range(words.ndim - 1):
+    for axis in range(1, words.ndim - 1):
         low, high = _halves(axis)
         some, every = some[low] | some[high], every[low] & every[high]
     some, every = some | shift_up(some, 1), every & shift_up(every, 1)
@@ -94,17 +101,19 @@ def set_bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """Code of `tables` for cells (flat word indices and bits of `surface_cells`' lattice)."""
-    lattice = tuple(n - 1 for n in words.shape[:-1]) + words.shape[-1:]
-    index = np.unravel_index(cells, lattice)
-    previous = shift_up(words, 1)
+    offsets = np.zeros(1, np.int64)
+    stride = words.shape[-1]
+    for size in words.shape[-2:0:-1]:
+        offsets = np.concatenate([offsets, offsets + stride])
+        # Along every leading axis the masks are one longer than the lattice.
+        cells = cells + cells // ((size - 1) * stride) * stride
+        stride *= size
+    flat, previous = words.ravel(), shift_up(words, 1).ravel()
     codes = np.zeros(cells.shape, np.uint64)
-    place = 0
-    for corner in np.ndindex((2,) * (words.ndim - 1)):
-        moved = [i + step for i, step in zip(index, corner, strict=False)]
-        flat = np.ravel_multi_index((*moved, index[-1]), words.shape)
-        for source in (previous, words):
-            codes |= ((source.ravel()[flat] >> bits) & np.uint64(1)) << np.uint64(place)
-            place += 1
+    for i, offset in enumerate(offsets):
+        corner = cells + offset
+        codes |= ((previous[corner] >> bits) & _ONE) << np.uint64(2 * i)
+        codes |= ((flat[corner] >> bits) & _ONE) << np.uint64(2 * i + 1)
     return codes.astype(np.uint8)
 
 
@@ -112,32 +121,38 @@ def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
     """Sets every cell with a set cell near it.
 
     Args:
-      words: [Y, W] or [Z, Y, W].
+      words: [N, Y, W] or [N, Z, Y, W].
       reach: int [rows] or [planes, rows]: how many columns away a set cell may be when it is so
         many planes and rows away; -1 where no column is near enough.
     """
-    if words.ndim == 2:
-        return dilate(words[None], reach[None])[0]
-    spread = {-1: None, 0: words}
+    spread = {0: words}
     for columns in range(1, int(reach.max()) + 1):
         spread[columns] = spread[columns - 1] | shift_up(words, columns)
         spread[columns] |= shift_down(words, columns)
-    result = np.zeros_like(words)
-    for plane, plane_reach in enumerate(reach):
-        near = np.zeros_like(words)
-        for row, columns in enumerate(plane_reach):
-            if columns >= 0:
-                _or_shifted(near, spread[int(columns)], 1, row)
-        _or_shifted(result, near, 0, plane)
+    planes = [
+        _or_rows([spread[int(columns)] for columns in row if columns >= 0])
+        for row in np.atleast_2d(reach)
+    ]
+    if words.ndim == 3:
+        return planes[0]
+    result = planes[0]
+    for distance, plane in enumerate(planes[1:], start=1):
+        _or_shifted(result, plane, 1, distance)
+    return result
+
+
+def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
+    """The first array, ORed with each later one moved by its position along the rows."""
+    result = spread[0].copy()
+    for distance, words in enumerate(spread[1:], start=1):
+        _or_shifted(result, words, words.ndim - 2, distance)
     return result
 
 
 def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) -> None:
     """ORs into `result` the words moved by `steps` along an axis, both ways."""
-    before = (slice(None),) * axis
-    if steps == 0:
-        result |= words
-    elif steps < words.shape[axis]:
+    if steps < words.shape[axis]:
+        before = (slice(None),) * axis
         low, high = (*before, slice(None, -steps)), (*before, slice(steps, None))
         result[low] |= words[high]
         result[high] |= words[low]

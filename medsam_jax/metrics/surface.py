@@ -11,7 +11,6 @@ same. 2D masks are scored as contours: a 2D mask is never taken for a slab.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -36,7 +35,9 @@ __all__ = [
 ]
 
 # Word operations of the neighbourhood search that cost as much as a nearest-neighbour tree.
-_SEARCH_LIMIT = 400_000_000
+_SEARCH_LIMIT = 200_000_000
+# Starting threads for fewer points than this takes longer than finding their neighbours.
+_THREADED_POINTS = 20_000
 
 
 def normalized_surface_dice(
@@ -64,17 +65,11 @@ def normalized_surface_dice(
             return nsd_volume(pred, target, spacing, tolerance)
         return nsd_batch(pred[None], target[None], spacing, tolerance)[0]
     spacing = check_spacing(spacing, pred.ndim)
-    pair = _surfaces(pred, target)
-    if pair is None:
+    surfaces = _Surfaces.of(pred, target)
+    if surfaces is None:
         return float("nan")
-    if not pair[0].cells.any() or not pair[1].cells.any():
-        return 0.0
-    reach = bitmask.reachable_columns(spacing, tolerance, pair[0].lattice)
-    if pair[0].cells.size * (2 * reach.size + 2 * reach.max()) < _SEARCH_LIMIT:
-        within, total = _overlap_by_search(pair, spacing, reach)
-    else:
-        within, total = _overlap_by_distance(pair, spacing, tolerance)
-    return float(within / total)
+    sizes = surfaces.sizes(spacing)
+    return float(sizes[surfaces.near_each_other(spacing, tolerance)].sum() / sizes.sum())
 
 
 def hausdorff_distance(
@@ -125,86 +120,70 @@ def surface_distances(
     """
     check_shapes(pred, target, (2, 3))
     spacing = check_spacing(spacing, np.ndim(pred))
-    pair = _surfaces(pred, target)
-    if pair is None:
+    surfaces = _Surfaces.of(pred, target)
+    if surfaces is None:
         return None
-    pred_surface, target_surface = pair
-    return (
-        _directed(target_surface, pred_surface, spacing),
-        _directed(pred_surface, target_surface, spacing),
-    )
+    sizes, distances = surfaces.sizes(spacing), surfaces.distances(spacing)
+    is_pred = surfaces.is_first()
+    return (distances[~is_pred], sizes[~is_pred]), (distances[is_pred], sizes[is_pred])
 
 
-class _Surface(NamedTuple):
-    """A cropped, packed mask and its surface cells."""
+class _Surfaces:
+    """The surface elements of a pair of masks, on the lattice of their common bounding box."""
 
-    words: np.ndarray  # [..., W], padded by one
-    cells: np.ndarray  # [..., W], one less along each leading axis
+    def __init__(self, words: np.ndarray):
+        self.words = words  # [2, ..., W]
+        self.cells = bitmask.surface_cells(words)  # [2, ..., W], one less along each middle axis
+        self.index, self.bits = bitmask.set_bits(self.cells)  # the first mask's elements first
 
-    @property
-    def lattice(self) -> tuple[int, ...]:
-        return (*self.cells.shape[:-1], self.cells.shape[-1] * bitmask.WORD)
+    @classmethod
+    def of(cls, pred: np.ndarray, target: np.ndarray) -> "_Surfaces | None":
+        """None when both masks are empty."""
+        words = bitmask.pack([as_mask("pred", pred), as_mask("target", target)])
+        box = bitmask.bounding_box(words)
+        return None if box is None else cls(bitmask.crop_and_pad(words, box))
 
-    def elements(self, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Flat word index, bit, and length or area of every surface element."""
-        index, bits = bitmask.set_bits(self.cells)
-        codes = bitmask.neighbour_codes(self.words, index, bits)
-        return index, bits, tables.element_sizes(tuple(spacing))[codes]
+    def is_first(self) -> np.ndarray:
+        """Bool [n]: the element belongs to the first mask."""
+        return self.index < self.cells[0].size
 
-    def coordinates(self) -> np.ndarray:
-        """Integer lattice coordinates [n, axes] of the surface cells."""
-        index, bits = bitmask.set_bits(self.cells)
-        *leading, word = np.unravel_index(index, self.cells.shape)
-        return np.stack([*leading, word * bitmask.WORD + bits.astype(np.int64)], axis=-1)
+    def sizes(self, spacing: np.ndarray) -> np.ndarray:
+        """Length or area [n] of every element."""
+        codes = bitmask.neighbour_codes(self.words, self.index, self.bits)
+        return tables.element_sizes(tuple(spacing))[codes]
 
+    def near_each_other(self, spacing: np.ndarray, tolerance: float) -> np.ndarray:
+        """Bool [n]: the element lies within the tolerance of the other surface."""
+        lattice = (*self.cells.shape[1:-1], self.cells.shape[-1] * bitmask.WORD)
+        reach = bitmask.reachable_columns(spacing, tolerance, lattice)
+        if self.cells.size * (reach.size + reach.max()) > _SEARCH_LIMIT:
+            return self.distances(spacing) <= tolerance
+        near = bitmask.dilate(self.cells, reach)[::-1].ravel()
+        return ((near[self.index] >> self.bits) & np.uint64(1)).astype(bool)
 
-def _surfaces(pred: np.ndarray, target: np.ndarray) -> tuple[_Surface, _Surface] | None:
-    """Both surfaces on the lattice of the masks' common bounding box; None when both are empty."""
-    packed = bitmask.pack(as_mask("pred", pred)), bitmask.pack(as_mask("target", target))
-    box = bitmask.bounding_box(packed[0] | packed[1])
-    if box is None:
-        return None
-    padded = [bitmask.pad_by_one(words[box]) for words in packed]
-    return tuple(_Surface(words, bitmask.surface_cells(words)) for words in padded)
-
-
-def _overlap_by_search(
-    pair: tuple[_Surface, _Surface], spacing: np.ndarray, reach: np.ndarray
-) -> tuple[float, float]:
-    """Size of the elements within the tolerance, and of all, over both surfaces."""
-    within = total = 0.0
-    for one, other in (pair, pair[::-1]):
-        near = bitmask.dilate(other.cells, reach).ravel()
-        index, bits, sizes = one.elements(spacing)
-        within += sizes[((near[index] >> bits) & np.uint64(1)).astype(bool)].sum()
-        total += sizes.sum()
-    return within, total
+    def distances(self, spacing: np.ndarray) -> np.ndarray:
+        """Distance [n] of every element to the nearest cell of the other surface."""
+        mask, *leading, word = np.unravel_index(self.index, self.cells.shape)
+        column = word * bitmask.WORD + self.bits.astype(np.int64)
+        points = np.stack([*leading, column], axis=-1)
+        pred, target = points[mask == 0], points[mask == 1]
+        return np.concatenate(
+            [_distances(pred, target, spacing), _distances(target, pred, spacing)]
+        )
 
 
-def _overlap_by_distance(
-    pair: tuple[_Surface, _Surface], spacing: np.ndarray, tolerance: float
-) -> tuple[float, float]:
-    within = total = 0.0
-    for one, other in (pair, pair[::-1]):
-        distances, sizes = _directed(one, other, spacing)
-        within += sizes[distances <= tolerance].sum()
-        total += sizes.sum()
-    return within, total
-
-
-def _directed(one: _Surface, other: _Surface, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance from each element of one surface to the nearest cell of the other, and its size."""
+def _distances(points: np.ndarray, others: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Distance [n] from each lattice point to the nearest of the others; infinite without any."""
     from scipy.spatial import cKDTree
 
-    sizes = one.elements(spacing)[2]
-    points, others = one.coordinates(), other.coordinates()
     if not len(others):
-        return np.full(len(points), np.inf), sizes
+        return np.full(len(points), np.inf)
     tree = cKDTree(others * spacing, balanced_tree=False, compact_nodes=False)
-    nearest = tree.query(points * spacing, workers=-1)[1]
+    threads = 1 if len(points) < _THREADED_POINTS else -1
+    nearest = tree.query(points * spacing, workers=threads)[1]
     # From whole steps, so that equal distances are equal numbers.
     squares = ((points - others[nearest]) * spacing) ** 2
-    return np.sqrt(np.add.reduce(squares.T, axis=0)), sizes
+    return np.sqrt(np.add.reduce(squares.T, axis=0))
 
 
 def _percentile(distances: np.ndarray, sizes: np.ndarray, percentile: float) -> float:
