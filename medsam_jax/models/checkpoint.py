@@ -1,0 +1,330 @@
+"""Checkpoint directories: a model's arrays with everything needed to build, feed and credit it.
+
+```
+DIRECTORY/
+  model.json           architecture (with the preprocessing contract), licence, source, versions
+  params/0, params/1   Orbax checkpoints of at most 128 MB each, so that writing needs little memory
+  extras.safetensors   entries of a PyTorch file that the model does not use; only where there are any
+```
+
+A directory is written under a temporary name beside its place and renamed when complete.
+"""
+
+import contextlib
+import datetime
+import importlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from medsam_jax.errors import UserError
+from medsam_jax.models.common import flatten_state
+
+FORMAT_VERSION = 1
+_PART_BYTES = 128 * 2**20
+
+# `architecture.kind` in model.json -> module, configuration and model.
+_KINDS = {
+    "sam": ("medsam_jax.models.sam", "SamConfig", "Sam"),
+    "unet": ("medsam_jax.models.unet", "UNetConfig", "UNet"),
+}
+
+
+def save_model(
+    directory: str | os.PathLike,
+    params: Mapping[str, Array | np.ndarray],
+    config: Any,
+    metadata: dict[str, Any],
+    extras: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint directory; an existing one stays until the new one is complete.
+
+    Of a multi-host run, process 0 calls this alone, with arrays it can address.
+
+    Args:
+      directory: where to; its parents are made.
+      params: arrays by dotted path (`common.flatten_state`), in the types to be stored. Taken in
+        order and one part at a time, so a mapping that reads lazily never has to fit in memory.
+      config: `SamConfig` or `UNetConfig`.
+      metadata: further JSON-able entries of model.json: `licence`, `source`, training facts.
+      extras: entries (`weights_converter.tensors.LazyTensor`) to give back at export.
+      overwrite: replace an existing directory.
+
+    Raises:
+      UserError: the directory exists and `overwrite` is false.
+    """
+    kind = next(kind for kind, names in _KINDS.items() if type(config).__name__ == names[1])
+    description = {
+        "format_version": FORMAT_VERSION,
+        "architecture": config.to_dict() | {"kind": kind},
+        **metadata,
+        "created_by": _versions(),
+    }
+    with _replacing(Path(directory), overwrite) as target:
+        _write_params(target / "params", params)
+        if extras:
+            from weights_converter.safetensors_io import write_safetensors
+
+            write_safetensors(str(target / "extras.safetensors"), extras)
+        (target / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
+    """The content of model.json.
+
+    Raises:
+      UserError: no checkpoint directory, a damaged one, or one of a newer format.
+    """
+    path = Path(directory) / "model.json"
+    try:
+        metadata = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{directory}: not a checkpoint directory (no model.json); make one with "
+            "`python -m weights_converter.convert`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); write the checkpoint again") from None
+    version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version {version!r}, this program reads {FORMAT_VERSION}; convert the "
+            "checkpoint again"
+        )
+    return metadata
+
+
+def read_params(directory: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by dotted path, in the types they were stored in.
+
+    Raises:
+      UserError: a part is missing or damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    params = {}
+    parts = Path(directory).absolute() / "params"
+    names = sorted(os.listdir(parts), key=int) if parts.is_dir() else []
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        for name in names:
+            try:
+                params |= _flatten(checkpointer.restore(parts / name))
+            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                raise UserError(
+                    f"{parts / name}: cannot be read ({reason}); write the checkpoint again"
+                ) from error
+    if not params:
+        raise UserError(f"{parts}: no parameters there; write the checkpoint again")
+    return params
+
+
+def read_extras(directory: str | os.PathLike) -> dict[str, Any]:
+    """Entries of the source file that the model does not use, as `LazyTensor` by their names."""
+    path = Path(directory) / "extras.safetensors"
+    if not path.exists():
+        return {}
+    from weights_converter.safetensors_io import read_safetensors
+
+    return read_safetensors(str(path)).tensors
+
+
+def read_config(directory: str | os.PathLike) -> Any:
+    """The configuration (`SamConfig` or `UNetConfig`) of a checkpoint. Raises UserError as
+    `read_metadata`, and for an architecture this program does not know."""
+    fields = dict(read_metadata(directory).get("architecture", {}))
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise UserError(f"{directory}/model.json: architecture kind {kind!r} is unknown")
+    module, config_name, _ = _KINDS[kind]
+    try:
+        return getattr(importlib.import_module(module), config_name).from_dict(fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{directory}/model.json: architecture does not fit this program ({error}); convert the "
+            "checkpoint again"
+        ) from None
+
+
+def load_model(name_or_dir: str | os.PathLike) -> nnx.Module:
+    """Builds the model of a checkpoint directory, or of known weights by name.
+
+    Args:
+      name_or_dir: a directory, or a name of `weights_converter.registry` such as "lite_medsam",
+        which is fetched, verified, converted and kept in `$MEDSAM_JAX_CACHE` or
+        `~/.cache/medsam_jax`.
+
+    Returns:
+      The `Sam` (or `UNet`), float32, with its configuration as `.config`.
+
+    Raises:
+      UserError: unknown name, failed or wrong download, or a directory that does not hold what its
+        model.json says.
+    """
+    directory = _resolve(name_or_dir)
+    config = read_config(directory)
+    return build_model(config, read_params(directory), str(directory))
+
+
+def build_model(config: Any, params: Mapping[str, np.ndarray], origin: str) -> nnx.Module:
+    """The model of `config` holding `params`, without first filling it with random numbers.
+
+    Args:
+      config: `SamConfig` or `UNetConfig`.
+      params: arrays by dotted path; cast to the model's types.
+      origin: where they come from, for the error message.
+
+    Raises:
+      UserError: paths or shapes differ from the model's.
+    """
+    abstract = abstract_model(config)
+    shapes = {path: variable.shape for path, variable in flatten_state(abstract).items()}
+    check_same(shapes, params, origin)
+    graph, state = nnx.split(abstract)
+    leaves = [
+        (path, variable.replace(_to_device(params[".".join(map(str, path))], variable)))
+        for path, variable in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def abstract_model(config: Any) -> nnx.Module:
+    """The model of `config` with shapes and types in place of arrays; costs no memory."""
+    module, _, model_name = next(
+        names for names in _KINDS.values() if names[1] == type(config).__name__
+    )
+    model_class = getattr(importlib.import_module(module), model_name)
+    return nnx.eval_shape(lambda: model_class(config, rngs=_OneKey()))
+
+
+class _OneKey:
+    """In place of `nnx.Rngs` where the numbers do not matter: its counters, traced, took seconds."""
+
+    def params(self) -> Array:
+        return jax.random.key(0)
+
+
+def _to_device(value: np.ndarray, variable: nnx.Variable) -> Array:
+    return jax.numpy.asarray(value, dtype=variable.dtype)
+
+
+def check_same(
+    shapes: Mapping[str, tuple[int, ...]], params: Mapping[str, np.ndarray], origin: str
+) -> None:
+    """Raises UserError, naming `origin`, unless `params` have exactly these paths and shapes."""
+    problems = [f"{path} is missing" for path in shapes if path not in params]
+    problems += [f"{path} is not of this model" for path in params if path not in shapes]
+    problems += [
+        f"{path} has shape {params[path].shape}, the model {shape}"
+        for path, shape in shapes.items()
+        if path in params and params[path].shape != shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise UserError(
+            f"{origin}: {len(problems)} arrays do not fit its model.json: {shown}; convert again"
+        )
+
+
+def _resolve(name_or_dir: str | os.PathLike) -> Path:
+    """The checkpoint directory; known names only where no such directory exists."""
+    path = Path(name_or_dir)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(
+            f"{path}: a file; make a checkpoint directory of it with `python -m "
+            f"weights_converter.convert --input {path} --output DIRECTORY`"
+        )
+    from weights_converter.known import converted_directory
+
+    return converted_directory(os.fspath(name_or_dir))
+
+
+def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> None:
+    import orbax.checkpoint as ocp
+
+    alone = {}
+    if jax.process_count() > 1:
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="save_model"
+        )
+        alone = {"multiprocessing_options": options}
+    # Weights do not compress: zstd took twice the time to save 7 %.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, **alone)
+    directory = directory.absolute()
+    directory.mkdir()
+    with ocp.Checkpointer(handler, **alone) as checkpointer:
+        for index, part in enumerate(_parts(params)):
+            checkpointer.save(directory / str(index), args=ocp.args.PyTreeSave(_nest(part)))
+
+
+def _parts(params: Mapping[str, Array | np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    part, size = {}, 0
+    for path, value in params.items():
+        part[path] = np.asarray(value)
+        size += part[path].nbytes
+        if size >= _PART_BYTES:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part
+
+
+def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = np.asarray(value)
+    return flat
+
+
+@contextlib.contextmanager
+def _replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
+    """Yields a temporary sibling that takes the place of `directory` when the block succeeds."""
+    if directory.exists() and not overwrite:
+        raise UserError(f"{directory}: exists; choose another place, or overwrite it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        target = scratch / "new"
+        target.mkdir()
+        yield target
+        if directory.exists():
+            directory.rename(scratch / "old")
+        target.rename(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    packages = {}
+    for package in ("medsam-jax", "jax", "flax", "orbax-checkpoint"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[package] = importlib.metadata.version(package)
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return packages | {"time": time}

@@ -1,0 +1,47 @@
+"""Which model a set of tensors belongs to, told from names and shapes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from medsam_jax.errors import UserError
+from medsam_jax.models.sam import SamConfig
+from weights_converter.tensors import LazyTensor
+
+_VIT = "image_encoder.patch_embed.proj.weight"
+_TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A model we have, and the tensor (name, PyTorch shape) that only its checkpoints hold."""
+
+    config: Callable[[], SamConfig]
+    tensor: str
+    shape: tuple[int, ...]
+
+
+ARCHITECTURES = {
+    "lite_medsam": Architecture(SamConfig.lite_medsam, _TINY_VIT, (32, 3, 1, 1)),
+    "vit_b": Architecture(SamConfig.vit_b, _VIT, (768, 3, 16, 16)),
+    "vit_l": Architecture(SamConfig.vit_l, _VIT, (1024, 3, 16, 16)),
+    "vit_h": Architecture(SamConfig.vit_h, _VIT, (1280, 3, 16, 16)),
+    "tiny": Architecture(SamConfig.tiny, _TINY_VIT, (4, 3, 1, 1)),
+}
+
+
+def detect(tensors: Mapping[str, LazyTensor], path: str) -> str:
+    """The name of the architecture of `tensors`, which carry segment_anything's names.
+
+    Raises:
+      UserError: none of ours, or no image encoder to tell it from.
+    """
+    for name, architecture in ARCHITECTURES.items():
+        tensor = tensors.get(architecture.tensor)
+        if tensor is not None and tensor.shape == architecture.shape:
+            return name
+    seen = next((name for name in (_VIT, _TINY_VIT) if name in tensors), None)
+    what = f"{seen} has shape {tensors[seen].shape}" if seen else "no known image encoder"
+    raise UserError(
+        f"{path}: the architecture is not one of {', '.join(ARCHITECTURES)} ({what}); name it with "
+        "--model to see which tensors differ"
+    )

@@ -1,0 +1,186 @@
+"""Converts a checkpoint of the SAM family, in or out, or says what it is.
+
+python -m weights_converter.convert --input lite_medsam --output weights/lite_medsam
+python -m weights_converter.convert --input sam_vit_b_01ec64.pth --output weights/sam_vit_b
+python -m weights_converter.convert --input weights/tuned --output tuned.pth --format pth
+python -m weights_converter.convert --input unknown.pth --inspect
+"""
+
+import collections
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from medsam_jax.errors import UserError, run
+from weights_converter import conversion, fetch, known, names, readers
+from weights_converter.architectures import ARCHITECTURES
+from weights_converter.pth_writer import write_pth
+from weights_converter.registry import REGISTRY, by_sha256
+from weights_converter.safetensors_io import write_safetensors
+from weights_converter.tensors import DTYPE_NAMES
+
+_WRITERS: dict[str, Callable] = {"pth": write_pth, "safetensors": write_safetensors}
+
+_INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "a .pth or .safetensors file, a checkpoint directory, or known weights by name: "
+    + ", ".join(REGISTRY),
+)
+_OUTPUT = flags.DEFINE_string("output", None, "directory (orbax) or file to write")
+_MODEL = flags.DEFINE_enum(
+    "model",
+    "auto",
+    ["auto", *REGISTRY, *(name for name in ARCHITECTURES if name not in REGISTRY)],
+    "what a file holds, where its tensors do not tell: MedSAM's ViT-B looks like SAM's, but wants "
+    "other preprocessing",
+)
+_FORMAT = flags.DEFINE_enum("format", "orbax", ["orbax", *_WRITERS], "what to write")
+_NAMING = flags.DEFINE_enum(
+    "naming", names.SEGMENT_ANYTHING, list(names.NAMINGS), "tensor names of a written file"
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace an existing output, when complete")
+_INSPECT = flags.DEFINE_bool("inspect", False, "print what the input is; write nothing")
+
+
+def convert(
+    source: str,
+    output: str,
+    model: str = "auto",
+    format: str = "orbax",
+    naming: str = names.SEGMENT_ANYTHING,
+    overwrite: bool = False,
+) -> None:
+    """Converts one checkpoint; the arguments are those of the command line.
+
+    Raises:
+      UserError: anything wrong with the input, or the output exists. Nothing is left behind then,
+        and an existing output stays as it is.
+    """
+    _demand_free(output, format, overwrite)
+    state = read(source, model)
+    if format == "orbax":
+        conversion.save_directory(state, output, overwrite)
+    else:
+        tensors = conversion.in_naming(state, naming)
+        _write_file(output, lambda path: _WRITERS[format](path, tensors))
+
+
+def read(source: str, model: str = "auto") -> conversion.StateDict:
+    """Opens and checks a checkpoint: file, directory or known weights by name.
+
+    Raises:
+      UserError: as `convert`.
+    """
+    if os.path.isdir(source):
+        if model != "auto":
+            raise UserError(f"{source}: model.json says what it holds; leave out --model {model}")
+        return conversion.state_dict_from_directory(source)
+    if not os.path.exists(source):
+        path = str(fetch.fetch(source))
+        model = source if model == "auto" else model
+    else:
+        path = source
+    file = readers.read_file(path)
+    sha256 = fetch.sha256_of(path)
+    recognised = by_sha256(sha256)
+    if model == "auto" and recognised:
+        model = recognised[0]
+    if model in REGISTRY:
+        config = known.known_config(model)
+    else:
+        config = None if model == "auto" else ARCHITECTURES[model].config()
+    state = conversion.state_dict_from_file(file, config)
+    metadata = known.known_metadata(recognised[1]) if recognised else {"licence": "unknown"}
+    source_facts = state.source | {"sha256": sha256}
+    return dataclasses.replace(state, source=source_facts, metadata=metadata)
+
+
+def inspect(source: str, model: str = "auto") -> str:
+    """A description of a checkpoint: architecture, naming, wrapper, parameters by part, types."""
+    state = read(source, model)
+    facts, parts, types = state.source, collections.Counter(), collections.Counter()
+    for name, tensor in state.tensors.items():
+        parts[name.split(".")[0]] += tensor.size
+        types[DTYPE_NAMES[tensor.dtype]] += 1
+    preprocessing = state.config.preprocessing
+    recognised = by_sha256(facts.get("sha256", ""))
+    lines = {
+        "input": source,
+        "format": facts.get("format", "orbax") if os.path.isfile(source) else "orbax",
+        "known as": recognised[0] if recognised else "no known file (by sha256)",
+        "sha256": facts.get("sha256", "not recorded"),
+        "licence": state.metadata.get("licence", "unknown"),
+        "architecture": f"{state.config.name}, input {state.config.image_size} x "
+        f"{state.config.image_size}",
+        "naming": facts.get("naming", "our own"),
+        "wrapper": facts.get("wrapper") or "none",
+        "prefix": facts.get("prefix") or "none",
+        "preprocessing": f"recipe {preprocessing.recipe}, normalisation "
+        f"{preprocessing.normalisation}",
+        "tensors": f"{len(state.tensors)} ("
+        + ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())
+        + ")",
+        "elements": f"{sum(parts.values()):,}",
+        **{f"  {part}": f"{size:,}" for part, size in parts.items()},
+    }
+    return "\n".join(f"{title + ':':<18}{text}" for title, text in lines.items())
+
+
+def _demand_free(output: str, format: str, overwrite: bool) -> None:
+    path = Path(output)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists; choose another --output, or give --overwrite")
+    if path.exists() and path.is_dir() != (format == "orbax"):
+        kind = "a directory" if path.is_dir() else "a file"
+        raise UserError(f"{path}: {kind}, which --format {format} cannot replace; remove it first")
+
+
+def _write_file(output: str, write: Callable[[str], None]) -> None:
+    """Writes beside the place and renames when complete."""
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        write(partial)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if not _INPUT.value:
+        raise UserError("--input is missing: a file, a checkpoint directory or a known name")
+    if _INSPECT.value:
+        print(inspect(_INPUT.value, _MODEL.value))
+        return
+    if not _OUTPUT.value:
+        raise UserError("--output is missing: where to write (or --inspect to only look)")
+    print(f"converting {_INPUT.value} to {_OUTPUT.value}", file=sys.stderr, flush=True)
+    convert(
+        _INPUT.value,
+        _OUTPUT.value,
+        _MODEL.value,
+        _FORMAT.value,
+        _NAMING.value,
+        _OVERWRITE.value,
+    )
+    print(f"wrote {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    run(main)

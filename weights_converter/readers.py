@@ -1,0 +1,25 @@
+"""Opens a checkpoint file of any format, told by its first bytes."""
+
+from pathlib import Path
+
+from medsam_jax.errors import UserError
+from weights_converter.pth_reader import read_pth
+from weights_converter.safetensors_io import read_safetensors
+from weights_converter.tensors import TensorFile
+
+
+def read_file(path: str) -> TensorFile:
+    """Reads names, shapes and types of a `.pth`, `.pt`, `.bin` or `.safetensors` file.
+
+    Raises:
+      UserError: no such file, or not a readable checkpoint.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    # safetensors: 8 bytes of header length, then JSON. The name decides only for damaged files.
+    if head[8:9] == b"{" or Path(path).suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_pth(path)

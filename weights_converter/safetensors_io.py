@@ -1,0 +1,73 @@
+"""safetensors files: read by their library, written tensor by tensor.
+
+The library's writer wants all tensors in memory and sorts them; the format is a JSON header and the
+bytes, so writing it here keeps the order and needs memory for one tensor only.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+
+from medsam_jax.errors import UserError
+from weights_converter.tensors import DTYPE_NAMES, DTYPES, LazyTensor, TensorFile, reading
+
+
+def read_safetensors(path: str) -> TensorFile:
+    """Reads names, shapes and types; values are read on demand, each as a copy.
+
+    Raises:
+      UserError: not a safetensors file, damaged, or with an element type no SAM has.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="numpy")
+        names = file.offset_keys()
+        slices = {name: file.get_slice(name) for name in names}
+        described = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{path}: not a readable safetensors file ({reason})") from None
+    strangers = sorted({dtype for _, dtype in described.values()} - set(DTYPES))
+    if strangers or not described:
+        what = f"elements of type {', '.join(strangers)}" if strangers else "no tensors"
+        raise UserError(f"{path}: holds {what}; expected the weights of a SAM")
+
+    def lazy(name: str) -> LazyTensor:
+        shape, dtype = described[name]
+        return LazyTensor(tuple(shape), DTYPES[dtype], lambda: _read(file, path, name))
+
+    tensors = {name: lazy(name) for name in described}
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
+    return TensorFile(path, "safetensors", tensors, prefix=prefix)
+
+
+def _read(file, path: str, name: str) -> np.ndarray:
+    from safetensors import SafetensorError
+
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {ascii(name)} cannot be read ({error})") from None
+
+
+def write_safetensors(path: str, tensors: Mapping[str, LazyTensor]) -> None:
+    """Writes `tensors` in their order to `path`, which is overwritten."""
+    header, position = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        end = position + tensor.size * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    encoded = json.dumps(header).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for tensor in reading(tensors, "writing .safetensors"):
+            file.write(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))

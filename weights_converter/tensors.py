@@ -1,0 +1,75 @@
+"""What a checkpoint file holds, whatever its format: named tensors that are read when asked for."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from medsam_jax.progress import progress
+
+# The element types of published checkpoints, by safetensors' names.
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_LARGE = 200 * 2**20  # bytes that take more than two seconds to convert
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor in a file: its shape and type are known, its values are read by `read()`.
+
+    `read` returns an array that may be a read-only view of the memory-mapped file; it raises
+    `UserError` where the stored bytes are damaged.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "LazyTensor":
+        """A tensor that is in memory already."""
+        return cls(array.shape, array.dtype, lambda: array)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """A checkpoint as read from disk, its wrappers taken off.
+
+    Attributes:
+      path: where it lies, for messages.
+      format: "pth", "pth (legacy)", "safetensors" or "orbax".
+      tensors: by the names of the file, in its order, without `prefix`.
+      wrapper: the key of the dictionary that held the tensors ("model", "state_dict"), or "".
+      prefix: what stood before every name ("module."), or "".
+    """
+
+    path: str
+    format: str
+    tensors: dict[str, LazyTensor]
+    wrapper: str = ""
+    prefix: str = ""
+
+
+def reading(tensors: Mapping[str, LazyTensor], desc: str) -> Iterable[LazyTensor]:
+    """The tensors in order, under a progress bar where they are large enough to take seconds."""
+    size = sum(tensor.size * tensor.dtype.itemsize for tensor in tensors.values())
+    if size < _LARGE:
+        return tensors.values()
+    return progress(tensors.values(), desc, len(tensors))
