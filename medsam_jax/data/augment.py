@@ -1,0 +1,70 @@
+"""Optional augmentation of a slice and its label map: flips, rotation, brightness and contrast."""
+
+import dataclasses
+
+import numpy as np
+
+from medsam_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How much a training slice may change. MedSAM trains without any of it."""
+
+    flip: float = 0.0  # probability of each of the left-right and up-down flips
+    rotation: float = 0.0  # largest angle, degrees, either way
+    intensity: float = 0.0  # largest relative change of contrast, and of brightness in 255
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.flip <= 1 and 0 <= self.rotation <= 180 and 0 <= self.intensity < 1):
+            raise UserError(
+                f"augmentation: {self}; flip is in [0, 1], rotation in [0, 180] and intensity "
+                "in [0, 1)"
+            )
+
+
+def augment(
+    image: np.ndarray,
+    labels: np.ndarray,
+    valid_shape: np.ndarray,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Augments inside the valid part, so that padding stays where it is.
+
+    A rotation that turns every object out of the picture is not made.
+
+    Args:
+      image: uint8 [S, S, 3].
+      labels: uint8 [S, S].
+    """
+    height, width = int(valid_shape[0]), int(valid_shape[1])
+    new_image, new_labels = image.copy(), labels.copy()
+    part, part_labels = image[:height, :width], labels[:height, :width]
+    for axis in (0, 1):
+        if rng.random() < augmentation.flip:
+            part, part_labels = np.flip(part, axis), np.flip(part_labels, axis)
+    if augmentation.rotation > 0:
+        angle = rng.uniform(-augmentation.rotation, augmentation.rotation)
+        part, part_labels = _rotate(part, part_labels, angle)
+    if augmentation.intensity > 0:
+        contrast, brightness = rng.uniform(-augmentation.intensity, augmentation.intensity, size=2)
+        grey = part.astype(np.float32)
+        grey = (grey - grey.mean()) * (1 + contrast) + grey.mean() + 255 * brightness
+        part = np.clip(np.round(grey), 0, 255).astype(np.uint8)
+    new_image[:height, :width], new_labels[:height, :width] = part, part_labels
+    return new_image, new_labels
+
+
+def _rotate(image: np.ndarray, labels: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rotates both about the centre, image bilinear and labels nearest, black outside."""
+    import cv2
+
+    height, width = labels.shape
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+    turned = cv2.warpAffine(
+        np.ascontiguousarray(labels), matrix, (width, height), flags=cv2.INTER_NEAREST
+    )
+    if not turned.any():
+        return image, labels
+    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (width, height)), turned

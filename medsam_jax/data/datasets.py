@@ -1,0 +1,105 @@
+"""Opens a built `medical_slices` data set: where it lies, what it says of itself, its records."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.errors import UserError
+
+RECORD_FILE = "medical_slices.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """A built data set's folder and its record (`medical_slices.json`)."""
+
+    directory: pathlib.Path
+    record: dict[str, Any]
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe that made the slices."""
+        return self.record["recipe"]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Cases, slices and objects by split, and in each by task and modality."""
+        return self.record["splits"]
+
+    def objects(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of every object of a split: position of its slice in the split, and its label."""
+        with np.load(self.directory / f"objects-{split}.npz") as file:
+            return file["position"], file["label"]
+
+    def groups(self, split: str) -> dict[tuple[str, str], np.ndarray]:
+        """Positions of the slices of each (task, modality); they lie in the order of the cases."""
+        groups: dict[tuple[str, str], list[np.ndarray]] = {}
+        start = 0
+        for case in self.record["cases"]:
+            if case["split"] == split:
+                positions = np.arange(start, start + case["slices"])
+                groups.setdefault((case["task"], case["modality"]), []).append(positions)
+                start += case["slices"]
+        return {name: np.concatenate(parts) for name, parts in groups.items()}
+
+
+def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> DatasetInfo:
+    """Finds the data set in `data_dir` (what `datasets.build` was given, or its version folder).
+
+    Args:
+      data_dir: the folder.
+      recipe: the wanted recipe; None where there is only one.
+
+    Raises:
+      UserError: none there, only other recipes, or several and `recipe` is None.
+    """
+    root = pathlib.Path(data_dir)
+    found = (
+        [root]
+        if (root / RECORD_FILE).is_file()
+        else sorted(path.parent for path in root.glob(f"medical_slices/*/*/{RECORD_FILE}"))
+    )
+    infos = [DatasetInfo(path, json.loads((path / RECORD_FILE).read_text())) for path in found]
+    if not infos:
+        raise UserError(
+            f"{root}: holds no medical_slices data set; build one with "
+            "python -m datasets.build --manifest cases.csv --data_dir " + str(root)
+        )
+    names = ", ".join(info.recipe for info in infos)
+    matching = [info for info in infos if recipe in (None, info.recipe)]
+    if not matching:
+        raise UserError(
+            f"{root}: was built with recipe {names}, recipe {recipe} is needed; build it with "
+            f"python -m datasets.build --recipe {recipe}"
+        )
+    if len(matching) > 1:
+        raise UserError(f"{root}: holds several data sets ({names}); name the folder of one")
+    return matching[0]
+
+
+def open_dataset(
+    data_dir: str | pathlib.Path, split: str, recipe: str | None = None
+) -> tuple[Sequence[dict[str, Any]], DatasetInfo]:
+    """The records of a split by random access, and the data set's info.
+
+    A record is a dict: `image` uint8 [S, S, 3], `mask` uint8 [S, S, 1] label map, `case_id`, `task`
+    and `modality` bytes, `slice_index`, `spacing` float32 [2] (row, column, mm, NaN where unknown),
+    `original_shape` and `valid_shape` int32 [2].
+
+    Raises:
+      UserError: no such data set, recipe or split.
+    """
+    info = find_dataset(data_dir, recipe)
+    available = [name for name, counts in info.counts.items() if counts["slices"]]
+    if split not in available:
+        raise UserError(
+            f"{info.directory}: split {split!r} has no slices; it has {', '.join(available)} "
+            "(small data sets: assign splits in the manifest's split column)"
+        )
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(info.directory).as_data_source(split), info

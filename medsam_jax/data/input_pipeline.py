@@ -1,0 +1,300 @@
+"""Batches for training and evaluation from a built data set, by grain: ordered, sharded, resumable.
+
+Every random choice (order, label, box, points, augmentation) is a function of the seed and the
+position in the run. So the order is the same for any number of workers and after a resume, and
+the processes of a multi-host run share one global order.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from medsam_jax.data import prompts
+from medsam_jax.data.augment import Augmentation, augment
+from medsam_jax.data.datasets import DatasetInfo, find_dataset, open_dataset
+from medsam_jax.errors import UserError
+
+__all__ = [
+    "DatasetInfo",
+    "EvalObjects",
+    "eval_objects",
+    "find_dataset",
+    "open_dataset",
+    "train_loader",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawPrompts:
+    """Turns a record into a training example: picks objects and draws their prompts.
+
+    With one prompt an image the arrays have no prompt axis; with more they have one, after the
+    batch axis. Where a slice has fewer objects than prompts, objects repeat with new prompts.
+    """
+
+    box_jitter: int
+    prompts_per_image: int = 1
+    positive_points: int = 0
+    negative_points: int = 0
+    augmentation: Augmentation | None = None
+
+    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """See `train_loader` for the fields."""
+        image, labels = record["image"], record["mask"][:, :, 0]
+        valid_shape = np.asarray(record["valid_shape"], np.int32)
+        if self.augmentation is not None:
+            image, labels = augment(image, labels, valid_shape, self.augmentation, rng)
+        present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1
+        rounds = math.ceil(self.prompts_per_image / len(present))
+        order = np.concatenate([rng.permutation(present) for _ in range(rounds)])
+        drawn = [
+            self._draw(labels == label, valid_shape, rng)
+            for label in order[: self.prompts_per_image]
+        ]
+        example = {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
+        if self.prompts_per_image == 1:
+            example = {name: array[0] for name, array in example.items()}
+        return {"image": image, "valid_shape": valid_shape} | example
+
+    def _draw(
+        self, mask: np.ndarray, valid_shape: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        box = prompts.box_from_mask(mask)
+        drawn = {
+            "mask": mask.astype(np.uint8),
+            "box": prompts.jitter_box(box, self.box_jitter, valid_shape, rng),
+        }
+        if self.positive_points or self.negative_points:
+            drawn["points"], drawn["point_labels"] = self._points(mask, valid_shape, rng)
+        return drawn
+
+    def _points(
+        self, mask: np.ndarray, valid_shape: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Points on the object (label 1) and beside it in the valid part (0); -2 where none is."""
+        inside = prompts.sample_points(mask, self.positive_points, rng)
+        outside = ~mask[: valid_shape[0], : valid_shape[1]]
+        labels = [1] * self.positive_points
+        if outside.any():
+            beside = prompts.sample_points(outside, self.negative_points, rng)
+            labels += [0] * self.negative_points
+        else:
+            beside = np.zeros((self.negative_points, 2), np.float32)
+            labels += [-2] * self.negative_points
+        return np.concatenate([inside, beside]), np.array(labels, np.int32)
+
+
+class _Subset:
+    """Some records of a data source, for grain: random access and picklable."""
+
+    def __init__(self, source: Sequence[dict[str, Any]], positions: np.ndarray):
+        self._source, self._positions = source, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        return self._source[int(self._positions[index])]
+
+
+def train_loader(
+    data_dir: str | pathlib.Path,
+    split: str,
+    *,
+    batch_size: int,
+    seed: int,
+    box_jitter: int,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    recipe: str | None = None,
+    prompts_per_image: int = 1,
+    positive_points: int = 0,
+    negative_points: int = 0,
+    temperature: float = 1.0,
+    augmentation: Augmentation | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """An endless grain iterator over shuffled batches; `get_state()` and `set_state()` resume it.
+
+    Args:
+      data_dir, split, recipe: see `open_dataset`.
+      batch_size: examples of this process in a batch; the global batch is that times
+        `process_count`, and consists of the same examples however many processes share it.
+      seed: of order, labels, boxes, points and augmentation.
+      box_jitter: each box side moves outwards by 0 to this many stored pixels.
+      num_workers: processes that read and decode; 0 uses threads of this one. Any number gives
+        the same batches.
+      prompts_per_image: P objects of each image; more than one adds an axis P.
+      positive_points, negative_points: points on and beside each object.
+      temperature: slices of a (task, modality) with n slices are drawn with probability
+        proportional to n ** (1 / temperature): 1 as they are, large values all alike.
+      augmentation: None for none.
+
+    Returns:
+      Iterator of dicts: image uint8 [B, S, S, 3], mask uint8 [B, (P,) S, S] of the chosen objects,
+      box float32 [B, (P,) 4] (x_min, y_min, x_max, y_max) in stored pixels, valid_shape int32
+      [B, 2]; where points are asked for, points float32 [B, (P,) N, 2] (x, y) and point_labels
+      int32 [B, (P,) N].
+
+    Raises:
+      UserError: no such data set or split, or a setting out of range.
+    """
+    import grain.python as grain
+
+    _check_settings(batch_size, prompts_per_image, temperature)
+    source, info = open_dataset(data_dir, split, recipe)
+    seed = seed % 2**32
+    slices = _shuffled(source, info, split, seed, temperature)
+    draw = DrawPrompts(
+        box_jitter, prompts_per_image, positive_points, negative_points, augmentation
+    )
+    batches = slices.random_map(draw, seed=seed)[process_index::process_count].batch(batch_size)
+    loader = batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
+    if num_workers > 0:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which a notebook never parses
+        loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return iter(loader)
+
+
+def _check_settings(batch_size: int, prompts_per_image: int, temperature: float) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size: {batch_size}; use 1 or more")
+    if prompts_per_image < 1:
+        raise UserError(f"prompts_per_image: {prompts_per_image}; use 1 or more")
+    if not temperature >= 1:
+        raise UserError(f"temperature: {temperature}; use 1 (as the data are) or more (more even)")
+
+
+def _shuffled(
+    source: Sequence[Any], info: DatasetInfo, split: str, seed: int, temperature: float
+) -> Any:
+    """An endless grain MapDataset of records, reshuffled at each pass."""
+    import grain.python as grain
+
+    if temperature == 1.0:
+        return grain.MapDataset.source(source).shuffle(seed).repeat()
+    groups = info.groups(split)
+    weights = [len(positions) ** (1 / temperature) for positions in groups.values()]
+    return grain.MapDataset.mix(
+        [
+            grain.MapDataset.source(_Subset(source, positions)).shuffle(seed).repeat()
+            for positions in groups.values()
+        ],
+        weights=weights,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalObjects:
+    """Every (slice, label) object of a split once, in order, in batches; see `eval_objects`."""
+
+    source: Sequence[dict[str, Any]]
+    positions: np.ndarray  # of each object of this process
+    labels: np.ndarray
+    indices: np.ndarray  # of the object in the whole split
+    weights: np.ndarray
+    batch_size: int
+    box_jitter: int
+    seed: int
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.positions) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        position, record = -1, {}
+        for start in range(0, len(self.positions), self.batch_size):
+            examples = []
+            for at in range(start, start + self.batch_size):
+                if self.positions[at] != position:
+                    position = int(self.positions[at])
+                    record = self.source[position]
+                examples.append(self._example(record, at))
+            yield _collate(examples)
+
+    def _example(self, record: dict[str, Any], at: int) -> dict[str, Any]:
+        mask = record["mask"][:, :, 0] == self.labels[at]
+        box = prompts.box_from_mask(mask)
+        if self.box_jitter:
+            rng = np.random.default_rng([self.seed, int(self.indices[at])])
+            box = prompts.jitter_box(box, self.box_jitter, record["valid_shape"], rng)
+        return {
+            "image": record["image"],
+            "mask": mask.astype(np.uint8),
+            "box": box,
+            "valid_shape": np.asarray(record["valid_shape"], np.int32),
+            "original_shape": np.asarray(record["original_shape"], np.int32),
+            "spacing": np.asarray(record["spacing"], np.float32),
+            "weight": self.weights[at],
+            "index": self.indices[at],
+            "label": int(self.labels[at]),
+            "case_id": _text(record["case_id"]),
+            "task": _text(record["task"]),
+            "modality": _text(record["modality"]),
+            "slice_index": int(record["slice_index"]),
+        }
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks arrays; Python values become lists."""
+    batch: dict[str, Any] = {}
+    for name, first in examples[0].items():
+        values = [example[name] for example in examples]
+        batch[name] = np.stack(values) if isinstance(first, np.ndarray | np.generic) else values
+    return batch
+
+
+def eval_objects(
+    data_dir: str | pathlib.Path,
+    split: str,
+    *,
+    batch_size: int,
+    box_jitter: int = 0,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    recipe: str | None = None,
+) -> EvalObjects:
+    """All objects of a split once, in a fixed order, in batches of one size; sized and re-iterable.
+
+    Every process gets the same number of batches (collectives need that); the last ones are
+    filled up with repeated objects of weight 0.
+
+    Args:
+      data_dir, split, recipe: see `open_dataset`.
+      batch_size: objects of this process in a batch.
+      box_jitter: see `train_loader`; 0 gives exact boxes.
+      seed: of the jitter; an object's box does not depend on batches or processes.
+
+    Returns:
+      Sized iterable of dicts with the arrays of `train_loader` for one prompt an image, and
+      spacing float32 [B, 2], original_shape int32 [B, 2], weight float32 [B], index int64 [B], and
+      the lists label, case_id, task, modality, slice_index.
+    """
+    source, info = open_dataset(data_dir, split, recipe)
+    positions, labels = info.objects(split)
+    count = len(positions)
+    share = math.ceil(math.ceil(count / process_count) / batch_size) * batch_size
+    indices = np.arange(share) * process_count + process_index
+    real = indices < count
+    indices = np.where(real, indices, count - 1)
+    return EvalObjects(
+        source=source,
+        positions=positions[indices],
+        labels=labels[indices],
+        indices=indices,
+        weights=real.astype(np.float32),
+        batch_size=batch_size,
+        box_jitter=box_jitter,
+        seed=seed,
+    )
