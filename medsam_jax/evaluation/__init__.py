@@ -1,0 +1,1 @@
+"""Runs models over a data set or scans: scores, tables, statistics and figures."""
