@@ -1,6 +1,7 @@
 """Which model a set of tensors belongs to, told from names and shapes."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 from medsam_jax.errors import UserError
@@ -27,6 +28,21 @@ ARCHITECTURES = {
     "vit_h": Architecture(SamConfig.vit_h, _VIT, (1280, 3, 16, 16)),
     "tiny": Architecture(SamConfig.tiny, _TINY_VIT, (4, 3, 1, 1)),
 }
+
+
+def at_size_of(config: SamConfig, tensors: Mapping[str, LazyTensor]) -> SamConfig:
+    """`config` with the input size that the position table of a ViT in `tensors` was made for.
+
+    Fine-tuned descendants of SAM (SAMed, SAM-Med2D) keep its tensors but for these tables.
+    """
+    table = tensors.get("image_encoder.pos_embed")
+    if table is None or len(table.shape) != 4 or table.shape[1] != table.shape[2]:
+        return config
+    size = table.shape[1] * config.encoder.patch_size
+    if size == config.image_size or not math.log2(size).is_integer():
+        return config
+    preprocessing = dataclasses.replace(config.preprocessing, image_size=size)
+    return dataclasses.replace(config, image_size=size, preprocessing=preprocessing)
 
 
 def detect(tensors: Mapping[str, LazyTensor], path: str) -> str:

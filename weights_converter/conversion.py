@@ -1,7 +1,7 @@
 """From a checkpoint file to our parameters and back, as functions.
 
-In between lies `StateDict`: all tensors under segment_anything's names in PyTorch's axis order, still
-unread. Reading a file checks it against a model and ends there; writing starts there.
+In between lies `StateDict`: all tensors under segment_anything's names in PyTorch's axis order,
+still unread. Reading a file checks it against a model and ends there; writing starts there.
 """
 
 import dataclasses
@@ -71,6 +71,7 @@ def state_dict_from_file(file: TensorFile, config: SamConfig | None = None) -> S
     tensors, unknown = _under_our_names(file, naming)
     if config is None:
         config = architectures.ARCHITECTURES[architectures.detect(tensors, file.path)].config()
+    config = architectures.at_size_of(config, tensors)
     _check(file.path, config, naming, tensors, unknown)
     source = {
         "file": file.path.rsplit("/", 1)[-1],

@@ -6,23 +6,22 @@ python -m weights_converter.convert --input weights/tuned --output tuned.pth --f
 python -m weights_converter.convert --input unknown.pth --inspect
 """
 
-import collections
-import dataclasses
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from medsam_jax.errors import UserError, run
-from weights_converter import conversion, fetch, known, names, readers
+from weights_converter import conversion, names
 from weights_converter.architectures import ARCHITECTURES
+from weights_converter.inspection import inspect
+from weights_converter.opening import open_checkpoint
 from weights_converter.pth_writer import write_pth
-from weights_converter.registry import REGISTRY, by_sha256
+from weights_converter.registry import REGISTRY
 from weights_converter.safetensors_io import write_safetensors
-from weights_converter.tensors import DTYPE_NAMES
 
 _WRITERS: dict[str, Callable] = {"pth": write_pth, "safetensors": write_safetensors}
 
@@ -63,73 +62,12 @@ def convert(
         and an existing output stays as it is.
     """
     _demand_free(output, format, overwrite)
-    state = read(source, model)
+    state = open_checkpoint(source, model)
     if format == "orbax":
         conversion.save_directory(state, output, overwrite)
     else:
         tensors = conversion.in_naming(state, naming)
         _write_file(output, lambda path: _WRITERS[format](path, tensors))
-
-
-def read(source: str, model: str = "auto") -> conversion.StateDict:
-    """Opens and checks a checkpoint: file, directory or known weights by name.
-
-    Raises:
-      UserError: as `convert`.
-    """
-    if os.path.isdir(source):
-        if model != "auto":
-            raise UserError(f"{source}: model.json says what it holds; leave out --model {model}")
-        return conversion.state_dict_from_directory(source)
-    if not os.path.exists(source):
-        path = str(fetch.fetch(source))
-        model = source if model == "auto" else model
-    else:
-        path = source
-    file = readers.read_file(path)
-    sha256 = fetch.sha256_of(path)
-    recognised = by_sha256(sha256)
-    if model == "auto" and recognised:
-        model = recognised[0]
-    if model in REGISTRY:
-        config = known.known_config(model)
-    else:
-        config = None if model == "auto" else ARCHITECTURES[model].config()
-    state = conversion.state_dict_from_file(file, config)
-    metadata = known.known_metadata(recognised[1]) if recognised else {"licence": "unknown"}
-    source_facts = state.source | {"sha256": sha256}
-    return dataclasses.replace(state, source=source_facts, metadata=metadata)
-
-
-def inspect(source: str, model: str = "auto") -> str:
-    """A description of a checkpoint: architecture, naming, wrapper, parameters by part, types."""
-    state = read(source, model)
-    facts, parts, types = state.source, collections.Counter(), collections.Counter()
-    for name, tensor in state.tensors.items():
-        parts[name.split(".")[0]] += tensor.size
-        types[DTYPE_NAMES[tensor.dtype]] += 1
-    preprocessing = state.config.preprocessing
-    recognised = by_sha256(facts.get("sha256", ""))
-    lines = {
-        "input": source,
-        "format": facts.get("format", "orbax") if os.path.isfile(source) else "orbax",
-        "known as": recognised[0] if recognised else "no known file (by sha256)",
-        "sha256": facts.get("sha256", "not recorded"),
-        "licence": state.metadata.get("licence", "unknown"),
-        "architecture": f"{state.config.name}, input {state.config.image_size} x "
-        f"{state.config.image_size}",
-        "naming": facts.get("naming", "our own"),
-        "wrapper": facts.get("wrapper") or "none",
-        "prefix": facts.get("prefix") or "none",
-        "preprocessing": f"recipe {preprocessing.recipe}, normalisation "
-        f"{preprocessing.normalisation}",
-        "tensors": f"{len(state.tensors)} ("
-        + ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())
-        + ")",
-        "elements": f"{sum(parts.values()):,}",
-        **{f"  {part}": f"{size:,}" for part, size in parts.items()},
-    }
-    return "\n".join(f"{title + ':':<18}{text}" for title, text in lines.items())
 
 
 def _demand_free(output: str, format: str, overwrite: bool) -> None:
@@ -163,6 +101,8 @@ def _umask() -> int:
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
     if not _INPUT.value:
         raise UserError("--input is missing: a file, a checkpoint directory or a known name")
     if _INSPECT.value:

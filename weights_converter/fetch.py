@@ -76,8 +76,8 @@ def verify(path: Path, known: KnownWeights) -> None:
     """Raises UserError unless the file has the known size and hash, as far as they are known."""
     if known.size is not None and path.stat().st_size != known.size:
         raise UserError(
-            f"{path}: {path.stat().st_size} bytes, {known.filename} has {known.size}; remove it and "
-            "get it again"
+            f"{path}: {path.stat().st_size} bytes, {known.filename} has {known.size}; remove it "
+            "and get it again"
         )
     if known.sha256 is not None:
         _demand_hash(path, known.sha256)

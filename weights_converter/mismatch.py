@@ -1,10 +1,13 @@
-"""The report of a checkpoint that does not fit a model: every name, grouped, with the likely meaning."""
+"""The report of a checkpoint that does not fit: every name, grouped, with a near known one."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 
 _MAX_SUGGESTIONS = 40  # groups that are searched for a near name; each search looks at all names
+_MAX_NUMBERS = 8  # in a name worth grouping
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def describe(unused: list[str], unfilled: list[str], wrong: list[str], known: Iterable[str]) -> str:
@@ -22,7 +25,7 @@ def describe(unused: list[str], unfilled: list[str], wrong: list[str], known: It
         if names
     ]
     lines = [", ".join(counts) + " tensors"]
-    patterns = sorted({_pattern(name) for name in known})
+    patterns = sorted({"*".join(_words(name)) for name in known})
     lines += _section("in the file, not in the model:", unused, patterns)
     lines += _section("in the model, not in the file:", unfilled, [])
     if wrong:
@@ -33,35 +36,44 @@ def describe(unused: list[str], unfilled: list[str], wrong: list[str], known: It
 def _section(title: str, names: list[str], known_patterns: list[str]) -> list[str]:
     if not names:
         return []
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        groups.setdefault(_pattern(name), []).append(name)
+        groups.setdefault(_words(name), []).append(name)
     lines = [f"  {title}"]
-    for index, (pattern, members) in enumerate(groups.items()):
+    for index, (words, members) in enumerate(groups.items()):
         near = []
         if index < _MAX_SUGGESTIONS and known_patterns:
-            near = difflib.get_close_matches(pattern[:200], known_patterns, n=1)
-        hint = f"   (nearest known: {near[0]})" if near and near[0] != pattern else ""
-        lines.append(f"    {_list(pattern, members)}{hint}")
+            near = difflib.get_close_matches("*".join(words)[:200], known_patterns, n=1)
+        hint = f"   (nearest known: {near[0]})" if near and near[0] != "*".join(words) else ""
+        lines += [f"    {text}{hint}" for text in _list(words, members)]
     return lines
 
 
-def _pattern(name: str) -> str:
-    return re.sub(r"\d+", "*", name)
+def _words(name: str) -> tuple[str, ...]:
+    """What stands between the parts of a name that are numbers."""
+    words = tuple(_NUMBER.split(name))
+    return words if len(words) <= _MAX_NUMBERS + 1 else (name,)
 
 
-def _list(pattern: str, members: list[str]) -> str:
-    """One name as it is; several as their pattern with the numbers that stand for the stars."""
-    if len(members) == 1:
-        return _printable(members[0])
-    numbers = [re.findall(r"\d+", member) for member in members]
-    columns = list(zip(*numbers, strict=True))
-    varying = [column for column in columns if len(set(column)) > 1]
-    if len(varying) == 1:
-        values = iter([column[0] if column not in varying else None for column in columns])
-        spread = "{" + ",".join(varying[0]) + "}"
-        return _printable(re.sub(r"\*", lambda _: next(values) or spread, pattern))
-    return ", ".join(map(_printable, members))
+def _list(words: tuple[str, ...], members: list[str]) -> list[str]:
+    """The members in short: numbers that occur in all combinations go into braces."""
+    numbers = [tuple(_NUMBER.findall(member)) if len(words) > 1 else () for member in members]
+    return [_printable(_join(words, columns)) for columns in _boxes(numbers)]
+
+
+def _boxes(rows: list[tuple[str, ...]]) -> list[list[list[str]]]:
+    """Splits rows of numbers into groups that hold every combination of their columns' values."""
+    columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
+    if math.prod(map(len, columns)) == len(rows):
+        return [columns]
+    split = next(index for index, values in enumerate(columns) if len(values) > 1)
+    groups = [[row for row in rows if row[split] == value] for value in columns[split]]
+    return [box for group in groups for box in _boxes(group)]
+
+
+def _join(words: tuple[str, ...], columns: list[list[str]]) -> str:
+    numbers = [values[0] if len(values) == 1 else f"{{{','.join(values)}}}" for values in columns]
+    return words[0] + "".join(n + word for n, word in zip(numbers, words[1:], strict=True))
 
 
 def _printable(name: str) -> str:

@@ -1,7 +1,8 @@
 """Name tables: how each naming calls the tensors of a SAM, and how values change on the way.
 
-Everything goes through segment_anything's names, which MedSAM, LiteMedSAM and MobileSAM share: another
-naming is a table of pairs, and our own paths differ from them by the last part and the axis order.
+Everything goes through segment_anything's names, which MedSAM, LiteMedSAM and MobileSAM share:
+another naming is a table of pairs, and our own paths differ from them by the last part and the axis
+order.
 """
 
 import dataclasses
@@ -114,7 +115,7 @@ def _rename(name: str, table: list[tuple[re.Pattern[str], str]]) -> str | None:
 
 
 def from_naming(name: str, naming: str) -> str | None:
-    """segment_anything's name of a tensor called `name` in `naming`; None if the naming has no such."""
+    """segment_anything's name of what `naming` calls `name`; None if the naming has no such."""
     if naming == SEGMENT_ANYTHING:
         return name
     return _rename(ALIASES.get(name, name), _FROM_TRANSFORMERS)
@@ -154,9 +155,9 @@ class Leaf:
         return shape if self.axes is None else tuple(shape[axis] for axis in np.argsort(self.axes))
 
 
-# Our path, with the number of axes appended as "/N". Convolutions and transposed convolutions share a
-# rule: [out, in, h, w] and [in, out, h, w] become [h, w, in, out] and [h, w, out, in], the layout of
-# `transpose_kernel=True`.
+# Our path, with the number of axes appended as "/N". Convolutions and transposed convolutions share
+# a rule: [out, in, h, w] and [in, out, h, w] become [h, w, in, out] and [h, w, out, in], the latter
+# the layout of `transpose_kernel=True`.
 _LEAVES = (
     Leaf(re.compile(r"(.+)\.kernel/2"), "weight", (1, 0)),
     Leaf(re.compile(r"(.+)\.kernel/4"), "weight", (2, 3, 1, 0)),

@@ -1,8 +1,8 @@
 """Reads PyTorch `.pth` files, zip format and the older one, without torch and without running them.
 
 Tensors are views of the memory-mapped file. Formats: `torch/serialization.py` (`_save`,
-`_legacy_save`). Differences: only tensors on a known list of names are read (`unpickler.py`), stored
-sizes are checked against the file before any memory is asked for, and checksums are verified.
+`_legacy_save`). Differences: pickles are interpreted, not run (`unpickler.py`), stored sizes are
+checked against the file before any memory is asked for, and checksums are verified.
 """
 
 import math
@@ -81,9 +81,7 @@ class _ZipArchive:
         self.root = self._find_root()
         order = self._byte_order()
         if order not in (b"", b"little"):
-            raise UserError(
-                f"{path}: numbers in {ascii(order.decode('latin1'))} order; not supported"
-            )
+            raise UserError(f"{path}: numbers in {_short(order)} order; not supported")
 
     def _find_root(self) -> str:
         roots = [name[:-8] for name in self.members if re.fullmatch(r"[^/]+/data\.pkl", name)]
@@ -126,9 +124,7 @@ class _ZipArchive:
         content, checksum = self.data[start:end], self.members[name].CRC
         # torch.serialization.set_crc32_options(False) writes zeros.
         if name not in self.verified and checksum and zlib.crc32(content) != checksum:
-            raise UserError(
-                f"{self.path}: {_short(name)} is damaged (checksum); get the file again"
-            )
+            raise UserError(f"{self.path}: {_short(name)} is damaged (checksum); get it again")
         self.verified.add(name)
         return content
 
@@ -164,7 +160,7 @@ class _LegacyStorages:
             raise UserError(f"{self.path}: storage {_short(storage.key)} is claimed in two sizes")
 
     def locate(self) -> None:
-        """Finds where each storage begins. Needs all of them checked: their types give the sizes."""
+        """Finds where each storage begins, once all are checked: their types give the sizes."""
         for key in self.order:
             storage = self.known.pop(key, None)
             if storage is None:
@@ -219,7 +215,7 @@ def _tensor_file(
 
 
 def _unwrap(path: str, content: Any) -> tuple[str, dict[str, unpickler.TensorView]]:
-    """Finds the state dict: the content itself, or under one of the usual keys beside other things."""
+    """Finds the state dict: the content itself, or under a usual key beside other things."""
     if type(content) is not dict:
         raise UserError(f"{path}: holds no dictionary of tensors; save model.state_dict()")
     wrapper = next((key for key in _WRAPPERS if type(content.get(key)) is dict), "")
@@ -229,11 +225,9 @@ def _unwrap(path: str, content: Any) -> tuple[str, dict[str, unpickler.TensorVie
     ]
     if not state or strangers or not all(type(name) is str for name in state):
         inside = f"under {wrapper!r} " if wrapper else ""
-        names = (
-            ", ".join(_short(name) for name in (strangers or state)[:5]) if strangers else "nothing"
-        )
+        found = f"but {', '.join(map(_short, strangers[:5]))}" if strangers else "no names"
         raise UserError(
-            f"{path}: {inside}not a plain dictionary of tensors (found {names}); save "
+            f"{path}: {inside}not a plain dictionary of tensors ({found}); save "
             "model.state_dict() itself, or under 'model' or 'state_dict'"
         )
     if len(state) > _MAX_TENSORS:

@@ -1,9 +1,9 @@
 """A pickle interpreter that can build tensors' descriptions and plain containers, nothing else.
 
-A pickle is a program. Python's own `pickle` runs it with every importable function at hand; here the
-few instructions that `torch.save` writes are interpreted, and a name such as `os.system` is only ever
-looked up in the table below. Nothing is imported, called or set on behalf of the file, so damage can
-cause no more than an error, and every size is checked against the file before memory is spent.
+A pickle is a program. Python's own `pickle` runs it with every importable function at hand; here
+the few instructions that `torch.save` writes are interpreted, and a name such as `os.system` is
+only ever looked up in the table below. Nothing is imported, called or set on behalf of the file, so
+damage causes no more than an error, and sizes are checked against the file before memory is spent.
 """
 
 import dataclasses

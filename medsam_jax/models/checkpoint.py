@@ -3,8 +3,8 @@
 ```
 DIRECTORY/
   model.json           architecture (with the preprocessing contract), licence, source, versions
-  params/0, params/1   Orbax checkpoints of at most 128 MB each, so that writing needs little memory
-  extras.safetensors   entries of a PyTorch file that the model does not use; only where there are any
+  params/0, params/1   Orbax checkpoints of about 128 MB each, so that writing needs little memory
+  extras.safetensors   entries of a PyTorch file that the model does not use, where there are any
 ```
 
 A directory is written under a temporary name beside its place and renamed when complete.
@@ -152,8 +152,8 @@ def read_config(directory: str | os.PathLike) -> Any:
         return getattr(importlib.import_module(module), config_name).from_dict(fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{directory}/model.json: architecture does not fit this program ({error}); convert the "
-            "checkpoint again"
+            f"{directory}/model.json: architecture does not fit this program ({error}); convert "
+            "the checkpoint again"
         ) from None
 
 
@@ -209,7 +209,7 @@ def abstract_model(config: Any) -> nnx.Module:
 
 
 class _OneKey:
-    """In place of `nnx.Rngs` where the numbers do not matter: its counters, traced, took seconds."""
+    """For `nnx.Rngs` where the numbers do not matter: tracing its counters took seconds."""
 
     def params(self) -> Array:
         return jax.random.key(0)

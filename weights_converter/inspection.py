@@ -1,0 +1,68 @@
+"""Says what a checkpoint is, whether it fits a model of ours or not."""
+
+import collections
+import os
+
+from medsam_jax.errors import UserError
+from weights_converter import conversion, fetch, names, opening, readers
+from weights_converter.registry import by_sha256
+from weights_converter.tensors import DTYPE_NAMES, LazyTensor
+
+
+def inspect(source: str, model: str = "auto") -> str:
+    """A table of lines: format, naming, wrapper, architecture, parameters by part, types, licence.
+
+    A file that fits no model of ours is described all the same; the last line says what is amiss.
+
+    Raises:
+      UserError: not a readable checkpoint.
+    """
+    if os.path.isdir(source):
+        return _table(
+            {"input": source, "format": "orbax"} | _state(opening.open_checkpoint(source))
+        )
+    path = source if os.path.exists(source) else str(fetch.fetch(source))
+    file = readers.read_file(path)
+    lines = {
+        "input": path,
+        "format": file.format,
+        "wrapper": file.wrapper or "none",
+        "prefix": file.prefix or "none",
+        "naming": names.detect_naming(file.tensors) or "none of ours",
+        "sha256": fetch.sha256_of(path),
+    }
+    try:
+        state = opening.open_checkpoint(source, model)
+    except UserError as error:
+        return _table(lines | _contents(file.tensors) | {"fits": f"no: {error}"})
+    return _table(lines | _state(state))
+
+
+def _state(state: conversion.StateDict) -> dict[str, str]:
+    config, preprocessing = state.config, state.config.preprocessing
+    recognised = by_sha256(state.source.get("sha256", ""))
+    return {
+        "known as": recognised[0] if recognised else "no known file",
+        "licence": state.metadata.get("licence", "unknown"),
+        "architecture": f"{config.name}, input {config.image_size} x {config.image_size}",
+        "preprocessing": f"recipe {preprocessing.recipe}, {preprocessing.normalisation}",
+        **_contents(state.tensors),
+    }
+
+
+def _contents(tensors: dict[str, LazyTensor]) -> dict[str, str]:
+    parts, types = collections.Counter(), collections.Counter()
+    for name, tensor in tensors.items():
+        parts[name.split(".")[0]] += tensor.size
+        types[DTYPE_NAMES[tensor.dtype]] += 1
+    of_types = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())
+    return {
+        "tensors": f"{len(tensors)} ({of_types})",
+        "elements": f"{sum(parts.values()):,}",
+        **{f"  {ascii(part[:40])[1:-1]}": f"{size:,}" for part, size in parts.most_common(20)},
+    }
+
+
+def _table(lines: dict[str, str]) -> str:
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{title + ':':<{width}}{text}" for title, text in lines.items())

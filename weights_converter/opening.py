@@ -1,0 +1,48 @@
+"""Opens any checkpoint by what the user typed: a file, a checkpoint directory, a known name."""
+
+import dataclasses
+import os
+
+from medsam_jax.errors import UserError
+from weights_converter import conversion, fetch, known, readers
+from weights_converter.architectures import ARCHITECTURES
+from weights_converter.registry import REGISTRY, by_sha256
+
+
+def open_checkpoint(source: str, model: str = "auto") -> conversion.StateDict:
+    """The checked tensors of a checkpoint, still unread.
+
+    Args:
+      source: path, or name of known weights, which are fetched and verified.
+      model: known name or architecture the file holds; "auto" tells it from the file's hash, then
+        from its tensors. Known names bring the preprocessing the weights were trained with.
+
+    Raises:
+      UserError: unreadable, not verified, or other tensors than the model's.
+    """
+    if os.path.isdir(source):
+        if model != "auto":
+            raise UserError(
+                f"{source}: its model.json says what it holds; leave out --model {model}"
+            )
+        return conversion.state_dict_from_directory(source)
+    if not os.path.exists(source):
+        path = str(fetch.fetch(source))
+        model = source if model == "auto" else model
+    else:
+        path = source
+    file = readers.read_file(path)
+    sha256 = fetch.sha256_of(path)
+    name, recognised = by_sha256(sha256) or (None, REGISTRY.get(model))
+    if model == "auto" and name:
+        model = name
+    if model in REGISTRY:
+        config = known.known_config(model)
+    else:
+        config = None if model == "auto" else ARCHITECTURES[model].config()
+    state = conversion.state_dict_from_file(file, config)
+    # Weights without a published hash are what the user says they are.
+    metadata = {"licence": "unknown"}
+    if recognised and recognised.sha256 in (None, sha256):
+        metadata = known.known_metadata(recognised)
+    return dataclasses.replace(state, source=state.source | {"sha256": sha256}, metadata=metadata)
