@@ -285,11 +285,25 @@ def stored_to_input(
     return coords * (preprocessing.image_size / get_recipe(preprocessing.recipe).size)
 
 
-def _resize_bilinear(maps: jax.Array, height: int, width: int) -> jax.Array:
-    """`F.interpolate(mode="bilinear", align_corners=False)` over the last two axes."""
+def _resize_bilinear(
+    maps: jax.Array | np.ndarray, height: int, width: int
+) -> jax.Array | np.ndarray:
+    """`F.interpolate(mode="bilinear", align_corners=False)` over the last two axes.
+
+    NumPy arrays are resized on the host by OpenCV: equal to 2e-5 of the largest value, and without
+    a compilation for every image size.
+    """
     if maps.shape[-2:] == (height, width):
         return maps
-    return jax.image.resize(maps, (*maps.shape[:-2], height, width), "bilinear", antialias=False)
+    shape = (*maps.shape[:-2], height, width)
+    if isinstance(maps, jax.Array):
+        return jax.image.resize(maps, shape, "bilinear", antialias=False)
+    import cv2
+
+    resized = np.empty(shape, maps.dtype)
+    for index in np.ndindex(*maps.shape[:-2]):
+        cv2.resize(maps[index], (width, height), resized[index], interpolation=cv2.INTER_LINEAR)
+    return resized
 
 
 def stored_grid_logits(
@@ -306,14 +320,14 @@ def restore_masks(
     original_shape: Sequence[int],
     preprocessing: Preprocessing,
     return_logits: bool = False,
-) -> Array:
+) -> Array | np.ndarray:
     """Masks on the pixels of the original image.
 
     Padding recipes cut the logits to the valid part and enlarge it, SAM by way of the encoder's
     grid; MedSAM v2 interpolates probabilities, all others logits, as the contract says.
 
     Args:
-      low_res_logits: [..., h, w] of one image.
+      low_res_logits: [..., h, w] of one image; a NumPy array is answered by NumPy arrays.
       valid_shape: (h, w) of the image on the stored grid, from `resize_image`.
       original_shape: (H, W) of the image.
       return_logits: the interpolated logits (of interpolated probabilities, where those are
@@ -324,14 +338,16 @@ def restore_masks(
     """
     recipe = get_recipe(preprocessing.recipe)
     maps = low_res_logits
+    xp = jnp if isinstance(maps, jax.Array) else np
     if preprocessing.upsample == "probabilities":
-        maps = jax.nn.sigmoid(maps)
+        maps = (xp.tanh(maps / 2) + 1) / 2  # the sigmoid, without overflow
     if recipe.geometry == "pad":
         maps = _resize_bilinear(maps, recipe.size, recipe.size)
         maps = maps[..., : int(valid_shape[0]), : int(valid_shape[1])]
     maps = _resize_bilinear(maps, int(original_shape[0]), int(original_shape[1]))
     if preprocessing.upsample == "probabilities":
-        maps = jax.scipy.special.logit(jnp.clip(maps, 1e-7, 1 - 1e-7))
+        maps = xp.clip(maps, 1e-7, 1 - 1e-7)
+        maps = xp.log(maps / (1 - maps))
     return maps if return_logits else maps > preprocessing.mask_threshold
 
 
