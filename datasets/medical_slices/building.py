@@ -7,10 +7,13 @@ import errno
 import fcntl
 import functools
 import hashlib
+import io
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import Any
+
+from absl import logging
 
 from datasets.medical_slices import card, metadata, slices
 from datasets.medical_slices.cases import Case, read_manifest
@@ -73,7 +76,7 @@ def build(request: Request) -> pathlib.Path:
         built = _write_shards(request, plan, temporary)
         provenance = {"name": request.name, "manifest": _file_hash(request.manifest)}
         record = metadata.collect(plan, good, problems, warnings, provenance)
-        metadata.write(built, record)
+        record = metadata.write(built, record)
         print("drawing the data card", flush=True)
         card.write(built, record)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +194,7 @@ def _write_shards(request: Request, plan: Plan, temporary: pathlib.Path) -> path
     import tensorflow_datasets as tfds
 
     config: dict[str, Any] = {}
-    make = None
+    make, stream = None, iter(())
     if request.beam_runner:
         config = _beam_config(request)
     else:
@@ -211,21 +214,27 @@ def _write_shards(request: Request, plan: Plan, temporary: pathlib.Path) -> path
         config=request.options.recipe,
         file_format="array_record",
     )
-    with _no_progress_bars(tfds):
+    with _quiet_tfds(tfds):
         builder.download_and_prepare(
             download_dir=temporary / "downloads",
             download_config=tfds.download.DownloadConfig(**config),
         )
+        for _ in stream:
+            raise AssertionError("more cases were built than the shards took")
     return pathlib.Path(builder.data_dir)
 
 
 @contextlib.contextmanager
-def _no_progress_bars(tfds: Any) -> Iterator[None]:
-    """TFDS's own bars would draw over ours."""
+def _quiet_tfds(tfds: Any) -> Iterator[None]:
+    """Hides TFDS's own bars and its messages, which name a folder that will be renamed."""
+    verbosity = logging.get_verbosity()
     tfds.disable_progress_bar()
+    logging.set_verbosity(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
+        logging.set_verbosity(verbosity)
         tfds.enable_progress_bar()
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import split_builder as split_builder_lib
 from tensorflow_datasets.core import splits as splits_lib
+from tensorflow_datasets.core import writer as writer_lib
+from tensorflow_datasets.proto import tf_example_pb2
 
 from datasets.medical_slices import slices
 from datasets.medical_slices.cases import SPLITS, Case
@@ -69,6 +71,17 @@ def _shard_examples(build: Callable[[Case], Examples], cases: Iterable[Case]) ->
         yield from build(case)
 
 
+class _CanonicalWriter(writer_lib.ExampleWriter):
+    """Writes the map inside each `tf.Example` in sorted order; protobuf's own changes by run."""
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        canonical = (
+            (key, tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True))
+            for key, data in examples
+        )
+        return super().write(path, canonical)
+
+
 class Builder(tfds.core.ShardBasedBuilder):
     """Image slices with label maps, boxes to be drawn from the masks at training time."""
 
@@ -116,6 +129,9 @@ class Builder(tfds.core.ShardBasedBuilder):
             for split in SPLITS
             if self._plan.shards(split)
         }
+
+    def _example_writer(self) -> writer_lib.ExampleWriter:
+        return _CanonicalWriter(file_format=self.info.file_format)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         """As TFDS's, with a `SplitBuilder` of its own for each split.

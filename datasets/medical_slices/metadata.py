@@ -12,9 +12,9 @@ import numpy as np
 from datasets.medical_slices import slices
 from datasets.medical_slices.cases import SPLITS
 from datasets.medical_slices.medical_slices_dataset_builder import Plan
+from medsam_jax.data.datasets import RECORD_FILE
 from medsam_jax.data.recipes import get_recipe
 
-FILE_NAME = "medical_slices.json"
 TOOLS = ("medsam_jax", "numpy", "scipy", "SimpleITK", "opencv-python-headless", "pillow")
 TOOLS += ("tensorflow-datasets", "array-record")
 
@@ -65,8 +65,11 @@ def collect(
     }
 
 
-def write(directory: pathlib.Path, record: dict[str, Any]) -> None:
-    """Writes the record, and per split the index of its objects, beside the ArrayRecord files."""
+def write(directory: pathlib.Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Writes the record, and per split the index of its objects, beside the ArrayRecord files.
+
+    Returns the record as it will be read back.
+    """
     for split in SPLITS:
         positions, labels = [], []
         position = 0
@@ -83,7 +86,9 @@ def write(directory: pathlib.Path, record: dict[str, Any]) -> None:
                 position=np.array(positions, np.int64),
                 label=np.array(labels, np.uint8),
             )
-    (directory / FILE_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    (directory / RECORD_FILE).write_text(text)
+    return json.loads(text)
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
