@@ -28,6 +28,7 @@ from medsam_jax.metrics.surface_jax import nsd_batch, nsd_volume
 
 __all__ = [
     "average_surface_distance",
+    "distance_scores",
     "hausdorff_distance",
     "normalized_surface_dice",
     "nsd_batch",
@@ -103,10 +104,17 @@ def average_surface_distance(
       ValueError: as `normalized_surface_dice`.
     """
     directed = surface_distances(pred, target, spacing)
+    return float("nan") if directed is None else _average(directed)
+
+
+def distance_scores(
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
+) -> tuple[float, float]:
+    """`hausdorff_distance` (HD95) and `average_surface_distance`, for little more than one."""
+    directed = surface_distances(pred, target, spacing)
     if directed is None:
-        return float("nan")
-    weighted = sum((distances * sizes).sum() for distances, sizes in directed)
-    return float(weighted / sum(sizes.sum() for _, sizes in directed))
+        return float("nan"), float("nan")
+    return max(_percentile(*one, 95.0) for one in directed), _average(directed)
 
 
 def surface_distances(
@@ -184,6 +192,12 @@ def _distances(points: np.ndarray, others: np.ndarray, spacing: np.ndarray) -> n
     # From whole steps, so that equal distances are equal numbers.
     squares = ((points - others[nearest]) * spacing) ** 2
     return np.sqrt(np.add.reduce(squares.T, axis=0))
+
+
+def _average(directed: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean distance over the elements of both surfaces."""
+    weighted = sum((distances * sizes).sum() for distances, sizes in directed)
+    return float(weighted / sum(sizes.sum() for _, sizes in directed))
 
 
 def _percentile(distances: np.ndarray, sizes: np.ndarray, percentile: float) -> float:

@@ -1,0 +1,167 @@
+"""Figures over many results: box plots, paired scatter, box shift, picture grid, overview."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.evaluation.scoring import METRICS
+
+Row = dict[str, Any]
+# Okabe and Ito's palette.
+COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442"]
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a PNG under a temporary name, then renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(temporary, format="png", dpi=150)
+    os.replace(temporary, path)
+
+
+def box_plots(rows: Sequence[Row], metric: str, heading: str) -> Any:
+    """One box per task and checkpoint, over objects, with every object as a dot."""
+    groups = _unique((row["task"], row["modality"]) for row in rows)
+    checkpoints = _unique(row["checkpoint"] for row in rows)
+    figure = _figure(max(4.0, 1.5 + 0.7 * len(groups) * len(checkpoints)), 4.0)
+    axes = figure.subplots()
+    rng = np.random.default_rng(0)
+    width = 0.8 / len(checkpoints)
+    for number, checkpoint in enumerate(checkpoints):
+        colour = COLOURS[number % len(COLOURS)]
+        for place, group in enumerate(groups):
+            values = _values(rows, metric, checkpoint, group)
+            x = place + (number - (len(checkpoints) - 1) / 2) * width
+            style = {"color": colour, "linewidth": 1.2}
+            axes.boxplot(
+                values,
+                positions=[x],
+                widths=0.7 * width,
+                showfliers=False,
+                boxprops=style,
+                whiskerprops=style,
+                capprops=style,
+                medianprops=style | {"linewidth": 2.5},
+            )
+            jitter = rng.uniform(-0.2, 0.2, len(values)) * width
+            axes.plot(x + jitter, values, ".", color=colour, alpha=0.35, markersize=4)
+        axes.plot([], [], color=colour, label=checkpoint)
+    axes.set_xticks(range(len(groups)), [f"{task}\n{modality}" for task, modality in groups])
+    axes.set_ylabel(heading)
+    if METRICS[metric][1]:
+        axes.set_ylim(-0.02, 1.02)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def paired_scatter(rows: Sequence[Row], metric: str, a: str, b: str) -> Any:
+    """One dot per object: its score with checkpoint A and with checkpoint B."""
+    figure = _figure(4.8, 4.8)
+    axes = figure.subplots()
+    first = {_object(row): row[metric] for row in rows if row["checkpoint"] == a}
+    for number, task in enumerate(_unique(row["task"] for row in rows)):
+        pairs = [
+            (first[_object(row)], row[metric])
+            for row in rows
+            if row["checkpoint"] == b and row["task"] == task and _object(row) in first
+        ]
+        x, y = np.reshape(pairs, (-1, 2)).T
+        axes.plot(x, y, ".", color=COLOURS[number % len(COLOURS)], alpha=0.6, label=task)
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    heading = METRICS[metric][0]
+    axes.set(xlabel=f"{heading}, {a}", ylabel=f"{heading}, {b}", aspect="equal")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def score_by_shift(rows: Sequence[Row], metric: str = "dice") -> Any:
+    """Median score, and the range from first to third quartile, against the box shift."""
+    figure = _figure(5.0, 3.8)
+    axes = figure.subplots()
+    shifts = sorted({row["box_shift"] for row in rows})
+    for number, checkpoint in enumerate(_unique(row["checkpoint"] for row in rows)):
+        colour = COLOURS[number % len(COLOURS)]
+        quartiles = []
+        for shift in shifts:
+            chosen = [row for row in rows if row["box_shift"] == shift]
+            quartiles.append(np.quantile(_values(chosen, metric, checkpoint), (0.25, 0.5, 0.75)))
+        low, middle, high = np.transpose(quartiles)
+        axes.fill_between(shifts, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(shifts, middle, "o-", color=colour, label=checkpoint)
+    axes.set(xlabel="box shift, up to (pixels)", ylabel=METRICS[metric][0], ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def picture_grid(
+    rows: Sequence[Row], draw: Callable[[Row], np.ndarray], metric: str = "dice"
+) -> Any:
+    """Best, median and worst object of each task, drawn by `draw`; rows of one checkpoint."""
+    tasks = _unique((row["task"], row["modality"]) for row in rows)[:8]
+    figure = _figure(9.0, 3.2 * len(tasks))
+    grid = figure.subplots(len(tasks), 3, squeeze=False)
+    for (task, modality), line in zip(tasks, grid, strict=True):
+        members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
+        members = sorted(members, key=lambda row: -np.nan_to_num(row[metric]))
+        chosen = {"best": members[0], "median": members[len(members) // 2], "worst": members[-1]}
+        for axes, (name, row) in zip(line, chosen.items(), strict=True):
+            axes.imshow(draw(row))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_title(f"{name}: DSC {row['dice']:.3f}, NSD {row['nsd']:.3f}", fontsize=9)
+            axes.set_xlabel(f"{row['case_id']}, slice {row['slice_index']}", fontsize=7)
+        line[0].set_ylabel(f"{task} {modality}")
+    figure.suptitle("truth green, prediction orange, prompt yellow", fontsize=9)
+    return figure
+
+
+def overview(rows: Sequence[Row], unit: str) -> Any:
+    """How many objects and cases each task has, and how large they are; rows of one checkpoint."""
+    groups = _unique((row["task"], row["modality"]) for row in rows)
+    figure = _figure(8.0, 1.5 + 0.4 * len(groups))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, (task, modality) in enumerate(groups):
+        members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
+        cases = len({row["case_id"] for row in members})
+        left.barh(place, len(members), color=COLOURS[place % len(COLOURS)])
+        left.text(0, place, f" {len(members)} in {cases} cases", va="center", fontsize=8)
+        sizes = [row["truth_size"] for row in members]
+        right.plot(sizes, [place] * len(sizes), "|", color=COLOURS[place % len(COLOURS)])
+    left.set_yticks(range(len(groups)), [f"{task}, {modality}" for task, modality in groups])
+    left.set_xlabel("objects")
+    right.set(xscale="log", xlabel=f"size ({unit})")
+    return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of its own, without pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _unique(items) -> list:
+    return list(dict.fromkeys(items))
+
+
+def _object(row: Row) -> tuple:
+    return row["task"], row["case_id"], row["slice_index"], row["label"]
+
+
+def _values(
+    rows: Sequence[Row], metric: str, checkpoint: str, group: tuple[str, str] | None = None
+) -> np.ndarray:
+    values = [
+        row[metric]
+        for row in rows
+        if row["checkpoint"] == checkpoint and group in (None, (row["task"], row["modality"]))
+    ]
+    return np.array(values)[np.isfinite(values)]

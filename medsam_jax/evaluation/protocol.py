@@ -1,0 +1,65 @@
+"""How prompts are made from the truth, so that every model answers the same question."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from medsam_jax.data.prompts import box_from_mask, jitter_box, sample_points
+from medsam_jax.errors import UserError
+
+POINTS = {"point": (1, 0), "points": (3, 3)}  # on the object, beside it
+PROMPTS = ("box", *POINTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A box, or points with labels (1 on the object, 0 beside it); pixels, xy."""
+
+    box: Float[np.ndarray, " 4"] | None = None
+    points: Float[np.ndarray, "n 2"] | None = None
+    labels: Int[np.ndarray, " n"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One way to prompt, the same for every checkpoint and every run with the same seed.
+
+    box: the object's extreme pixels; each side moves outwards by 0 to `box_shift` pixels.
+    point: one pixel of the object, drawn uniformly. points: three, and three beside it.
+    """
+
+    prompt: str = "box"
+    box_shift: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prompt not in PROMPTS:
+            raise UserError(f"--prompt: {self.prompt!r} given; use one of {', '.join(PROMPTS)}")
+        if self.box_shift < 0:
+            raise UserError(f"--box_shift: {self.box_shift} given; use 0 or more pixels")
+        if self.box_shift and self.prompt != "box":
+            raise UserError("--box_shift: works with --prompt box only; leave it out")
+
+    def draw(self, mask: Bool[np.ndarray, "h w"], index: tuple[int, ...]) -> Prompt:
+        """The prompt for an object.
+
+        Args:
+          mask: the object, on the valid part of its slice.
+          index: what identifies the object in the data; its draw depends on nothing else.
+        """
+        rng = np.random.default_rng([self.seed, *index])
+        if self.prompt == "box":
+            box = box_from_mask(mask)
+            if self.box_shift:
+                box = jitter_box(box, self.box_shift, np.array(mask.shape), rng)
+            return Prompt(box=box)
+        on, beside = POINTS[self.prompt]
+        points, labels = [sample_points(mask, on, rng)], [1] * on
+        if beside and not mask.all():
+            points.append(sample_points(~mask, beside, rng))
+            labels += [0] * beside
+        else:  # nothing beside it: points of SAM's padding label, so that shapes stay one
+            points.append(np.zeros((beside, 2), np.float32))
+            labels += [-2] * beside
+        return Prompt(points=np.concatenate(points), labels=np.array(labels, np.int32))

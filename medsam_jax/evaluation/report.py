@@ -1,0 +1,113 @@
+"""Writes everything an evaluation leaves: tables, tests, figures and a page to read."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.evaluation import plots, statistics, tables
+
+Row = dict[str, Any]
+
+
+def write_report(
+    output: Path,
+    rows: Sequence[Row],
+    *,
+    title: str,
+    settings: dict[str, Any],
+    unit: str,
+    tolerance: float,
+    draw: Callable[[Row], np.ndarray],
+    hidden: Sequence[str] = (),
+) -> None:
+    """Writes per_object.csv, summary.csv, comparisons.csv, summary.md, summary.tex and figures/.
+
+    Args:
+      rows: one per object, checkpoint and box shift, in order.
+      settings: what the numbers depend on, for the reader.
+      draw: the picture of a row.
+      hidden: fields of the rows that are no columns of per_object.csv.
+    """
+    shown = [{name: v for name, v in row.items() if name not in hidden} for row in rows]
+    tables.write_csv(output / "per_object.csv", shown)
+    summary = statistics.summarise(rows)
+    tables.write_csv(output / "summary.csv", summary)
+    tests = statistics.compare(rows)
+    if tests:
+        tables.write_csv(output / "comparisons.csv", tests)
+    figures = write_figures(output / "figures", rows, unit, tolerance, draw)
+    first = [row for row in summary if row["box_shift"] == rows[0]["box_shift"]]
+    headings = tables.summary_headings(unit, tolerance)
+    cells = [tables.summary_cells(row) for row in first]
+    caption = f"{title}. Median (first to third quartile) over objects."
+    tables.write_text(output / "summary.tex", tables.latex(headings, cells, caption))
+    page = _page(title, settings, headings, summary, tests, figures)
+    tables.write_text(output / "summary.md", page)
+
+
+def write_figures(
+    folder: Path,
+    rows: Sequence[Row],
+    unit: str,
+    tolerance: float,
+    draw: Callable[[Row], np.ndarray],
+) -> list[str]:
+    """Draws all figures that the rows allow; returns their names."""
+    first = [row for row in rows if row["box_shift"] == rows[0]["box_shift"]]
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    figures = {"overview.png": plots.overview(_of(first, checkpoints[0]), f"{unit}")}
+    for metric, heading in (("dice", "DSC"), ("nsd", f"NSD at {tolerance:g} {unit}")):
+        figures[f"box_{metric}.png"] = plots.box_plots(first, metric, heading)
+        for a, b in itertools.combinations(range(len(checkpoints)), 2):
+            name = f"scatter_{metric}_{a + 1}_{b + 1}.png"
+            figures[name] = plots.paired_scatter(first, metric, checkpoints[a], checkpoints[b])
+    if len({row["box_shift"] for row in rows}) > 1:
+        figures["box_shift.png"] = plots.score_by_shift(rows)
+    for number, checkpoint in enumerate(checkpoints, 1):
+        figures[f"pictures_{number}.png"] = plots.picture_grid(_of(first, checkpoint), draw)
+    for name, figure in figures.items():
+        plots.save(figure, folder / name)
+    return list(figures)
+
+
+def _of(rows: Sequence[Row], checkpoint: str) -> list[Row]:
+    return [row for row in rows if row["checkpoint"] == checkpoint]
+
+
+def _page(
+    title: str,
+    settings: dict[str, Any],
+    headings: list[str],
+    summary: Sequence[Row],
+    tests: Sequence[Row],
+    figures: Sequence[str],
+) -> str:
+    lines = [f"# Evaluation: {title}\n\n"]
+    lines += [f"* {name}: {value}\n" for name, value in settings.items()]
+    for shift in dict.fromkeys(row["box_shift"] for row in summary):
+        chosen = [row for row in summary if row["box_shift"] == shift]
+        prompt = chosen[0]["prompt"]
+        name = f"box moved by up to {shift} px a side" if shift else f"{prompt} from the truth"
+        lines += [f"\n## Scores, {name}\n\n"]
+        lines += [tables.markdown(headings, [tables.summary_cells(row) for row in chosen])]
+    counts = {
+        key: sum(row[key] for row in summary if row["task"] != statistics.ALL)
+        for key in ("both_empty", "missed", "spurious")
+    }
+    lines += [
+        "\nStatistics are over objects. Both masks empty: not scored. One empty: DSC, IoU and NSD "
+        "are 0, distances are infinite and left out. Over all tables: "
+        f"{counts['both_empty']} both empty, {counts['missed']} missed, "
+        f"{counts['spurious']} spurious.\n"
+    ]
+    if tests:
+        lines += ["\n## Comparison\n\n"]
+        lines += ["Wilcoxon signed-rank over cases (means of their objects), Holm-corrected "]
+        lines += [f"over the {len(tests)} tests of the table.\n\n"]
+        cells = [tables.comparison_cells(test) for test in tests]
+        lines += [tables.markdown(tables.COMPARISON_HEADINGS, cells)]
+    lines += ["\n## Figures\n\n", *[f"![{name}](figures/{name})\n\n" for name in figures]]
+    return "".join(lines)

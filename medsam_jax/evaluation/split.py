@@ -1,0 +1,222 @@
+"""Scores checkpoints on the slices of a built data set: natively in 2D, in pixels.
+
+Every (slice, label) object is one row. Slices are read once per checkpoint, embedded once, and
+answer all their prompts. Rows reach the disk batch by batch (`journal`), so the same command goes
+on after a kill. With several hosts each scores its share of the slices.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medsam_jax.data.input_pipeline import open_dataset
+from medsam_jax.data.preprocess import Preprocessing, check_compatible, stored_to_input
+from medsam_jax.errors import UserError
+from medsam_jax.evaluation.figures import overlay
+from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
+from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
+from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.scoring import decode_runs, encode_runs, object_scores
+from medsam_jax.models.checkpoint import load_model, read_config
+from medsam_jax.progress import progress
+
+PIXELS = (1.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Object:
+    """An object of a slice under one protocol."""
+
+    position: int  # of the slice in the split
+    label: int
+    protocol: Protocol
+    prompt: Prompt  # pixels of the stored slice
+    truth: np.ndarray  # bool, on the valid part
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        case, number = self.record["case_id"], int(self.record["slice_index"])
+        return f"case {_text(case)}, slice {number}, label {self.label}"
+
+
+class SplitEvaluation:
+    """Scores of several checkpoints on one split, under the same prompts.
+
+    Args:
+      data_dir, split: see `open_dataset`.
+      protocols: how to prompt; all with one `prompt` and seed.
+      tolerance: of the NSD, pixels of the stored slice.
+      batch_size: slices at a time.
+      output: folder; `parts/` in it holds the rows as they come.
+
+    Raises:
+      UserError: no such data set or split.
+    """
+
+    unit = "px"
+
+    def __init__(
+        self,
+        data_dir: str,
+        split: str,
+        protocols: Sequence[Protocol],
+        tolerance: float,
+        batch_size: int,
+        output: Path,
+    ):
+        self._source, self.info = open_dataset(data_dir, split)
+        self._positions, self._labels = self.info.objects(split)
+        self._protocols, self._tolerance = protocols, tolerance
+        self._batch_size, self._output = batch_size, output
+        self._split = split
+        self.title = f"split `{split}` of `{self.info.directory}`, recipe {self.info.recipe}"
+
+    def check(self, checkpoint: str) -> None:
+        """Refuses a checkpoint directory of another recipe before any work is done."""
+        if Path(checkpoint).is_dir():
+            self._check_preprocessing(checkpoint, read_config(checkpoint).preprocessing)
+
+    def evaluate(self, checkpoint: str) -> list[Row]:
+        """Rows of every object, those of an earlier run included, in the order of the data.
+
+        Raises:
+          UserError: another recipe than the data set's, or an output that is not finite.
+        """
+        journal = Journal(self._output / "parts", self._identity(checkpoint), jax.process_index())
+        done = {_key(row) for row in journal.rows()}
+        wanted = [
+            int(position)
+            for position in np.unique(self._positions)
+            if not done.issuperset(self._keys(int(position)))
+        ]
+        share = wanted[jax.process_index() :: jax.process_count()]
+        if share:
+            model = load_model(checkpoint)
+            self._check_preprocessing(checkpoint, model.config.preprocessing)
+            predictor = SlicePredictor(model, self._batch_size)
+            self._score(predictor, share, journal)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"evaluated {checkpoint}")
+        unique = {_key(row): {"checkpoint": checkpoint} | row for row in journal.rows()}
+        return [unique[key] for key in sorted(unique)]
+
+    def picture(self, row: Row) -> np.ndarray:
+        """The slice of a row with truth, prediction and prompt."""
+        record = self._source[row["position"]]
+        height, width = (int(side) for side in record["valid_shape"])
+        truth = record["mask"][:height, :width, 0] == row["label"]
+        prediction = decode_runs(row["runs"], (height, width))
+        box = np.array(row["box"]) if row["box"] else None
+        points = np.array(row["points"]) if row["points"] else None
+        return overlay(record["image"][:height, :width], truth, prediction, box, points)
+
+    def _score(self, predictor: SlicePredictor, positions: list[int], journal: Journal) -> None:
+        objects: list[list[_Object]] = []  # of slices on their way through the model
+
+        def tasks() -> Iterator[SliceTask]:
+            for position in positions:
+                found = list(self._objects(position))
+                objects.append(found)
+                yield _task(found, predictor.preprocessing)
+
+        batches = -(-len(positions) // predictor.batch_size)
+        for batch in progress(predictor.run(tasks()), f"{self._split} split", batches):
+            finished = [objects.pop(0) for _ in batch]
+            journal.append(
+                self._row(one, mask)
+                for found, masks in zip(finished, batch, strict=True)
+                for one, mask in zip(found, masks, strict=True)
+            )
+
+    def _objects(self, position: int) -> Iterator[_Object]:
+        record = self._source[position]
+        height, width = (int(side) for side in record["valid_shape"])
+        labels = record["mask"][:height, :width, 0]
+        for label in self._labels[self._positions == position]:
+            truth = labels == label
+            if not truth.any():
+                case = f"{_text(record['case_id'])}, slice {int(record['slice_index'])}"
+                raise UserError(
+                    f"{self.info.directory}: case {case}: label {label} is listed but has no "
+                    "pixel; build the data set again"
+                )
+            for protocol in self._protocols:
+                prompt = protocol.draw(truth, (position, int(label)))
+                yield _Object(position, int(label), protocol, prompt, truth, record)
+
+    def _row(self, one: _Object, prediction: np.ndarray) -> Row:
+        prompt, record = one.prompt, one.record
+        return {
+            "prompt": one.protocol.prompt,
+            "box_shift": one.protocol.box_shift,
+            "case_id": _text(record["case_id"]),
+            "task": _text(record["task"]),
+            "modality": _text(record["modality"]),
+            "slice_index": int(record["slice_index"]),
+            "label": one.label,
+            "truth_size": int(np.count_nonzero(one.truth)),
+            "predicted_size": int(np.count_nonzero(prediction)),
+            **object_scores(prediction, one.truth, PIXELS, self._tolerance),
+            # Kept in the journal only, for pictures.
+            "position": one.position,
+            "box": None if prompt.box is None else prompt.box.tolist(),
+            "points": None if prompt.points is None else prompt.points.tolist(),
+            "runs": encode_runs(prediction),
+        }
+
+    def _keys(self, position: int) -> set[tuple[int, int, int]]:
+        labels = self._labels[self._positions == position]
+        return {(position, int(n), p.box_shift) for n in labels for p in self._protocols}
+
+    def _identity(self, checkpoint: str) -> dict[str, Any]:
+        record = self.info.record
+        return {
+            "checkpoint": checkpoint_identity(checkpoint),
+            "data": [str(self.info.directory.resolve()), self._split, record["cases"]],
+            "protocol": [self._protocols[0].prompt, self._protocols[0].seed],
+            "tolerance": self._tolerance,
+            "rows": 1,  # raise when their content changes
+        }
+
+    def _check_preprocessing(self, checkpoint: str, preprocessing: Preprocessing) -> None:
+        try:
+            check_compatible(self.info, preprocessing)
+        except UserError as error:
+            raise UserError(f"{checkpoint}: {error}") from None
+
+
+JOURNAL_ONLY = ("position", "box", "points", "runs")
+
+
+def _task(objects: list[_Object], preprocessing: Preprocessing) -> SliceTask:
+    record = objects[0].record
+
+    def to_input(prompt: Prompt) -> Prompt:
+        moved = {
+            name: stored_to_input(value, preprocessing).astype(np.float32)
+            for name in ("box", "points")
+            if (value := getattr(prompt, name)) is not None
+        }
+        return dataclasses.replace(prompt, **moved)
+
+    return SliceTask(
+        name=objects[0].name,
+        image=record["image"],
+        valid_shape=tuple(int(side) for side in record["valid_shape"]),
+        prompts=[to_input(one.prompt) for one in objects],
+    )
+
+
+def _key(row: Row) -> tuple[int, int, int]:
+    return row["position"], row["label"], row["box_shift"]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,131 @@
+"""Summaries of scores and the tests that compare checkpoints on the same objects."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.evaluation.scoring import METRICS
+
+Row = dict[str, Any]
+ALL = "all"  # stands for every task or modality in a table
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """One row per checkpoint, prompt and shift, task and modality, and one over all tasks.
+
+    NaN (both masks empty) and infinite distances (one empty) stay out of the statistics; how many
+    objects that are is in `both_empty`, `missed` (truth without prediction) and `spurious`.
+    """
+    summary = []
+    for keys, group in _grouped(rows, "checkpoint", "prompt", "box_shift"):
+        parts = list(_grouped(group, "task", "modality"))
+        if len(parts) > 1:
+            parts.append(((ALL, ALL), group))
+        for (task, modality), members in parts:
+            row = dict(zip(("checkpoint", "prompt", "box_shift"), keys, strict=True))
+            row |= {"task": task, "modality": modality, "cases": count_cases(members)}
+            summary.append(row | {"n": len(members)} | _empty_counts(members) | _spread(members))
+    return summary
+
+
+def count_cases(rows: Iterable[Row]) -> int:
+    """Number of different cases."""
+    return len({row["case_id"] for row in rows})
+
+
+def compare(rows: Sequence[Row], metrics: Sequence[str] = ("dice", "nsd")) -> list[Row]:
+    """Wilcoxon signed-rank tests between all pairs of checkpoints, Holm-corrected.
+
+    The pairs are cases: the mean over a case's objects, because slices of one patient are not
+    independent. One correction covers all tests of the returned table. Only rows of the first
+    prompt and shift enter.
+    """
+    first = rows[0]["prompt"], rows[0]["box_shift"]
+    rows = [row for row in rows if (row["prompt"], row["box_shift"]) == first]
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    groups = list(_grouped(rows, "task", "modality"))
+    if len(groups) > 1:
+        groups.append(((ALL, ALL), rows))
+    tests = []
+    for (task, modality), members in groups:
+        for metric in metrics:
+            means = {name: case_means(members, name, metric) for name in checkpoints}
+            for a, b in itertools.combinations(checkpoints, 2):
+                cases = sorted(means[a].keys() & means[b].keys())
+                if not cases:
+                    continue
+                difference = np.array([means[b][case] - means[a][case] for case in cases])
+                test = {"task": task, "modality": modality, "metric": metric}
+                test |= {"checkpoint_a": a, "checkpoint_b": b, "cases": len(cases)}
+                test |= {"median_b_minus_a": float(np.median(difference))}
+                tests.append(test | {"p": signed_rank(difference)})
+    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = p
+    return tests
+
+
+def case_means(rows: Iterable[Row], checkpoint: str, metric: str) -> dict[tuple[str, str], float]:
+    """Mean score of each (task, case), over its objects that have one."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["checkpoint"] == checkpoint and np.isfinite(row[metric]):
+            values.setdefault((row["task"], row["case_id"]), []).append(row[metric])
+    return {case: float(np.mean(scores)) for case, scores in values.items()}
+
+
+def signed_rank(difference: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; 1 when nothing differs."""
+    from scipy import stats
+
+    if not np.any(difference):
+        return 1.0
+    # Pratt keeps pairs without a difference in the ranking; the exact distribution allows no ties.
+    ties = len(np.unique(np.abs(difference))) < len(difference)
+    exact = not ties and np.all(difference) and len(difference) <= 50
+    method = "exact" if exact else "approx"
+    return float(stats.wilcoxon(difference, zero_method="pratt", method=method).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the order given."""
+    order = np.argsort(p_values)
+    corrected = np.empty(len(p_values))
+    highest = 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = highest
+    return corrected.tolist()
+
+
+def _grouped(rows: Iterable[Row], *names: str) -> Iterable[tuple[tuple[Any, ...], list[Row]]]:
+    """Groups by fields, in the order of first appearance."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups.items()
+
+
+def _empty_counts(rows: Sequence[Row]) -> Row:
+    def count(condition: Callable[[bool, bool], bool]) -> int:
+        return sum(condition(row["truth_size"] > 0, row["predicted_size"] > 0) for row in rows)
+
+    return {
+        "both_empty": count(lambda truth, predicted: not truth and not predicted),
+        "missed": count(lambda truth, predicted: truth and not predicted),
+        "spurious": count(lambda truth, predicted: predicted and not truth),
+    }
+
+
+def _spread(rows: Sequence[Row]) -> Row:
+    spread = {}
+    for metric in METRICS:
+        values = np.array([row[metric] for row in rows], float)
+        values = values[np.isfinite(values)]
+        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [np.nan] * 3
+        mean = values.mean() if len(values) else np.nan
+        names = ("median", "q1", "q3", "mean")
+        numbers = (middle, low, high, mean)
+        spread |= {f"{metric}_{n}": float(x) for n, x in zip(names, numbers, strict=True)}
+    return spread
