@@ -1,0 +1,174 @@
+"""Prompts as users give them, checked, and packed into the padded arrays that the model takes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.errors import UserError
+from medsam_jax.models.prompt_encoder import PADDING_LABEL
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Prompts of one image: P of them, each with the parts that are not None."""
+
+    coords: np.ndarray | None  # float32 [P, N, 2], xy
+    labels: np.ndarray | None  # int32 [P, N], 1 foreground, 0 background
+    boxes: np.ndarray | None  # float32 [P, 4]
+    masks: np.ndarray | None  # float32 [P, m, m]
+    single: bool  # given without the leading P: the answer comes without it too
+
+    @property
+    def count(self) -> int:
+        return len(next(p for p in (self.coords, self.boxes, self.masks) if p is not None))
+
+    def __getitem__(self, chosen: slice) -> "Prompts":
+        parts = (self.coords, self.labels, self.boxes, self.masks)
+        return Prompts(*(None if p is None else p[chosen] for p in parts), single=self.single)
+
+
+def read_prompts(
+    image_shape: tuple[int, int],
+    mask_side: int,
+    point_coords: Any = None,
+    point_labels: Any = None,
+    box: Any = None,
+    mask_input: Any = None,
+) -> Prompts:
+    """Checks the arguments of `Predictor.predict` and gives them a leading axis of prompts.
+
+    Args:
+      image_shape: (H, W) of the image, for prompts that miss it.
+      mask_side: side of the model's low-resolution masks.
+      point_coords: [N, 2] of one prompt or [P, N, 2].
+      point_labels: [N] or [P, N].
+      box: [4] or [P, 4], x0, y0, x1, y1.
+      mask_input: [m, m] or [1, m, m] of one prompt, or [P, 1, m, m] ([P, m, m] for P > 1).
+
+    Raises:
+      UserError: nothing given, points without labels, other labels than 0 and 1, a box that is
+        inverted or misses the image, a mask of the wrong size, parts that disagree on P.
+    """
+    coords, labels = _read_points(point_coords, point_labels, image_shape)
+    boxes = None if box is None else _read_boxes(box, image_shape)
+    masks = None if mask_input is None else _read_masks(mask_input, mask_side)
+    counts = {
+        name: len(part)
+        for name, part in (("point_coords", coords), ("box", boxes), ("mask_input", masks))
+        if part is not None
+    }
+    if not counts:
+        raise UserError("prompt: nothing given; give point_coords, box or mask_input")
+    if len(set(counts.values())) > 1:
+        raise UserError(f"prompt: numbers of prompts differ, {counts}; give as many of each")
+    single = all(
+        given is None or np.ndim(given) <= axes
+        for given, axes in ((point_coords, 2), (box, 1), (mask_input, 3))
+    )
+    return Prompts(coords, labels, boxes, masks, single and set(counts.values()) == {1})
+
+
+def _read_points(coords, labels, image_shape) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if coords is None and labels is None:
+        return None, None
+    if coords is None or labels is None:
+        lacking = "point_coords" if coords is None else "point_labels"
+        raise UserError(f"{lacking}: missing; points need both point_coords and point_labels")
+    coords = _numbers("point_coords", coords)
+    labels = np.asarray(labels)
+    if coords.ndim not in (2, 3) or coords.shape[-1] != 2 or coords.shape[:-1] != labels.shape:
+        raise UserError(
+            f"point_coords: shape {coords.shape} with point_labels of {labels.shape}; give [N, 2] "
+            "and [N], or [P, N, 2] and [P, N]"
+        )
+    if coords.size == 0:
+        raise UserError("point_coords: empty; leave them out, or give at least one point")
+    if not np.isin(labels, (0, 1)).all():
+        bad = labels[~np.isin(labels, (0, 1))].flat[0]
+        raise UserError(f"point_labels: {bad}; use 1 for foreground and 0 for background")
+    height, width = image_shape
+    outside = (coords < 0).any(axis=-1) | (coords >= (width, height)).any(axis=-1)
+    if outside.any():
+        x, y = coords[outside][0]
+        raise UserError(f"point_coords: ({x:g}, {y:g}) is outside the image of {width} x {height}")
+    lead = (1,) * (3 - coords.ndim)
+    return coords.reshape(*lead, *coords.shape), labels.astype(np.int32).reshape(
+        *lead, *labels.shape
+    )
+
+
+def _read_boxes(box, image_shape) -> np.ndarray:
+    boxes = _numbers("box", box)
+    if boxes.ndim not in (1, 2) or boxes.shape[-1] != 4 or boxes.size == 0:
+        raise UserError(f"box: shape {boxes.shape}; give [4] or [P, 4] as x0, y0, x1, y1")
+    boxes = boxes.reshape(-1, 4)
+    height, width = image_shape
+    for x0, y0, x1, y1 in boxes:
+        text = f"box: ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+        if x1 < x0 or y1 < y0:
+            raise UserError(f"{text} is inverted; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
+        if x1 < 0 or y1 < 0 or x0 >= width or y0 >= height:
+            raise UserError(f"{text} is outside the image of {width} x {height}")
+    return boxes
+
+
+def _read_masks(mask_input, side: int) -> np.ndarray:
+    masks = _numbers("mask_input", mask_input)
+    if masks.shape[-2:] != (side, side) or masks.ndim > 4:
+        raise UserError(
+            f"mask_input: shape {masks.shape}; give low-resolution logits of an earlier answer, "
+            f"[{side}, {side}] for each prompt"
+        )
+    if masks.ndim == 4 and masks.shape[1] != 1:
+        raise UserError(f"mask_input: {masks.shape[1]} masks for each prompt; choose one of them")
+    return masks.reshape(-1, side, side)
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}: is not an array of numbers") from None
+    if not np.isfinite(array).all():
+        raise UserError(f"{name}: contains NaN or infinity")
+    return array
+
+
+def bucket(count: int) -> int:
+    """The next power of two, so that few shapes are ever compiled."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def pack(prompts: Sequence[Prompts], mask_side: int) -> dict[str, Any]:
+    """Pads the prompts of B images to common sizes; keyword arguments of `Sam.decode`.
+
+    Coordinates must be in pixels of the encoder input already. What a prompt lacks is marked as
+    padding, which the decoder leaves out of its attention. Kinds that no prompt has are left out.
+    """
+    batch, count = len(prompts), bucket(max(p.count for p in prompts))
+    points = max((p.coords.shape[1] for p in prompts if p.coords is not None), default=0)
+    coords = np.zeros((batch, count, bucket(points), 2), np.float32)
+    labels = np.full(coords.shape[:3], PADDING_LABEL, np.int32)
+    boxes = np.zeros((batch, count, 4), np.float32)
+    masks = np.zeros((batch, count, mask_side, mask_side), np.float32)
+    boxes_valid, masks_valid = np.zeros((2, batch, count), bool)
+    for index, p in enumerate(prompts):
+        if p.coords is not None:
+            coords[index, : p.count, : p.coords.shape[1]] = p.coords
+            labels[index, : p.count, : p.coords.shape[1]] = p.labels
+        if p.boxes is not None:
+            boxes[index, : p.count] = p.boxes
+            boxes_valid[index, : p.count] = True
+        if p.masks is not None:
+            masks[index, : p.count] = p.masks
+            masks_valid[index, : p.count] = True
+    packed: dict[str, Any] = {}
+    if points:
+        packed["points"] = (coords, labels)
+    if boxes_valid.any():
+        packed |= {"boxes": boxes, "boxes_valid": boxes_valid}
+    if masks_valid.any():
+        packed |= {"masks": masks, "masks_valid": masks_valid}
+    return packed
