@@ -35,6 +35,8 @@ def _pages(path: pathlib.Path, convert: Any) -> np.ndarray:
     Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; the file is the user's own
     try:
         with Image.open(path) as image:
+            if image.mode in ("RGB", "RGBA") and "16" in str(image.tile):
+                return _read_deep(path)[None]  # Pillow would keep the upper 8 bits
             multi_page = image.format == "TIFF"
             frames = ImageSequence.Iterator(image) if multi_page else [image]
             pages = [convert(ImageOps.exif_transpose(frame)) for frame in frames]
@@ -66,7 +68,7 @@ def _label_page(image: Any) -> np.ndarray:
 
 
 def _read_deep(path: pathlib.Path) -> np.ndarray:
-    """What Pillow does not know, above all 16-bit colour TIFF: by SimpleITK."""
+    """What Pillow cannot hold, 16-bit colours above all: [H, W] or [H, W, 3] by SimpleITK."""
     import SimpleITK as sitk
 
     try:

@@ -5,13 +5,15 @@ through Pillow, MedSAM's `.npz` through NumPy. Arrays are in (z, y, x) order, sp
 peers' worst scores come from spacings kept in (x, y, z) beside such arrays.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.data import pictures
+from medsam_jax.data import pictures, truncation
 from medsam_jax.errors import UserError
 
 
@@ -107,6 +109,8 @@ def _read(path: str, as_labels: bool) -> Scan:
         return Scan(array, (float("nan"),) * 3, None, path)
     if suffix == ".npz":
         return _read_npz(path, "gts" if as_labels else "imgs")
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        truncation.check_nifti(file)
     return _read_sitk(path)
 
 
@@ -114,7 +118,8 @@ def _read_sitk(path: str) -> Scan:
     import SimpleITK as sitk
 
     try:
-        image = sitk.ReadImage(path)
+        with _no_itk_warnings():
+            image = sitk.ReadImage(path)
     except RuntimeError as error:
         raise UserError(
             f"{path}: cannot be read ({_reason(error)}); the file is truncated or not an image "
@@ -158,7 +163,32 @@ def _read_dicom_series(path: str) -> Scan:
 
     folder, _, wanted = path.partition("#")
     reader = sitk.ImageSeriesReader()
-    found = {uid: reader.GetGDCMSeriesFileNames(folder, uid) for uid in _series(folder)}
+    reader.MetaDataDictionaryArrayUpdateOn()
+    with _no_itk_warnings():
+        uids = reader.GetGDCMSeriesIDs(folder)
+        found = {uid: reader.GetGDCMSeriesFileNames(folder, uid) for uid in uids}
+        reader.SetFileNames(found[_choose_series(path, wanted, found)])
+        try:
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise UserError(
+                f"{path}: the series cannot be read ({_reason(error)}); export it again"
+            ) from None
+    # ITK marks a series whose slices are not evenly spaced, but its number cannot be read here
+    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
+        places = [reader.GetMetaData(index, "0020|0032") for index in range(image.GetDepth())]
+        points = np.array([[float(value) for value in place.split("\\")] for place in places])
+        steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+        if np.ptp(steps) > max(0.01, 0.01 * np.median(steps)):
+            raise UserError(
+                f"{path}: slices are not evenly spaced ({steps.min():.2f} to {steps.max():.2f} mm "
+                "apart); files are missing or belong to another series"
+            )
+    return _from_sitk(image, path)
+
+
+def _choose_series(path: str, wanted: str, found: dict[str, tuple[str, ...]]) -> str:
+    """The series to read; raises UserError for none, several, or another than is there."""
     if not found:
         raise UserError(f"{path}: no DICOM series in this folder; name a file or another folder")
     if not wanted and len(found) > 1:
@@ -167,35 +197,22 @@ def _read_dicom_series(path: str) -> Scan:
             f"{path}: {len(found)} DICOM series in one folder: {listed}; "
             "choose one as FOLDER#SERIES_UID"
         )
-    uid = wanted or next(iter(found))
-    if uid not in found:
-        raise UserError(f"{path}: no series {uid!r} here; it has {', '.join(sorted(found))}")
-    reader.SetFileNames(found[uid])
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: the series cannot be read ({_reason(error)}); export it again"
-        ) from None
-    key = "ITK_non_uniform_sampling_deviation"
-    deviation = float(image.GetMetaData(key)) if image.HasMetaDataKey(key) else 0.0
-    if deviation > 0.01:
-        raise UserError(
-            f"{path}: slices are not evenly spaced (off by {deviation:.2f} mm); files are missing "
-            "or belong to another series"
-        )
-    return _from_sitk(image, path)
+    if wanted and wanted not in found:
+        raise UserError(f"{path}: no series {wanted!r} here; it has {', '.join(sorted(found))}")
+    return wanted or next(iter(found))
 
 
-def _series(folder: str) -> tuple[str, ...]:
+@contextlib.contextmanager
+def _no_itk_warnings() -> Iterator[None]:
+    """ITK prints several lines where it finds no series or uneven slices; we say it in one."""
     import SimpleITK as sitk
 
-    warn = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it warns of "no series" and goes on
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        return sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder)
+        yield
     finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(warn)
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 def _read_npz(path: str, key: str) -> Scan:
