@@ -48,6 +48,19 @@ def overlay(
     return canvas
 
 
+def window_around(masks: Bool[np.ndarray, "n h w"], smallest: int = 48) -> tuple[slice, slice]:
+    """The part of a slice to look at: twice the extent of what is set in any mask, and square."""
+    rows, columns = masks.any(axis=(0, 2)), masks.any(axis=(0, 1))
+    ends = [np.flatnonzero(line)[[0, -1]] for line in (rows, columns)]
+    side = max(smallest, *(2 * int(end[1] - end[0] + 1) for end in ends))
+    window = []
+    for end, length in zip(ends, masks.shape[1:], strict=True):
+        start = int(end.sum()) // 2 - side // 2
+        start = max(0, min(start, length - side))
+        window.append(slice(start, min(start + side, length)))
+    return window[0], window[1]
+
+
 def enlarge(array: np.ndarray, factor: int) -> np.ndarray:
     """Repeats every pixel `factor` times along both axes."""
     return array.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -129,12 +129,15 @@ def overview(rows: Sequence[Row], unit: str) -> Any:
         members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
         cases = len({row["case_id"] for row in members})
         left.barh(place, len(members), color=COLOURS[place % len(COLOURS)])
-        left.text(0, place, f" {len(members)} in {cases} cases", va="center", fontsize=8)
+        left.text(
+            0, place, f" {len(members)} in {cases} case{'s' * (cases > 1)}", va="center", fontsize=8
+        )
         sizes = [row["truth_size"] for row in members]
         right.plot(sizes, [place] * len(sizes), "|", color=COLOURS[place % len(COLOURS)])
     left.set_yticks(range(len(groups)), [f"{task}, {modality}" for task, modality in groups])
     left.set_xlabel("objects")
-    right.set(xscale="log", xlabel=f"size ({unit})")
+    right.set(xscale="log", xlabel=f"size of each ({unit})")
+    right.xaxis.set_minor_formatter("")
     return figure
 
 

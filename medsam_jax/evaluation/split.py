@@ -16,7 +16,7 @@ import numpy as np
 from medsam_jax.data.input_pipeline import open_dataset
 from medsam_jax.data.preprocess import Preprocessing, check_compatible, stored_to_input
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.figures import overlay
+from medsam_jax.evaluation.figures import overlay, window_around
 from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
@@ -108,14 +108,17 @@ class SplitEvaluation:
         return [unique[key] for key in sorted(unique)]
 
     def picture(self, row: Row) -> np.ndarray:
-        """The slice of a row with truth, prediction and prompt."""
+        """The surroundings of a row's object, with truth, prediction and prompt."""
         record = self._source[row["position"]]
         height, width = (int(side) for side in record["valid_shape"])
         truth = record["mask"][:height, :width, 0] == row["label"]
         prediction = decode_runs(row["runs"], (height, width))
-        box = np.array(row["box"]) if row["box"] else None
-        points = np.array(row["points"]) if row["points"] else None
-        return overlay(record["image"][:height, :width], truth, prediction, box, points)
+        rows, columns = window = window_around(np.stack([truth, prediction]))
+        corner = np.array([columns.start, rows.start])
+        box = np.array(row["box"]) - np.tile(corner, 2) if row["box"] else None
+        points = np.array(row["points"]) - corner if row["points"] else None
+        image = record["image"][:height, :width]
+        return overlay(image[window], truth[window], prediction[window], box, points)
 
     def _score(self, predictor: SlicePredictor, positions: list[int], journal: Journal) -> None:
         objects: list[list[_Object]] = []  # of slices on their way through the model

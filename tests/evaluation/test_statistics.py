@@ -1,0 +1,73 @@
+"""Summaries and tests on numbers worked out by hand or by SciPy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from medsam_jax.evaluation import statistics
+from medsam_jax.evaluation.scoring import METRICS
+
+
+def row(checkpoint, case, dice, task="t", truth=10, predicted=10, number=0):
+    scores = dict.fromkeys(METRICS, dice)
+    return {
+        **{"checkpoint": checkpoint, "prompt": "box", "box_shift": 0, "case_id": case},
+        **{"task": task, "modality": "CT", "slice_index": number, "label": 1},
+        **{"truth_size": truth, "predicted_size": predicted, **scores},
+    }
+
+
+def test_summary_counts_what_it_leaves_out():
+    rows = [
+        row("m", "a", 0.2),
+        row("m", "a", 0.4, number=1),
+        row("m", "b", 0.6),
+        row("m", "b", np.nan, truth=0, predicted=0, number=1),
+        row("m", "c", 0.0, predicted=0),
+        row("m", "d", 0.0, truth=0),
+    ]
+    (summary,) = statistics.summarise(rows)
+    assert (summary["n"], summary["cases"]) == (6, 4)
+    assert (summary["both_empty"], summary["missed"], summary["spurious"]) == (1, 1, 1)
+    assert summary["dice_mean"] == pytest.approx(1.2 / 5)
+    assert (summary["dice_q1"], summary["dice_median"], summary["dice_q3"]) == (0, 0.2, 0.4)
+
+
+def test_summary_has_a_row_over_all_tasks():
+    rows = [row("m", "a", 0.2, "t"), row("m", "b", 0.4, "u"), row("n", "a", 1.0, "t")]
+    summary = statistics.summarise(rows)
+    assert [(r["checkpoint"], r["task"]) for r in summary] == [
+        *(("m", "t"), ("m", "u"), ("m", "all")),
+        ("n", "t"),
+    ]
+    assert summary[2]["dice_mean"] == pytest.approx(0.3)
+
+
+def test_holm_of_a_worked_example():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_signed_rank_equals_scipy():
+    rng = np.random.default_rng(0)
+    difference = rng.normal(0.3, 1, 20)
+    assert statistics.signed_rank(difference) == stats.wilcoxon(difference, method="exact").pvalue
+    assert statistics.signed_rank(np.zeros(5)) == 1.0
+    # Five differences of one sign: 2 / 2 ** 5.
+    assert statistics.signed_rank(np.array([0.1, 0.2, 0.3, 0.4, 0.5])) == pytest.approx(1 / 16)
+
+
+def test_comparison_pairs_cases_not_slices():
+    rows = []
+    for case in range(6):
+        for number in range(3):
+            rows += [
+                row("m", f"c{case}", 0.5, number=number),
+                row("n", f"c{case}", 0.5 + 0.01 * (case + 1) * (number + 1), number=number),
+            ]
+    tests = statistics.compare(rows)
+    dice = next(test for test in tests if test["metric"] == "dice")
+    assert dice["cases"] == 6
+    assert dice["median_b_minus_a"] == pytest.approx(0.07)
+    assert dice["p"] == pytest.approx(2 / 2**6)
+    assert dice["p_holm"] == pytest.approx(2 * 2 / 2**6)
