@@ -5,6 +5,7 @@ still unread. Reading a file checks it against a model and ends there; writing s
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -137,6 +138,7 @@ def in_naming(state: StateDict, naming: str) -> dict[str, LazyTensor]:
     return renamed
 
 
+@functools.cache
 def _leaves(config: SamConfig) -> dict[str, tuple[str, names.Leaf, tuple[int, ...]]]:
     """Our path -> segment_anything's name, the rule for its values, our shape."""
     template = flatten_state(checkpoint.abstract_model(config))

@@ -1,0 +1,133 @@
+"""Checkpoint directories: complete or absent, and checked when read."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from medsam_jax.errors import UserError
+from medsam_jax.models import checkpoint
+from medsam_jax.models.common import flatten_state
+from medsam_jax.models.sam import Sam, SamConfig
+
+
+@pytest.fixture(scope="module")
+def model() -> Sam:
+    """Random numbers in every variable; filling a real one eagerly would take half a minute."""
+    rng = np.random.default_rng(3)
+    template = flatten_state(checkpoint.abstract_model(SamConfig.tiny()))
+    params = {path: rng.standard_normal(v.shape, np.float32) for path, v in template.items()}
+    return checkpoint.build_model(SamConfig.tiny(), params, "random")
+
+
+@pytest.fixture
+def directory(tmp_path, model):
+    path = tmp_path / "checkpoint"
+    checkpoint.save_model(path, flatten_state(model), model.config, {"licence": "MIT", "step": 7})
+    return path
+
+
+def test_model_comes_back_the_same(directory, model):
+    loaded = checkpoint.load_model(directory)
+    assert loaded.config == model.config
+    expected = flatten_state(model)
+    found = flatten_state(loaded)
+    assert list(found) == list(expected)
+    for path, value in expected.items():
+        assert found[path].dtype == value.dtype
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+def test_built_model_is_an_initialised_one_but_for_the_values(model):
+    initialised = nnx.eval_shape(lambda: Sam(SamConfig.tiny(), rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    expected_graph, expected_state = nnx.split(initialised)
+    assert graph == expected_graph
+    kinds = [(path, type(variable)) for path, variable in nnx.to_flat_state(state)]
+    assert kinds == [(path, type(v)) for path, v in nnx.to_flat_state(expected_state)]
+
+
+def test_metadata_is_kept(directory):
+    metadata = checkpoint.read_metadata(directory)
+    assert (metadata["licence"], metadata["step"]) == ("MIT", 7)
+    assert metadata["architecture"]["kind"] == "sam"
+    assert metadata["created_by"]["jax"] == jax.__version__
+    assert checkpoint.read_extras(directory) == {}
+
+
+def test_parts_hold_all_arrays_in_their_stored_types(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(checkpoint, "_PART_BYTES", 2**16)
+    params = {
+        path: np.asarray(value, np.float16 if index % 2 else np.float32)
+        for index, (path, value) in enumerate(flatten_state(model).items())
+    }
+    checkpoint.save_model(tmp_path / "a", params, model.config, {})
+    assert len(list((tmp_path / "a" / "params").iterdir())) > 1
+    found = checkpoint.read_params(tmp_path / "a")
+    assert list(found) == list(params)
+    for path, value in params.items():
+        assert found[path].dtype == value.dtype
+        assert found[path].tobytes() == value.tobytes()
+
+
+def test_exists(directory, model):
+    with pytest.raises(UserError, match="checkpoint: exists"):
+        checkpoint.save_model(directory, flatten_state(model), model.config, {})
+    checkpoint.save_model(directory, flatten_state(model), model.config, {"n": 2}, overwrite=True)
+    assert checkpoint.read_metadata(directory)["n"] == 2
+    assert [path.name for path in directory.parent.iterdir()] == ["checkpoint"]
+
+
+def test_failure_leaves_the_old_one(directory, model):
+    with pytest.raises(TypeError, match="JSON"):
+        checkpoint.save_model(
+            directory, flatten_state(model), model.config, {"n": object()}, overwrite=True
+        )
+    assert checkpoint.read_metadata(directory)["step"] == 7
+    assert [path.name for path in directory.parent.iterdir()] == ["checkpoint"]
+
+
+def _edit(directory, **changes):
+    metadata = json.loads((directory / "model.json").read_text())
+    metadata["architecture"] |= changes.pop("architecture", {})
+    (directory / "model.json").write_text(json.dumps(metadata | changes))
+
+
+def test_refuses_what_it_cannot_read(tmp_path, directory):
+    with pytest.raises(UserError, match=r"not a checkpoint directory \(no model\.json\)"):
+        checkpoint.read_metadata(tmp_path)
+    with pytest.raises(UserError, match="a file; make a checkpoint directory of it"):
+        checkpoint.load_model(directory / "model.json")
+    with pytest.raises(UserError, match="'nothing': neither a file, nor"):
+        checkpoint.load_model("nothing")
+    (directory / "model.json").write_text("{")
+    with pytest.raises(UserError, match=r"model\.json: cannot be read"):
+        checkpoint.load_model(directory)
+
+
+def test_refuses_another_version(directory):
+    _edit(directory, format_version=99)
+    with pytest.raises(UserError, match="format_version 99, this program reads 1"):
+        checkpoint.load_model(directory)
+
+
+def test_refuses_another_architecture(directory):
+    _edit(directory, architecture={"embed_dim": 64})
+    with pytest.raises(UserError, match=r"arrays do not fit its model\.json: .* has shape"):
+        checkpoint.load_model(directory)
+    _edit(directory, architecture={"kind": "resnet"})
+    with pytest.raises(UserError, match="architecture kind 'resnet' is unknown"):
+        checkpoint.load_model(directory)
+    _edit(directory, architecture={"kind": "sam", "depth": 3})
+    with pytest.raises(UserError, match="architecture does not fit this program .*depth"):
+        checkpoint.load_model(directory)
+
+
+def test_refuses_damaged_arrays(directory):
+    for file in (directory / "params").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"params/0: cannot be read"):
+        checkpoint.load_model(directory)
