@@ -40,15 +40,13 @@ def _embedding() -> np.ndarray:
 def jax_encoder(batch: int) -> Work:
     """`model.image_encoder` under one jit, as our predictor and trainer call it."""
     import jax
-    from flax import nnx
 
-    import medsam_jax
-
-    graphdef, state = nnx.split(medsam_jax.load_model("lite_medsam"))
-    encode = jax.jit(lambda state, x: nnx.merge(graphdef, state).image_encoder(x))
+    functional = _jax_model()
+    arrays = functional.arrays
+    encode = jax.jit(lambda arrays, x: functional.bind(arrays).image_encoder(x))
     inputs = [jax.device_put(image) for image in images(batch)]
-    operations = encode.lower(state, inputs[0]).cost_analysis().get("flops")
-    return Work(lambda index: encode(state, inputs[index % INPUTS]).block_until_ready(), operations)
+    operations = encode.lower(arrays, inputs[0]).cost_analysis().get("flops")
+    return Work(lambda i: encode(arrays, inputs[i % INPUTS]).block_until_ready(), operations)
 
 
 def torch_encoder(batch: int) -> Work:
@@ -102,26 +100,23 @@ def _export_encoder(path: Path, batch: int) -> None:
 def jax_decoder(prompts: int) -> Work:
     """Point prompts on one embedding: prompt encoder and decoder, three masks each."""
     import jax
-    from flax import nnx
 
-    import medsam_jax
-
-    graphdef, state = nnx.split(medsam_jax.load_model("lite_medsam"))
-    embedding = jax.device_put(_embedding()[None])
+    functional = _jax_model()
+    arrays, embedding = functional.arrays, jax.device_put(_embedding()[None])
 
     @jax.jit
-    def decode(state, embedding, coords, labels):
-        model = nnx.merge(graphdef, state)
+    def decode(arrays, embedding, coords, labels):
+        model = functional.bind(arrays)
         return model.decode(embedding, points=(coords, labels), multimask_output=True)
 
     inputs = [
         (jax.device_put(coords[None]), jax.device_put(labels[None]))
         for coords, labels in point_prompts(prompts)
     ]
-    operations = decode.lower(state, embedding, *inputs[0]).cost_analysis().get("flops")
+    operations = decode.lower(arrays, embedding, *inputs[0]).cost_analysis().get("flops")
 
     def run(index):
-        logits, iou = jax.block_until_ready(decode(state, embedding, *inputs[index % INPUTS]))
+        logits, iou = jax.block_until_ready(decode(arrays, embedding, *inputs[index % INPUTS]))
         return logits[0], iou[0]
 
     return Work(run, operations)
@@ -133,6 +128,13 @@ def torch_decoder(prompts: int) -> Work:
     model, embedding = _torch_model(), _embedding()
     inputs = [{"points": coords, "labels": labels} for coords, labels in point_prompts(prompts)]
     return Work(lambda index: torch_decode(model, embedding, inputs[index % INPUTS], True))
+
+
+def _jax_model():
+    from medsam_jax import load_model
+    from medsam_jax.models.common import Functional
+
+    return Functional(load_model("lite_medsam"))
 
 
 def _torch_model():

@@ -29,12 +29,12 @@ def markdown(
         "",
         "Seconds are medians (quartiles) of interleaved calls after warm-up; ratio is ours over "
         "theirs, with the quartiles of the ratio within rounds. Difference is the largest, as a "
-        "fraction of the largest output. Memory is the process's peak. Limit is the time that the "
+        "fraction of the largest output. Memory is the peak of the whole process. Limit is the time that the "
         "counted operations need at the measured peak.",
         "",
         "| row | contender | seconds | ratio | target | difference | first call, s "
-        "| peak memory, MB | limit, s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| peak memory, MB | memory ratio | limit, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row, measurements in results:
         lines += [_line(row, measurements[0], result, limits) for result in measurements]
@@ -51,15 +51,17 @@ def _line(row: Row, ours: Measurement, result: Measurement, limits: dict) -> str
     if result is ours:
         limit = f"{result.operations / limits['operations']:.3f}" if result.operations else ""
         cells += ["", "", ""]
+        memory = ""
     else:
         limit = ""
+        memory = f"{ours.peak_memory / result.peak_memory:.2f}"
         middle, low, high = ratio(ours, result)
         target = row.targets.get(result.name)
         verdict = (
             "" if target is None else f"{target:.2f} {'met' if middle <= target else 'missed'}"
         )
         cells += [f"{middle:.2f} ({low:.2f} to {high:.2f})", verdict, f"{result.difference:.1e}"]
-    cells += [f"{result.first_call:.1f}", f"{result.peak_memory / 1e6:.0f}", limit]
+    cells += [f"{result.first_call:.1f}", f"{result.peak_memory / 1e6:.0f}", memory, limit]
     return "| " + " | ".join(cells) + " |"
 
 

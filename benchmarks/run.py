@@ -28,10 +28,12 @@ _OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder for result
 def main(argv) -> None:
     del argv
     rows = [row for row in lite_medsam.ROWS if row.suite == _SUITE.value]
+    if not rows:
+        raise UserError(f"--suite={_SUITE.value}: has no rows yet; use --suite=cpu")
     chosen = [row for row in rows if _ONLY.value is None or _ONLY.value in row.name]
     if not chosen:
-        names = ", ".join(row.name for row in rows) or "none yet"
-        raise UserError(f"--only={_ONLY.value}: no such row in suite {_SUITE.value}; rows: {names}")
+        names = ", ".join(row.name for row in rows)
+        raise UserError(f"--only={_ONLY.value}: no such row; those of {_SUITE.value}: {names}")
     cores = _CORES.value or len(os.sched_getaffinity(0))
     described, limits = machine.describe(cores), machine.limits()
     command = shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]])
