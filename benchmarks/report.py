@@ -29,8 +29,8 @@ def markdown(
         "",
         "Seconds are medians (quartiles) of interleaved calls after warm-up; ratio is ours over "
         "theirs, with the quartiles of the ratio within rounds. Difference is the largest, as a "
-        "fraction of the largest output. Memory is the peak of the whole process. Limit is the time that the "
-        "counted operations need at the measured peak.",
+        "fraction of the largest output. Memory is the peak of the whole process. Limit is the "
+        "time that the counted operations need at the measured peak.",
         "",
         "| row | contender | seconds | ratio | target | difference | first call, s "
         "| peak memory, MB | memory ratio | limit, s |",
