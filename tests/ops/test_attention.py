@@ -1,0 +1,80 @@
+"""Grid attention: each form against the scores written out whole, and what it holds in memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medsam_jax.ops import attention
+
+
+def random_inputs(batch, rows, columns, heads, head_dim):
+    rng = np.random.default_rng(0)
+    shapes = [(batch, rows, columns, heads, head_dim)] * 3
+    shapes += [(rows, rows, head_dim), (columns, columns, head_dim)]
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def whole(q, k, v, rel_h, rel_w):
+    """In float64, as SAM's code states it: scores and bias of every pair of positions."""
+    q, k, v, rel_h, rel_w = (np.asarray(x, np.float64) for x in (q, k, v, rel_h, rel_w))
+    scores = np.einsum("byxnd,bijnd->bnyxij", q, k) * q.shape[-1] ** -0.5
+    scores += np.einsum("byxnd,yid->bnyxi", q, rel_h)[..., :, None]
+    scores += np.einsum("byxnd,xjd->bnyxj", q, rel_w)[..., None, :]
+    weights = np.exp(scores - scores.max(axis=(-2, -1), keepdims=True))
+    weights /= weights.sum(axis=(-2, -1), keepdims=True)
+    return np.einsum("bnyxij,bijnd->byxnd", weights, v)
+
+
+SHAPES = [(2, 14, 14, 3, 8), (1, 5, 7, 2, 16), (1, 32, 32, 1, 8)]
+
+
+@pytest.mark.parametrize("scores_bytes", [1, 1 << 15, 1 << 28])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_strips_equal_whole_scores(monkeypatch, shape, scores_bytes):
+    monkeypatch.setitem(attention._SCORES_BYTES, jax.default_backend(), scores_bytes)
+    inputs = random_inputs(*shape)
+    np.testing.assert_allclose(attention.grid_attention(*inputs), whole(*inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bias_inside_a_dot_product(monkeypatch, shape):
+    """The vectors that the flash kernel gets, through a plain attention."""
+
+    def plain(q, k, v):
+        assert q.shape[-1] % 8 == 0
+        return jax.nn.dot_product_attention(q, k, v, scale=1.0)
+
+    monkeypatch.setattr(attention, "_flash_applies", lambda q: True)
+    monkeypatch.setattr(attention, "_cudnn", plain)
+    inputs = random_inputs(*shape)
+    np.testing.assert_allclose(attention.grid_attention(*inputs), whole(*inputs), atol=2e-5)
+
+
+def test_gradients_of_strips(monkeypatch):
+    monkeypatch.setitem(attention._SCORES_BYTES, jax.default_backend(), 1 << 12)
+    inputs = random_inputs(1, 6, 6, 2, 4)
+
+    def by_whole(q, k, v, rel_h, rel_w):
+        scores = jnp.einsum("byxnd,bijnd->bnyxij", q, k) * q.shape[-1] ** -0.5
+        scores += jnp.einsum("byxnd,yid->bnyxi", q, rel_h)[..., :, None]
+        scores += jnp.einsum("byxnd,xjd->bnyxj", q, rel_w)[..., None, :]
+        weights = jax.nn.softmax(scores, axis=(-2, -1))
+        return jnp.einsum("bnyxij,bijnd->byxnd", weights, v)
+
+    def loss(attend):
+        return lambda *inputs: (jnp.sin(attend(*inputs)) ** 2).sum()
+
+    every = tuple(range(5))
+    ours = jax.jit(jax.grad(loss(attention.grid_attention), every))(*inputs)
+    expected = jax.jit(jax.grad(loss(by_whole), every))(*inputs)
+    for our, theirs in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(our, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_never_holds_all_scores():
+    """Twelve heads of 4096 tokens: whole scores would be 805 MB."""
+    shapes = [(1, 64, 64, 12, 64)] * 3 + [(64, 64, 64)] * 2
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    compiled = jax.jit(attention.grid_attention).lower(*inputs).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 200e6
