@@ -23,7 +23,7 @@ from datasets.medical_slices.medical_slices_dataset_builder import (
     Plan,
     build_case,
 )
-from datasets.medical_slices.workers import ordered_map
+from datasets.medical_slices.workers import OrderedMap, workers
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.progress import progress
@@ -57,8 +57,35 @@ def build(request: Request) -> pathlib.Path:
             f"{final}: is a finished data set and is not overwritten; use it, delete it, or choose "
             "another --data_dir"
         )
+    with workers(request.num_workers) as ordered_map:
+        return _build(request, final, ordered_map)
+
+
+def _build(request: Request, final: pathlib.Path, ordered_map: OrderedMap) -> pathlib.Path:
+    """Check, plan, write, describe, rename; see `build`."""
+    good, problems, warnings = _checked_cases(request, ordered_map)
+    with _temporary_folder(request) as temporary:
+        plan = _plan(request.options, good, temporary / "reports")
+        _check_disk(plan, temporary)
+        built = _write_shards(request, plan, temporary, ordered_map)
+        provenance = {"name": request.name, "manifest": _file_hash(request.manifest)}
+        record = metadata.collect(plan, good, problems, warnings, provenance)
+        record = metadata.write(built, record)
+        print("drawing the data card", flush=True)
+        card.write(built, record)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        built.rename(final)
+    return final
+
+
+def _checked_cases(
+    request: Request, ordered_map: OrderedMap
+) -> tuple[list[slices.Checked], list[str], list[str]]:
+    """Reads all files of all rows before any work: usable rows, skipped rows, warnings."""
     cases, problems = read_manifest(request.manifest, request.name)
-    checked, problems = _check(request, cases, problems)
+    check = functools.partial(slices.check_case, options=request.options)
+    checked = list(progress(ordered_map(check, cases), "checking cases", total=len(cases)))
+    problems += [f"{request.manifest} {line}" for item in checked for line in item.problems]
     if problems and request.on_error == "fail":
         raise UserError(
             "\n".join(problems)
@@ -70,30 +97,7 @@ def build(request: Request) -> pathlib.Path:
     for line in problems + warnings:
         print(f"warning: {line}", flush=True)
     _check_content(request, good)
-    with _temporary_folder(request) as temporary:
-        plan = _plan(request.options, good, temporary / "reports")
-        _check_disk(plan, temporary)
-        built = _write_shards(request, plan, temporary)
-        provenance = {"name": request.name, "manifest": _file_hash(request.manifest)}
-        record = metadata.collect(plan, good, problems, warnings, provenance)
-        record = metadata.write(built, record)
-        print("drawing the data card", flush=True)
-        card.write(built, record)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        built.rename(final)
-    return final
-
-
-def _check(
-    request: Request, cases: list[Case], problems: list[str]
-) -> tuple[list[slices.Checked], list[str]]:
-    """Reads all files of all rows before any work; problems in the order of the rows."""
-    check = functools.partial(slices.check_case, options=request.options)
-    results = ordered_map(check, cases, request.num_workers)
-    checked = list(progress(results, "checking cases", total=len(cases)))
-    return checked, problems + [
-        f"{request.manifest} {line}" for item in checked for line in item.problems
-    ]
+    return good, problems, warnings
 
 
 def _same_image_twice(checked: list[slices.Checked]) -> list[str]:
@@ -189,7 +193,9 @@ def _check_disk(plan: Plan, folder: pathlib.Path) -> None:
         )
 
 
-def _write_shards(request: Request, plan: Plan, temporary: pathlib.Path) -> pathlib.Path:
+def _write_shards(
+    request: Request, plan: Plan, temporary: pathlib.Path, ordered_map: OrderedMap
+) -> pathlib.Path:
     """Runs the TFDS builder, in worker processes or under Beam; returns the version folder."""
     import tensorflow_datasets as tfds
 
@@ -198,10 +204,9 @@ def _write_shards(request: Request, plan: Plan, temporary: pathlib.Path) -> path
     if request.beam_runner:
         config = _beam_config(request)
     else:
-        results = ordered_map(
-            functools.partial(build_case, plan), plan.ordered_cases(), request.num_workers
-        )
-        stream = progress(results, "building cases", total=len(plan.ordered_cases()))
+        cases = plan.ordered_cases()
+        results = ordered_map(functools.partial(build_case, plan), cases)
+        stream = progress(results, "building cases", total=len(cases))
 
         def make(case: Case) -> Examples:
             del case  # the stream is in the order of the shards

@@ -93,7 +93,9 @@ def read_manifest(
                 window=fields.get("window", ""),
             )
         )
-    problems += [f"{path} {line}" for line in _conflicts(cases)]
+    conflicts = _conflicts(cases)
+    problems += [f"{path} {line}" for line in conflicts.values()]
+    cases = [case for case in cases if case.row not in conflicts]
     chosen = {case.case_id: case.split for case in cases if case.split}
     return [
         dataclasses.replace(
@@ -142,23 +144,23 @@ def _check_header(path: pathlib.Path, header: list[str]) -> None:
         )
 
 
-def _conflicts(cases: list[Case]) -> list[str]:
-    """Rows that contradict each other: the same scan twice, one patient in two splits."""
-    problems = []
+def _conflicts(cases: list[Case]) -> dict[int, str]:
+    """Line by row: rows that repeat a scan, or put one patient into a second split."""
+    conflicts = {}
     first: dict[str, Case] = {}
     splits: dict[str, Case] = {}
     for case in cases:
-        if case.key in first:
-            problems.append(
+        other = first.setdefault(case.key, case)
+        if other is not case:
+            conflicts[case.row] = (
                 f"{case.name}: case id, task {case.task} and modality {case.modality} repeat row "
-                f"{first[case.key].row}; give each scan its own case id or task"
+                f"{other.row}; give each scan its own case id or task"
             )
-        first.setdefault(case.key, case)
-        if case.split:
+        elif case.split:
             other = splits.setdefault(case.case_id, case)
             if other.split != case.split:
-                problems.append(
+                conflicts[case.row] = (
                     f"{case.name}: split {case.split}, but row {other.row} puts the same case into "
                     f"{other.split}; a patient belongs to one split"
                 )
-    return problems
+    return conflicts

@@ -1,7 +1,8 @@
-"""Runs a function over many cases in worker processes, in order and with bounded memory."""
+"""Runs functions over many cases in worker processes, in order and with bounded memory."""
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
@@ -12,37 +13,40 @@ from medsam_jax.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+OrderedMap = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[Result]]
 
 
-def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int
-) -> Iterator[Result]:
-    """`map` in `num_workers` processes; at most one result more than workers is held.
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[OrderedMap]:
+    """Gives a `map` that runs in `count` processes, or in this one for 0 and 1.
 
-    With 0 or 1 workers it runs here. Workers are spawned, not forked: JAX starts threads.
+    Results come in the order of the items, and at most one more than there are processes is held,
+    so that memory is bounded. Processes are spawned, not forked: JAX starts threads.
 
     Raises:
-      UserError: a worker was killed, as a rule for want of memory.
+      UserError: a process was killed, as a rule for want of memory.
     """
-    if num_workers <= 1:
-        yield from map(function, items)
+    if count <= 1:
+        yield map
         return
-    remaining = iter(items)
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        waiting: collections.deque = collections.deque()
-        ahead = num_workers + 1
-        try:
+    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
+
+        def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator:
+            remaining, waiting = iter(items), collections.deque()
             while True:
-                for item in itertools.islice(remaining, ahead - len(waiting)):
+                for item in itertools.islice(remaining, count + 1 - len(waiting)):
                     waiting.append(pool.submit(function, item))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
+
+        try:
+            yield ordered_map
         except BrokenProcessPool:
             raise UserError(
                 "--num_workers: a worker process was killed, as a rule for want of memory; "
-                f"use fewer than {num_workers}"
+                f"use fewer than {count}"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
