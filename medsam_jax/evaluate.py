@@ -1,8 +1,13 @@
-"""Scores checkpoints on a data set: DSC, NSD, IoU, HD95 and ASD per object, tables and figures.
+"""Scores checkpoints on a data set or on scans: DSC, NSD, IoU, HD95, ASD, tables and figures.
 
-Example:
+Examples:
   python -m medsam_jax.evaluate --checkpoint lite_medsam,runs/demo/best --data_dir data/demo \\
       --split validation --output results/demo
+  python -m medsam_jax.evaluate --checkpoint lite_medsam --manifest cases.csv --burden \\
+      --output results/volumes
+
+A data set is scored slice by slice (2D, pixels), the scans of a manifest as volumes in their own
+grid (3D, mm); `mask_NAME` columns of the manifest hold further annotators.
 
 All checkpoints answer the same prompts. The same command goes on after a kill.
 """
@@ -17,7 +22,10 @@ _CHECKPOINT = flags.DEFINE_list(
     "checkpoint", None, "Checkpoint directories or names of known weights, comma-separated."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data set written by datasets.build.")
-_SPLIT = flags.DEFINE_string("split", "validation", "Split of the data set.")
+_MANIFEST = flags.DEFINE_string("manifest", None, "cases.csv of scans, in place of a data set.")
+_SPLIT = flags.DEFINE_string(
+    "split", None, "Split: of a data set validation where not given, of a manifest all."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for tables and figures.")
 _PROMPT = flags.DEFINE_string(
     "prompt", "box", "Prompt made from the truth: box, point (one) or points (three on, three off)."
@@ -28,7 +36,9 @@ _BOX_SHIFT = flags.DEFINE_list(
     "Each box side moves outwards by 0 to this many pixels; several give a curve, e.g. 0,5,10,20. "
     "The first makes the main tables.",
 )
-_TOLERANCE = flags.DEFINE_float("tolerance", 2.0, "Of the NSD: pixels of the stored slice.")
+_LABELS = flags.DEFINE_list("labels", [], "Labels to score, which every scan must have.")
+_BURDEN = flags.DEFINE_bool("burden", False, "Measure volumes and diameters in the scans.")
+_TOLERANCE = flags.DEFINE_float("tolerance", 2.0, "Of the NSD: pixels of slices, mm of volumes.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Slices at a time.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of box shifts and points.")
 
@@ -39,11 +49,14 @@ def main(_) -> None:
 
     evaluate(
         checkpoints=_CHECKPOINT.value,
-        data_dir=_DATA_DIR.value,
-        split=_SPLIT.value,
         output=Path(_OUTPUT.value),
+        data_dir=_DATA_DIR.value,
+        manifest=_MANIFEST.value,
+        split=_SPLIT.value,
         prompt=_PROMPT.value,
         box_shifts=_BOX_SHIFT.value,
+        labels=_LABELS.value,
+        with_burden=_BURDEN.value,
         tolerance=_TOLERANCE.value,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
@@ -51,5 +64,5 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["checkpoint", "data_dir", "output"])
+    flags.mark_flags_as_required(["checkpoint", "output"])
     errors.run(main)

@@ -26,7 +26,7 @@ def box_plots(rows: Sequence[Row], metric: str, heading: str) -> Any:
     """One box per task and checkpoint, over objects, with every object as a dot."""
     groups = _unique((row["task"], row["modality"]) for row in rows)
     checkpoints = _unique(row["checkpoint"] for row in rows)
-    figure = _figure(max(4.0, 1.5 + 0.7 * len(groups) * len(checkpoints)), 4.0)
+    figure = figure_of(max(4.0, 1.5 + 0.7 * len(groups) * len(checkpoints)), 4.0)
     axes = figure.subplots()
     rng = np.random.default_rng(0)
     width = 0.8 / len(checkpoints)
@@ -60,7 +60,7 @@ def box_plots(rows: Sequence[Row], metric: str, heading: str) -> Any:
 
 def paired_scatter(rows: Sequence[Row], metric: str, a: str, b: str) -> Any:
     """One dot per object: its score with checkpoint A and with checkpoint B."""
-    figure = _figure(4.8, 4.8)
+    figure = figure_of(4.8, 4.8)
     axes = figure.subplots()
     first = {_object(row): row[metric] for row in rows if row["checkpoint"] == a}
     for number, task in enumerate(_unique(row["task"] for row in rows)):
@@ -80,7 +80,7 @@ def paired_scatter(rows: Sequence[Row], metric: str, a: str, b: str) -> Any:
 
 def score_by_shift(rows: Sequence[Row], metric: str = "dice") -> Any:
     """Median score, and the range from first to third quartile, against the box shift."""
-    figure = _figure(5.0, 3.8)
+    figure = figure_of(5.0, 3.8)
     axes = figure.subplots()
     shifts = sorted({row["box_shift"] for row in rows})
     for number, checkpoint in enumerate(_unique(row["checkpoint"] for row in rows)):
@@ -103,7 +103,7 @@ def picture_grid(
 ) -> Any:
     """Best, median and worst object of each task, drawn by `draw`; rows of one checkpoint."""
     tasks = _unique((row["task"], row["modality"]) for row in rows)[:8]
-    figure = _figure(9.0, 3.2 * len(tasks))
+    figure = figure_of(9.0, 3.2 * len(tasks))
     grid = figure.subplots(len(tasks), 3, squeeze=False)
     for (task, modality), line in zip(tasks, grid, strict=True):
         members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
@@ -123,7 +123,7 @@ def picture_grid(
 def overview(rows: Sequence[Row], unit: str) -> Any:
     """How many objects and cases each task has, and how large they are; rows of one checkpoint."""
     groups = _unique((row["task"], row["modality"]) for row in rows)
-    figure = _figure(8.0, 1.5 + 0.4 * len(groups))
+    figure = figure_of(8.0, 1.5 + 0.4 * len(groups))
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (task, modality) in enumerate(groups):
         members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
@@ -141,7 +141,7 @@ def overview(rows: Sequence[Row], unit: str) -> Any:
     return figure
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
     """A figure of its own, without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -50,7 +50,7 @@ class SlicePredictor:
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._arrays = jax.device_put(self._functional.arrays, everywhere)
         self._embed = jax.jit(self._embed_fn)
-        self._decode = jax.jit(self._decode_fn, static_argnames=("valid_shape", "original_shape"))
+        self._decode = jax.jit(self._decode_fn, static_argnames="on_stored_grid")
 
     def run(
         self, tasks: Iterable[SliceTask], original_shape: Shape | None = None
@@ -58,8 +58,8 @@ class SlicePredictor:
         """Answers tasks in order, a batch of slices at a time, one list of masks per slice.
 
         Args:
-          original_shape: (H, W) of the slices before they were resized, all alike: masks are then
-            of that size. Without it they are on the valid part of the stored grid.
+          original_shape: (H, W) of the slices before they were resized: masks are then of that
+            size. Without it they are on the valid part of the stored grid.
 
         Raises:
           UserError: a model output that is not finite, named by the slice.
@@ -94,8 +94,7 @@ class SlicePredictor:
                     embeddings,
                     put(index),
                     jax.tree.map(put, arrays),
-                    valid_shape=chunk[0].valid_shape if original_shape else None,
-                    original_shape=original_shape,
+                    on_stored_grid=original_shape is None,
                 )
             )
         return chunk, owner, outputs, original_shape
@@ -105,17 +104,21 @@ class SlicePredictor:
     ) -> list[list[np.ndarray]]:
         """Waits for a batch and hands its masks to their slices."""
         results: list[list[np.ndarray]] = [[] for _ in chunk]
-        masks = [mask for output in outputs for mask in np.asarray(output[0])]
+        maps = [one for output in outputs for one in np.asarray(output[0])]
         finite = [ok for output in outputs for ok in np.asarray(output[1])]
-        for slot, mask, ok in zip(owner, masks, finite, strict=False):
+        for slot, one, ok in zip(owner, maps, finite, strict=False):
             task = chunk[slot]
             if not ok:
                 raise UserError(
                     f"{task.name}: the model's output is not finite; check the checkpoint "
                     "(a diverged training run?) and the slice"
                 )
-            height, width = original or task.valid_shape
-            results[slot].append(mask[:height, :width])
+            if original is None:
+                height, width = task.valid_shape
+                results[slot].append(one[:height, :width])
+            else:  # on the host: sizes differ from scan to scan, and each would be compiled
+                mask = restore_masks(one, task.valid_shape, original, self.preprocessing)
+                results[slot].append(mask)
         return results
 
     def _embed_fn(self, arrays, images, valid_shape):
@@ -123,16 +126,17 @@ class SlicePredictor:
         return self._functional.bind(arrays).image_encoder(pixels)
 
     def _decode_fn(
-        self, arrays, embeddings, index, prompts, valid_shape, original_shape
-    ) -> tuple[Bool[Array, "b h w"], Bool[Array, " b"]]:
+        self, arrays, embeddings, index, prompts, on_stored_grid
+    ) -> tuple[Array, Bool[Array, " b"]]:
+        """Masks on the stored grid, or the low-resolution logits; and which are finite."""
         model = self._functional.bind(arrays)
         logits, _ = model.decode(embeddings[index], **prompts)
         logits = logits[:, 0, 0]  # [D, h, w]
         finite = jnp.isfinite(logits).all(axis=(1, 2))
-        size = get_recipe(self.preprocessing.recipe).size
-        if original_shape is None:
-            valid_shape = original_shape = (size, size)
-        return restore_masks(logits, valid_shape, original_shape, self.preprocessing), finite
+        if not on_stored_grid:
+            return logits, finite
+        grid = (get_recipe(self.preprocessing.recipe).size,) * 2
+        return restore_masks(logits, grid, grid, self.preprocessing), finite
 
 
 def _stack(prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.evaluation import plots, statistics, tables
+from medsam_jax.evaluation import burden_report, plots, statistics, tables
 
 Row = dict[str, Any]
 
@@ -22,8 +22,12 @@ def write_report(
     tolerance: float,
     draw: Callable[[Row], np.ndarray],
     hidden: Sequence[str] = (),
+    slice_rows: Sequence[Row] = (),
 ) -> None:
     """Writes per_object.csv, summary.csv, comparisons.csv, summary.md, summary.tex and figures/.
+
+    Also per_slice.csv where there are `slice_rows`, and burden.csv and burden_agreement.csv where
+    the rows hold volumes and diameters.
 
     Args:
       rows: one per object, checkpoint and box shift, in order.
@@ -38,13 +42,21 @@ def write_report(
     tests = statistics.compare(rows)
     if tests:
         tables.write_csv(output / "comparisons.csv", tests)
+    if slice_rows:
+        tables.write_csv(output / "per_slice.csv", slice_rows)
     figures = write_figures(output / "figures", rows, unit, tolerance, draw)
+    agreements: list[Row] = []
+    if "truth_volume_ml" in rows[0]:
+        measured, agreements = burden_report.agreements(statistics.first_setting(rows))
+        tables.write_csv(output / "burden.csv", measured)
+        tables.write_csv(output / "burden_agreement.csv", agreements)
+        figures += burden_report.write_figures(output / "figures", measured)
     first = [row for row in summary if row["box_shift"] == rows[0]["box_shift"]]
     headings = tables.summary_headings(unit, tolerance)
     cells = [tables.summary_cells(row) for row in first]
     caption = f"{title}. Median (first to third quartile) over objects."
     tables.write_text(output / "summary.tex", tables.latex(headings, cells, caption))
-    page = _page(title, settings, headings, summary, tests, figures)
+    page = _page(title, settings, headings, summary, tests, agreements, figures)
     tables.write_text(output / "summary.md", page)
 
 
@@ -56,16 +68,18 @@ def write_figures(
     draw: Callable[[Row], np.ndarray],
 ) -> list[str]:
     """Draws all figures that the rows allow; returns their names."""
-    first = [row for row in rows if row["box_shift"] == rows[0]["box_shift"]]
-    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
-    figures = {"overview.png": plots.overview(_of(first, checkpoints[0]), f"{unit}")}
+    first = statistics.first_setting(rows)
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in first))
+    size = "px" if unit == "px" else "voxels"
+    figures = {"overview.png": plots.overview(_of(first, checkpoints[0]), size)}
     for metric, heading in (("dice", "DSC"), ("nsd", f"NSD at {tolerance:g} {unit}")):
         figures[f"box_{metric}.png"] = plots.box_plots(first, metric, heading)
         for a, b in itertools.combinations(range(len(checkpoints)), 2):
             name = f"scatter_{metric}_{a + 1}_{b + 1}.png"
             figures[name] = plots.paired_scatter(first, metric, checkpoints[a], checkpoints[b])
     if len({row["box_shift"] for row in rows}) > 1:
-        figures["box_shift.png"] = plots.score_by_shift(rows)
+        same = [row for row in rows if row["reference"] == first[0]["reference"]]
+        figures["box_shift.png"] = plots.score_by_shift(same)
     for number, checkpoint in enumerate(checkpoints, 1):
         figures[f"pictures_{number}.png"] = plots.picture_grid(_of(first, checkpoint), draw)
     for name, figure in figures.items():
@@ -83,6 +97,7 @@ def _page(
     headings: list[str],
     summary: Sequence[Row],
     tests: Sequence[Row],
+    agreements: Sequence[Row],
     figures: Sequence[str],
 ) -> str:
     lines = [f"# Evaluation: {title}\n\n"]
@@ -109,5 +124,9 @@ def _page(
         lines += [f"over the {len(tests)} tests of the table.\n\n"]
         cells = [tables.comparison_cells(test) for test in tests]
         lines += [tables.markdown(tables.COMPARISON_HEADINGS, cells)]
+    if agreements:
+        lines += ["\n## Tumour burden, agreement with the truth\n\n"]
+        cells = [burden_report.agreement_cells(row) for row in agreements]
+        lines += [tables.markdown(burden_report.AGREEMENT_HEADINGS, cells)]
     lines += ["\n## Figures\n\n", *[f"![{name}](figures/{name})\n\n" for name in figures]]
     return "".join(lines)

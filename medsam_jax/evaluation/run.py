@@ -6,19 +6,25 @@ from pathlib import Path
 import jax
 
 from medsam_jax.errors import UserError
+from medsam_jax.evaluation import split as split_route
+from medsam_jax.evaluation import volumes as volume_route
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
-from medsam_jax.evaluation.split import JOURNAL_ONLY, SplitEvaluation
+from medsam_jax.evaluation.split import SplitEvaluation
+from medsam_jax.evaluation.volumes import VolumeEvaluation
 
 
 def evaluate(
     checkpoints: Sequence[str],
-    data_dir: str,
-    split: str,
     output: Path,
     *,
+    data_dir: str | None = None,
+    manifest: str | None = None,
+    split: str | None = None,
     prompt: str = "box",
     box_shifts: Sequence[int | str] = (0,),
+    labels: Sequence[int | str] = (),
+    with_burden: bool = False,
     tolerance: float = 2.0,
     batch_size: int = 8,
     seed: int = 0,
@@ -28,17 +34,32 @@ def evaluate(
     See `medsam_jax.evaluate` for the arguments.
 
     Raises:
-      UserError: bad arguments, data set or checkpoint; nothing has been computed then.
+      UserError: bad arguments, data set, manifest or checkpoint, found before any work where that
+        is possible.
     """
-    protocols = [Protocol(prompt, _whole(shift), seed) for shift in box_shifts]
+    protocols = [Protocol(prompt, _whole("box_shift", shift), seed) for shift in box_shifts]
     _check_arguments(checkpoints, protocols, tolerance, batch_size)
-    evaluation = SplitEvaluation(data_dir, split, protocols, tolerance, batch_size, output)
+    if (data_dir is None) == (manifest is None):
+        raise UserError("--data_dir, --manifest: give one of them")
+    if manifest is None:
+        if labels or with_burden:
+            raise UserError("--labels, --burden: work with --manifest; leave them out")
+        split = split or "validation"
+        evaluation = SplitEvaluation(data_dir, split, protocols, tolerance, batch_size, output)
+        hidden, kind = split_route.JOURNAL_ONLY, "native 2D"
+    else:
+        chosen = [_whole("labels", label) for label in labels]
+        evaluation = VolumeEvaluation(
+            manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden
+        )
+        hidden, kind = volume_route.JOURNAL_ONLY, "3D; pictures and slices in 2D"
     for checkpoint in checkpoints:
         evaluation.check(checkpoint)
     rows = []
     for checkpoint in checkpoints:
         print(f"scoring {checkpoint}", flush=True)
         rows += evaluation.evaluate(checkpoint)
+    rows += evaluation.evaluate_annotators()
     if jax.process_index() != 0:
         return
     print(f"writing tables and figures to {output}", flush=True)
@@ -49,21 +70,22 @@ def evaluate(
         settings={
             "checkpoints": ", ".join(f"`{checkpoint}`" for checkpoint in checkpoints),
             "prompt": f"{prompt}, seed {seed}",
-            "NSD tolerance": f"{tolerance:g} {evaluation.unit}, native 2D",
+            "NSD tolerance": f"{tolerance:g} {evaluation.unit}; {kind}",
         },
         unit=evaluation.unit,
         tolerance=tolerance,
         draw=evaluation.picture,
-        hidden=JOURNAL_ONLY,
+        hidden=hidden,
+        slice_rows=evaluation.slice_rows,
     )
     print((output / "summary.md").resolve())
 
 
-def _whole(shift: int | str) -> int:
+def _whole(flag: str, value: int | str) -> int:
     try:
-        return int(shift)
+        return int(value)
     except ValueError:
-        raise UserError(f"--box_shift: {shift!r} is no whole number of pixels") from None
+        raise UserError(f"--{flag}: {value!r} is no whole number") from None
 
 
 def _check_arguments(

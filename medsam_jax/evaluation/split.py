@@ -18,6 +18,7 @@ from medsam_jax.data.preprocess import Preprocessing, check_compatible, stored_t
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.figures import overlay, window_around
 from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
+from medsam_jax.evaluation.manifest import FIRST
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.evaluation.scoring import decode_runs, encode_runs, object_scores
@@ -75,6 +76,12 @@ class SplitEvaluation:
         self._batch_size, self._output = batch_size, output
         self._split = split
         self.title = f"split `{split}` of `{self.info.directory}`, recipe {self.info.recipe}"
+
+    slice_rows = ()  # here every object is a slice's
+
+    def evaluate_annotators(self) -> list[Row]:
+        """None: a data set holds one mask for each object."""
+        return []
 
     def check(self, checkpoint: str) -> None:
         """Refuses a checkpoint directory of another recipe before any work is done."""
@@ -164,6 +171,7 @@ class SplitEvaluation:
             "modality": _text(record["modality"]),
             "slice_index": int(record["slice_index"]),
             "label": one.label,
+            "reference": FIRST,
             "truth_size": int(np.count_nonzero(one.truth)),
             "predicted_size": int(np.count_nonzero(prediction)),
             **object_scores(prediction, one.truth, PIXELS, self._tolerance),
@@ -185,7 +193,7 @@ class SplitEvaluation:
             "data": [str(self.info.directory.resolve()), self._split, record["cases"]],
             "protocol": [self._protocols[0].prompt, self._protocols[0].seed],
             "tolerance": self._tolerance,
-            "rows": 1,  # raise when their content changes
+            "rows": 2,  # raise when their content changes
         }
 
     def _check_preprocessing(self, checkpoint: str, preprocessing: Preprocessing) -> None:

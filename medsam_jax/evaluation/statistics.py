@@ -13,21 +13,28 @@ ALL = "all"  # stands for every task or modality in a table
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """One row per checkpoint, prompt and shift, task and modality, and one over all tasks.
+    """One row per checkpoint, prompt, shift and reference, task and modality, and one over all.
 
     NaN (both masks empty) and infinite distances (one empty) stay out of the statistics; how many
     objects that are is in `both_empty`, `missed` (truth without prediction) and `spurious`.
     """
     summary = []
-    for keys, group in _grouped(rows, "checkpoint", "prompt", "box_shift"):
+    names = ("checkpoint", "prompt", "box_shift", "reference")
+    for keys, group in _grouped(rows, *names):
         parts = list(_grouped(group, "task", "modality"))
         if len(parts) > 1:
             parts.append(((ALL, ALL), group))
         for (task, modality), members in parts:
-            row = dict(zip(("checkpoint", "prompt", "box_shift"), keys, strict=True))
+            row = dict(zip(names, keys, strict=True))
             row |= {"task": task, "modality": modality, "cases": count_cases(members)}
             summary.append(row | {"n": len(members)} | _empty_counts(members) | _spread(members))
     return summary
+
+
+def first_setting(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the first row's box shift and reference: those of the main table."""
+    wanted = rows[0]["box_shift"], rows[0]["reference"]
+    return [row for row in rows if (row["box_shift"], row["reference"]) == wanted]
 
 
 def count_cases(rows: Iterable[Row]) -> int:
@@ -40,10 +47,9 @@ def compare(rows: Sequence[Row], metrics: Sequence[str] = ("dice", "nsd")) -> li
 
     The pairs are cases: the mean over a case's objects, because slices of one patient are not
     independent. One correction covers all tests of the returned table. Only rows of the first
-    prompt and shift enter.
+    shift and reference enter.
     """
-    first = rows[0]["prompt"], rows[0]["box_shift"]
-    rows = [row for row in rows if (row["prompt"], row["box_shift"]) == first]
+    rows = first_setting(rows)
     checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
     groups = list(_grouped(rows, "task", "modality"))
     if len(groups) > 1:

@@ -39,8 +39,9 @@ def _number(value: Any) -> Any:
 
 def summary_headings(unit: str, tolerance: float) -> list[str]:
     """Column headings that go with `summary_cells`."""
+    unit = unit.split(",")[0]
     names = {"hd95": f"HD95 ({unit})", "asd": f"ASD ({unit})", "nsd": f"NSD ({tolerance:g} {unit})"}
-    columns = ["task", "modality", "checkpoint", "cases", "objects", "missed"]
+    columns = ["task", "modality", "checkpoint", "reference", "cases", "objects", "missed"]
     for metric, (heading, _) in METRICS.items():
         columns += [f"{names.get(metric, heading)} median (IQR)"]
         columns += ["mean"] if metric in ("dice", "nsd") else []
@@ -49,7 +50,7 @@ def summary_headings(unit: str, tolerance: float) -> list[str]:
 
 def summary_cells(row: Row) -> list[str]:
     """A summary row as the cells of a printed table."""
-    cells = [row["task"], row["modality"], row["checkpoint"]]
+    cells = [row["task"], row["modality"], row["checkpoint"], row["reference"]]
     cells += [str(row["cases"]), str(row["n"]), str(row["missed"])]
     for metric in METRICS:
         digits = 3 if METRICS[metric][1] else 2
@@ -77,12 +78,12 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def latex(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A LaTeX table (booktabs); the first three columns are text."""
+    """A LaTeX table (booktabs); the first four columns are text."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(_escaped(cell) for cell in cells) + r" \\" + "\n"
 
-    columns = "lll" + "r" * (len(headings) - 3)
+    columns = "llll" + "r" * (len(headings) - 4)
     body = "".join(line(row) for row in rows)
     return (
         "\\begin{table}\n\\centering\n"

@@ -166,7 +166,7 @@ def test_predictor_answers_many_prompts_on_one_slice():
 def test_evaluate_writes_all_tables(make, monkeypatch, tmp_path):
     make()
     output = tmp_path / "report"
-    run.evaluate(["low", "high"], "data", "validation", output, box_shifts=["0", "6"])
+    run.evaluate(["low", "high"], output, data_dir="data", box_shifts=["0", "6"])
     with (output / "per_object.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 6
@@ -197,11 +197,13 @@ def test_evaluate_writes_all_tables(make, monkeypatch, tmp_path):
         ({"box_shifts": [3, 3]}, "given twice"),
         ({"tolerance": -1.0}, "--tolerance: -1.0"),
         ({"batch_size": 0}, "--batch_size: 0"),
+        ({"with_burden": True}, "--burden: work with"),
+        ({"manifest": "cases.csv"}, "give one of them"),
     ],
 )
 def test_bad_arguments_are_refused(make, tmp_path, arguments, message):
     make()
-    given = {"checkpoints": ["low"], "data_dir": "d", "split": "s", "output": tmp_path / "out"}
+    given = {"checkpoints": ["low"], "data_dir": "d", "output": tmp_path / "out"}
     with pytest.raises(UserError, match=message):
         run.evaluate(**given | arguments)
     assert not (tmp_path / "out").exists()

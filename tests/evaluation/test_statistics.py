@@ -11,7 +11,13 @@ from medsam_jax.evaluation.scoring import METRICS
 def row(checkpoint, case, dice, task="t", truth=10, predicted=10, number=0):
     scores = dict.fromkeys(METRICS, dice)
     return {
-        **{"checkpoint": checkpoint, "prompt": "box", "box_shift": 0, "case_id": case},
+        **{
+            "checkpoint": checkpoint,
+            "prompt": "box",
+            "box_shift": 0,
+            "case_id": case,
+            "reference": "mask",
+        },
         **{"task": task, "modality": "CT", "slice_index": number, "label": 1},
         **{"truth_size": truth, "predicted_size": predicted, **scores},
     }

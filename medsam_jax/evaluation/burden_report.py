@@ -1,0 +1,91 @@
+"""Tables and Bland-Altman plots of tumour burden: per object, and summed per patient."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.evaluation import plots
+from medsam_jax.evaluation.burden import MEASURES, agreement
+
+Row = dict[str, Any]
+KEYS = ("checkpoint", "task", "modality", "case_id")
+NAMES = [f"{side}_{measure}" for measure in MEASURES for side in ("truth", "predicted")]
+AGREEMENT_HEADINGS = ["level", "task", "modality", "checkpoint", "measure", "n", "Pearson"]
+AGREEMENT_HEADINGS += ["Spearman", "ICC", "bias", "limits of agreement"]
+
+
+def agreements(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Measurements of every object and patient, and how well they agree with the truth.
+
+    A patient's burden in a task and modality is the sum over its objects: of the volumes, and of
+    the diameters as RECIST and WHO do. Pictures have no mm and are left out.
+    """
+    objects = [
+        {"level": "object", **{name: row[name] for name in (*KEYS, "label", *NAMES)}}
+        for row in rows
+        if np.isfinite(row["truth_volume_ml"])
+    ]
+    patients: dict[tuple[str, ...], Row] = {}
+    for row in objects:
+        key = tuple(row[name] for name in KEYS)
+        first = row | {"level": "patient", "label": "all", **dict.fromkeys(NAMES, 0.0)}
+        total = patients.setdefault(key, first)
+        for name in NAMES:
+            total[name] += row[name]
+    measured = objects + list(patients.values())
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in measured:
+        key = tuple(row[name] for name in ("level", "checkpoint", "task", "modality"))
+        groups.setdefault(key, []).append(row)
+    table = []
+    for (level, checkpoint, task, modality), members in groups.items():
+        for measure in MEASURES:
+            truth, predicted = (
+                np.array([row[f"{side}_{measure}"] for row in members])
+                for side in ("truth", "predicted")
+            )
+            names = {"level": level, "task": task, "modality": modality}
+            names |= {"checkpoint": checkpoint, "measure": measure}
+            table.append(names | agreement(predicted, truth))
+    return measured, table
+
+
+def agreement_cells(row: Row) -> list[str]:
+    """A row of the agreement table as printed cells."""
+    cells = [row["level"], row["task"], row["modality"], row["checkpoint"]]
+    cells += [MEASURES[row["measure"]], str(row["n"])]
+    cells += [f"{row[name]:.3f}" for name in ("pearson", "spearman", "icc")]
+    limits = f"{row['lower_limit']:+.2f} to {row['upper_limit']:+.2f}"
+    return [*cells, f"{row['bias']:+.2f}", limits]
+
+
+def write_figures(folder: Path, measured: Sequence[Row]) -> list[str]:
+    """One Bland-Altman figure per checkpoint, a panel per measure, over objects."""
+    names = []
+    objects = [row for row in measured if row["level"] == "object"]
+    for number, checkpoint in enumerate(dict.fromkeys(row["checkpoint"] for row in objects), 1):
+        members = [row for row in objects if row["checkpoint"] == checkpoint]
+        names.append(f"burden_{number}.png")
+        plots.save(_bland_altman(members, checkpoint), folder / names[-1])
+    return names
+
+
+def _bland_altman(rows: Sequence[Row], checkpoint: str) -> Any:
+    figure = plots.figure_of(11.0, 3.6)
+    for axes, (measure, heading) in zip(
+        figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True
+    ):
+        truth, predicted = (
+            np.array([row[f"{side}_{measure}"] for row in rows]) for side in ("truth", "predicted")
+        )
+        agreed = agreement(predicted, truth)
+        axes.plot((truth + predicted) / 2, predicted - truth, ".", color=plots.COLOURS[0])
+        for name, style in (("bias", "-"), ("lower_limit", "--"), ("upper_limit", "--")):
+            if np.isfinite(agreed[name]):
+                axes.axhline(agreed[name], color="0.4", linestyle=style, linewidth=1)
+        axes.set_title(heading, fontsize=9)
+        axes.set(xlabel="mean of truth and prediction", ylabel="prediction - truth")
+    figure.suptitle(f"{checkpoint}: bias and 95 % limits of agreement", fontsize=10)
+    return figure
