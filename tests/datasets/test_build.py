@@ -17,8 +17,7 @@ from medsam_jax.data import preprocess
 from medsam_jax.data.datasets import find_dataset, open_dataset
 from medsam_jax.data.recipes import RECIPES
 from medsam_jax.errors import UserError
-
-from .conftest import SIDE, make_ct, write_manifest, write_volume
+from tests.datasets.scans import SIDE, make_ct, write_manifest, write_volume
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,57 @@
+"""Writes a manifest for folders of scans and masks, and says what it could not pair and why.
+
+Examples:
+  python -m datasets.manifest --images scans --masks segs --modality CT --task liver
+  python -m datasets.manifest --nnunet Dataset003_Liver
+  python -m datasets.manifest --npz MedSAM_train/CT_Abd --modality CT --task abdomen
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from medsam_jax.errors import UserError, run
+
+_IMAGES = flags.DEFINE_string("images", None, "Folder of scans.")
+_MASKS = flags.DEFINE_string("masks", None, "Folder of masks; may be the same.")
+_NNUNET = flags.DEFINE_string("nnunet", None, "A nnU-Net raw data set, with dataset.json.")
+_NPZ = flags.DEFINE_string("npz", None, "Folder of MedSAM .npz files (imgs, gts, spacing).")
+_MODALITY = flags.DEFINE_string("modality", "", "Of all scans: CT, MR, US, ...")
+_TASK = flags.DEFINE_string("task", "", "What the masks show: liver, sarcoma, ...")
+_OUTPUT = flags.DEFINE_string("output", "cases.csv", "The manifest; never overwritten.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Flags, then one call."""
+    del argv
+    from datasets.medical_slices import pairing
+
+    sources = [_IMAGES.value or _MASKS.value, _NNUNET.value, _NPZ.value]
+    if sum(source is not None for source in sources) != 1:
+        raise UserError("give --images with --masks, or --nnunet, or --npz; see --help")
+    if _NNUNET.value is None and not (_MODALITY.value and _TASK.value):
+        raise UserError("--modality and --task are needed, e.g. --modality CT --task liver")
+    if _NNUNET.value is not None:
+        found = pairing.read_nnunet(pathlib.Path(_NNUNET.value), _TASK.value)
+    elif _NPZ.value is not None:
+        found = pairing.read_npz(pathlib.Path(_NPZ.value), _MODALITY.value, _TASK.value)
+    elif _IMAGES.value is None or _MASKS.value is None:
+        raise UserError("--images and --masks belong together; they may be the same folder")
+    else:
+        found = pairing.pair_folders(
+            pathlib.Path(_IMAGES.value), pathlib.Path(_MASKS.value), _MODALITY.value, _TASK.value
+        )
+    for line in found.problems:
+        print(f"not paired: {line}", file=sys.stderr)
+    if not found.rows:
+        raise UserError(f"no image has a mask: {len(found.problems)} files are listed above")
+    pairing.write_manifest(pathlib.Path(_OUTPUT.value), found.rows)
+    for line in found.notes:
+        print(line)
+    print(f"wrote {_OUTPUT.value}: {len(found.rows)} cases, {len(found.problems)} files not paired")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,40 @@
+"""A small hospital folder: scans of several formats, and the data set built from it.
+
+Imports are inside: most tests need neither.
+"""
+
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def hospital(tmp_path_factory) -> pathlib.Path:
+    """Manifest of four CT, two MR (of patients who have a CT too) and two pictures."""
+    from tests.datasets.scans import make_ct, make_mr, make_picture, write_manifest
+
+    folder = tmp_path_factory.mktemp("hospital")
+    rows = []
+    for index, split in enumerate(("train", "train", "tune", "validation")):
+        make_ct(folder, f"ct{index}", seed=index)
+        files = (f"ct{index}.nii.gz", f"ct{index}_mask.nii.gz")
+        rows.append((f"p{index}", *files, "CT", "organs", split))
+    for index in (0, 3):
+        make_mr(folder, f"mr{index}", seed=10 + index)
+        rows.append((f"p{index}", f"mr{index}.nrrd", f"mr{index}_mask.nrrd", "MR", "tumour", ""))
+    for index, colour in enumerate((False, True)):
+        make_picture(folder, f"us{index}", colour, seed=20 + index)
+        files = (f"us{index}.png", f"us{index}_mask.png")
+        rows.append((f"u{index}", *files, "US", "mass", "train"))
+    return write_manifest(folder / "cases.csv", rows)
+
+
+@pytest.fixture(scope="session")
+def built(hospital, tmp_path_factory) -> pathlib.Path:
+    """The `lite` data set of the hospital folder; returns its data_dir."""
+    from datasets.medical_slices import building, slices
+
+    data_dir = tmp_path_factory.mktemp("data")
+    options = slices.Options(recipe="lite")
+    building.build(building.Request(str(hospital), str(data_dir), options))
+    return data_dir

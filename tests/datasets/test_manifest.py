@@ -1,0 +1,203 @@
+"""The manifest: reading it, splits, and making one from folders."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from datasets.medical_slices import cases, pairing
+from medsam_jax.data import preprocess
+from medsam_jax.errors import UserError
+from tests.datasets.scans import write_manifest
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+# --- splits
+
+
+def test_split_is_80_10_10_and_stable():
+    names = [f"case{number}" for number in range(20000)]
+    found = [cases.split_of("liver", name) for name in names]
+    shares = [found.count(split) / len(names) for split in cases.SPLITS]
+    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.01)
+    assert found[:5] == [cases.split_of("liver", name) for name in names[:5]]
+    assert found != [cases.split_of("spleen", name) for name in names]
+    assert found != [cases.split_of("liver", name, seed=1) for name in names]
+
+
+def test_adding_cases_moves_nobody_and_patients_stay_together(tmp_path):
+    rows = [(f"p{n}", "i", "m", modality, "t") for n in range(60) for modality in ("CT", "MR")]
+    header = "case_id,image,mask,modality,task"
+    few, problems = cases.read_manifest(write_manifest(tmp_path / "a.csv", rows[:40], header), "d")
+    many, _ = cases.read_manifest(write_manifest(tmp_path / "b.csv", rows[::-1], header), "d")
+    assert not problems
+    before = {case.key: case.split for case in few}
+    after = {case.key: case.split for case in many}
+    assert all(after[key] == split for key, split in before.items())
+    by_patient = {}
+    for case in many:
+        by_patient.setdefault(case.case_id, set()).add(case.split)
+    assert all(len(splits) == 1 for splits in by_patient.values())
+
+
+def test_the_split_column_wins_for_all_rows_of_a_case(tmp_path):
+    rows = [("p", "i", "m", "CT", "t", "tune"), ("p", "i", "m", "MR", "t", "")]
+    found, _ = cases.read_manifest(write_manifest(tmp_path / "a.csv", rows), "d")
+    assert [case.split for case in found] == ["tune", "tune"]
+
+
+def test_a_spreadsheets_csv_is_read(tmp_path):
+    text = '\ufeffcase_id, image,mask,modality,task\r\n"a,1",i.nii,m.nii,CT,"t"\r\n\r\n'
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    (found,), problems = cases.read_manifest(tmp_path / "a.csv", "d")
+    assert not problems
+    assert (found.row, found.case_id, found.image) == (2, "a,1", str(tmp_path / "i.nii"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such manifest"),
+        (b"", "has no cases"),
+        (b"case_id,image,mask,modality,task\n", "has no cases"),
+        (b"case_id,image,mask,modality\na,b,c,d\n", r"missing \['task'\]"),
+        (b"case_id,image,mask,modality,task,organ\na,b,c,d,e,f\n", r"unknown \['organ'\]"),
+        (b"case_id,image,mask,modality,task,task\na,b,c,d,e,f\n", r"repeated \['task'\]"),
+        (b"case_id,image,mask,modality,task\na,b\xe9,c,d,e\n", r"not UTF-8 \(line 2, byte 0xe9\)"),
+        (b'case_id,image,mask,modality,task\n"a"b,c,d,e,f\n', "row 2 is no CSV"),
+    ],
+)
+def test_unusable_manifests(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        cases.read_manifest(tmp_path / "a.csv", "d")
+    assert str(error.value).startswith(str(tmp_path / "a.csv"))
+    assert "\n" not in str(error.value)
+
+
+# --- making one
+
+
+def test_files_are_paired_by_what_their_names_share(tmp_path):
+    touch(tmp_path, "img/case_01_0000.nii.gz", "img/case_02_0000.nii.gz", "img/case_9_0000.nii.gz")
+    touch(tmp_path, "seg/case_01.nii.gz", "seg/case-02_seg.nii.gz", "seg/case_08.nii.gz")
+    found = pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CT", "liver")
+    assert [
+        (row[0], pathlib.Path(row[1]).name, pathlib.Path(row[2]).name) for row in found.rows
+    ] == [
+        ("case_01", "case_01_0000.nii.gz", "case_01.nii.gz"),
+        ("case_02", "case_02_0000.nii.gz", "case-02_seg.nii.gz"),
+    ]
+    assert {row[3:] for row in found.rows} == {("CT", "liver")}
+    image, mask = found.problems[1], found.problems[0]
+    assert "case_08.nii.gz: no image named like it" in mask
+    assert "case_9_0000.nii.gz: no mask named like it (nearest: 'case_0" in image
+
+
+def test_one_folder_with_a_folder_for_each_patient(tmp_path):
+    touch(tmp_path, "A/image.nrrd", "A/mask.nrrd", "B/image.nrrd", "B/mask.nrrd", "C/notes.txt")
+    touch(tmp_path, "imagery/1.png", "imagery/1_mask.png")
+    found = pairing.pair_folders(tmp_path, tmp_path, "MR", "t")
+    assert [row[0] for row in found.rows] == ["A", "B", "imagery_1"]
+    assert not found.problems
+
+
+def test_names_that_several_files_share_are_reported(tmp_path):
+    touch(tmp_path, "img/a.png", "img/a.nii", "seg/a.png")
+    found = pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CT", "t")
+    assert not found.rows
+    assert "several files share the name 'a'" in found.problems[0]
+
+
+def test_a_dicom_folder_is_one_scan(tmp_path):
+    touch(tmp_path, "img/p1/001.dcm", "img/p1/002.dcm", "seg/p1.nii.gz")
+    (tmp_path / "img/p2").mkdir()
+    (tmp_path / "img/p2/IM1").write_bytes(b"\0" * 128 + b"DICM")
+    touch(tmp_path, "seg/p2.nii.gz")
+    found = pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CT", "t")
+    assert [(row[0], row[1]) for row in found.rows] == [
+        ("p1", str(tmp_path / "img/p1")),
+        ("p2", str(tmp_path / "img/p2")),
+    ]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_nnunet_folders(tmp_path, version):
+    described = (
+        {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "2": "tumour"}}
+        if version == 1
+        else {
+            "channel_names": {"0": "T1", "1": "T2"},
+            "labels": {"background": 0, "tumour": 2, "whole": [1, 2]},
+            "file_ending": ".nii.gz",
+        }
+    )
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    touch(tmp_path, "imagesTr/a_b_0000.nii.gz", "imagesTr/a_b_0001.nii.gz", "labelsTr/a_b.nii.gz")
+    touch(tmp_path, "imagesTr/c_0000.nii.gz", "labelsTr/c.nii.gz", "imagesTr/d_0000.nii.gz")
+    found = pairing.read_nnunet(tmp_path, "brain")
+    assert [(row[0], row[3], row[4]) for row in found.rows] == [
+        ("a_b", "T1", "brain"),
+        ("a_b", "T2", "brain"),
+        ("c", "T1", "brain"),
+    ]
+    assert found.notes == ["labels: --labels=2=tumour"]
+    assert [pathlib.Path(line.split(":")[0]).name for line in found.problems] == [
+        "c_0001.nii.gz",
+        "d_0000.nii.gz",
+    ]
+
+
+def test_medsam_npz_folder(tmp_path):
+    np.savez(
+        tmp_path / "x.npz", imgs=np.ones((2, 4, 4), np.uint8), gts=np.eye(4)[None].repeat(2, 0)
+    )
+    found = pairing.read_npz(tmp_path, "CT", "t")
+    assert found.rows == [("x", *[str(tmp_path / "x.npz")] * 2, "CT", "t")]
+    scan = preprocess.read_scan(found.rows[0][1])
+    assert preprocess.read_mask(found.rows[0][2], scan).sum() == 8
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    rows = [("a, b", str(tmp_path / "x" / "i.nii"), str(tmp_path / "m.nii"), "CT", "t")]
+    pairing.write_manifest(tmp_path / "cases.csv", rows)
+    assert "a, b" in (tmp_path / "cases.csv").read_text()
+    (found,), problems = cases.read_manifest(tmp_path / "cases.csv", "d")
+    assert not problems
+    assert (found.image, found.mask) == rows[0][1:3]
+    with pytest.raises(UserError, match="is there already"):
+        pairing.write_manifest(tmp_path / "cases.csv", rows)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: pairing.pair_folders(path / "no", path, "CT", "t"), "not a folder"),
+        (lambda path: pairing.pair_folders(path, path, "CT", "t"), "holds no file"),
+        (lambda path: pairing.read_nnunet(path, "t"), "dataset.json: does not exist"),
+    ],
+)
+def test_unusable_folders(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        make(tmp_path)
+
+
+def test_command_lines_end_in_one_line_and_status_1(tmp_path):
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "datasets.build", "--manifest", str(tmp_path / "no.csv")]
+    done = subprocess.run(
+        [*command, "--data_dir", str(tmp_path / "d")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "d").exists()
