@@ -1,0 +1,197 @@
+"""The volumes route: masks back in the scan's grid, scored in mm; annotators; refusals."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from medsam_jax.errors import UserError
+from medsam_jax.evaluation import run, volumes
+from medsam_jax.evaluation.manifest import read_cases
+from medsam_jax.evaluation.protocol import Protocol
+from medsam_jax.metrics import normalized_surface_dice
+from tests.evaluation.fakes import BrightInBox
+
+SPACING = (3.0, 0.8, 0.9)  # z, y, x
+
+
+def ball(shape, centre, radius):
+    grids = np.ogrid[tuple(slice(n) for n in shape)]
+    parts = zip(grids, centre, SPACING, strict=True)
+    return sum(((grid - c) * s) ** 2 for grid, c, s in parts) <= radius**2
+
+
+def write(path, array, spacing=SPACING):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing[::-1])
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture
+def manifest(tmp_path, monkeypatch):
+    """Two scans, CT and MR; the model finds what is bright, which is a little beside the truth."""
+    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    rows = []
+    for case, modality, shape in (("one", "CT", (9, 100, 128)), ("two", "MR", (7, 120, 90))):
+        truth = ball(shape, (4, 50, 40), 11).astype(np.uint8)
+        truth[ball(shape, (3, 30, 70), 8)] = 3
+        bright = ball(shape, (4, 51, 40), 11) | ball(shape, (3, 30, 70), 7)
+        scan = np.where(bright, 900, -400).astype(np.int16)
+        if modality == "MR":
+            scan = scan + 500
+        reader = ball(shape, (4, 50, 41), 10).astype(np.uint8)
+        reader[truth == 3] = 3
+        write(tmp_path / f"{case}.nii.gz", scan)
+        write(tmp_path / f"{case}_mask.nii.gz", truth)
+        write(tmp_path / f"{case}_reader.nii.gz", reader)
+        rows.append([case, f"{case}.nii.gz", f"{case}_mask.nii.gz", modality, "balls"])
+    return write_manifest(tmp_path / "cases.csv", rows)
+
+
+def write_manifest(path, rows, extra=()):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["case_id", "image", "mask", "modality", "task", *extra], *rows]
+        )
+    return path
+
+
+def evaluation(manifest, **settings):
+    output = manifest.parent / "out"
+    return volumes.VolumeEvaluation(manifest, None, [Protocol()], 2.0, 4, output, **settings)
+
+
+def predictions_on_disk(manifest, row):
+    """A row's masks, put together from the files: the prediction is what is bright in the boxes."""
+    scan = sitk.GetArrayFromImage(sitk.ReadImage(str(manifest.parent / f"{row['case_id']}.nii.gz")))
+    path = manifest.parent / f"{row['case_id']}_mask.nii.gz"
+    truth = sitk.GetArrayFromImage(sitk.ReadImage(str(path))) == row["label"]
+    boxes = np.zeros_like(truth)
+    for box, plane in zip(boxes, truth, strict=True):
+        if plane.any():
+            rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+            box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return (scan > 300) & boxes, truth
+
+
+def test_scores_in_the_scans_grid(manifest):
+    """The model answers on a grid of 256 pixels; enlarging and reducing costs part of a pixel."""
+    rows = evaluation(manifest).evaluate("0.5")
+    assert [(row["case_id"], row["label"]) for row in rows] == [
+        *(("one", 1), ("one", 3)),
+        *(("two", 1), ("two", 3)),
+    ]
+    for row in rows:
+        prediction, truth = predictions_on_disk(manifest, row)
+        assert row["truth_size"] == truth.sum()
+        assert row["predicted_size"] == pytest.approx(prediction.sum(), rel=0.05)
+        expected = normalized_surface_dice(prediction, truth, SPACING, 2.0)
+        assert row["nsd"] == pytest.approx(expected, abs=0.02)
+
+
+def test_dice_equals_simpleitk(manifest, monkeypatch):
+    """The very masks that are scored, given to SimpleITK's overlap filter."""
+    scored = []
+    original = volumes.object_scores
+
+    def keep(prediction, truth, *rest):
+        scores = original(prediction, truth, *rest)
+        if prediction.ndim == 3:
+            scored.append((prediction, truth, scores["dice"]))
+        return scores
+
+    monkeypatch.setattr(volumes, "object_scores", keep)
+    rows = evaluation(manifest).evaluate("0.5")
+    assert len(scored) == len(rows) == 4
+    for prediction, truth, dice in scored:
+        overlap = sitk.LabelOverlapMeasuresImageFilter()
+        overlap.Execute(*(sitk.GetImageFromArray(m.astype(np.uint8)) for m in (prediction, truth)))
+        assert dice == pytest.approx(overlap.GetDiceCoefficient(), abs=1e-12)
+
+
+def test_a_killed_run_repeats_one_case_at_most(manifest):
+    whole = evaluation(manifest).evaluate("0.5")
+    path = next((manifest.parent / "out" / "parts").iterdir())
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:100])
+    assert evaluation(manifest).evaluate("0.5") == whole
+    assert [json.loads(line)["case_index"] for line in path.read_text().splitlines()] == [0, 1]
+
+
+def test_annotators_are_scored_like_models(manifest):
+    with manifest.open() as file:
+        rows = list(csv.reader(file))[1:]
+    rows = [[*row, f"{row[0]}_reader.nii.gz"] for row in rows]
+    write_manifest(manifest, rows, ["mask_reader"])
+    run.evaluate(["0.5"], manifest.parent / "out", manifest=str(manifest), with_burden=True)
+    with (manifest.parent / "out" / "per_object.csv").open() as file:
+        scores = list(csv.DictReader(file))
+    pairs = {(row["checkpoint"], row["reference"]) for row in scores}
+    assert pairs == {
+        *(("0.5", "mask"), ("0.5", "reader")),
+        *(("annotator mask", "reader"), ("annotator reader", "mask")),
+    }
+    one, other = (
+        [row["dice"] for row in scores if row["checkpoint"] == f"annotator {name}"]
+        for name in ("mask", "reader")
+    )
+    assert one == other, "the Dice coefficient of two annotators has no direction"
+    exact = [row for row in scores if row["checkpoint"] != "0.5" and row["label"] == "3"]
+    assert {row["dice"] for row in exact} == {"1.000000"}
+    for name in ("per_slice.csv", "burden.csv", "burden_agreement.csv", "figures/burden_1.png"):
+        assert (manifest.parent / "out" / name).stat().st_size > 0
+    assert "annotator reader" in (manifest.parent / "out" / "summary.md").read_text()
+
+
+def test_slices_are_scored_in_pixels(manifest):
+    scans = evaluation(manifest)
+    scans.evaluate("0.5")
+    row = next(r for r in scans.slice_rows if (r["case_id"], r["label"]) == ("one", 1))
+    assert row["slice_index"] == 1
+    assert 0 < row["nsd"] <= 1
+
+
+def test_pictures_are_scored_in_two_dimensions(tmp_path, monkeypatch):
+    import cv2
+
+    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    truth = np.zeros((256, 256), np.uint8)
+    truth[100:130, 90:140] = 1
+    cv2.imwrite(str(tmp_path / "mask.png"), truth)
+    cv2.imwrite(str(tmp_path / "image.png"), np.roll(truth, 3, axis=1) * 255)
+    path = write_manifest(tmp_path / "cases.csv", [["p", "image.png", "mask.png", "photo", "t"]])
+    (row,) = evaluation(path, with_burden=True).evaluate("0.5")
+    moved = np.roll(truth, 3, axis=1)
+    moved[:, 140:] = 0
+    assert row["nsd"] == normalized_surface_dice(moved == 1, truth == 1, (1, 1), 2.0)
+    assert np.isnan(row["truth_volume_ml"])
+
+
+def test_label_that_a_case_lacks_is_refused_by_name(manifest):
+    with pytest.raises(UserError, match=r"case one \(balls, CT\): --labels 2 is not in .*\[1, 3\]"):
+        evaluation(manifest, labels=[1, 2]).evaluate("0.5")
+
+
+def test_labels_choose(manifest):
+    assert {row["label"] for row in evaluation(manifest, labels=[3]).evaluate("0.5")} == {3}
+
+
+def test_output_that_is_not_finite_is_refused_by_name(manifest):
+    with pytest.raises(UserError, match=r"case one \(balls, CT\), slice 1: .*not finite"):
+        evaluation(manifest).evaluate("nan")
+
+
+@pytest.mark.parametrize(
+    ("rows", "extra", "message"),
+    [
+        ([["a", "x.nii", "y.nii", "CT", "t"]], (), "row 2: .*x.nii does not exist"),
+        ([["a", "", "y.nii", "CT", "t"]], (), "row 2: image is empty"),
+        ([], (), "no row; add cases"),
+        ([["a", "x", "y", "CT", "t", "z"]], ("reader",), r"unknown are \['reader'\]"),
+    ],
+)
+def test_bad_manifests_are_refused(tmp_path, rows, extra, message):
+    with pytest.raises(UserError, match=message):
+        read_cases(write_manifest(tmp_path / "cases.csv", rows, extra))
