@@ -23,6 +23,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "lite_medsam": Architecture(SamConfig.lite_medsam, _TINY_VIT, (32, 3, 1, 1)),
+    "mobile_sam": Architecture(SamConfig.mobile_sam, _TINY_VIT, (32, 3, 3, 3)),
     "vit_b": Architecture(SamConfig.vit_b, _VIT, (768, 3, 16, 16)),
     "vit_l": Architecture(SamConfig.vit_l, _VIT, (1024, 3, 16, 16)),
     "vit_h": Architecture(SamConfig.vit_h, _VIT, (1280, 3, 16, 16)),

@@ -18,9 +18,12 @@ def inspect(source: str, model: str = "auto") -> str:
       UserError: not a readable checkpoint.
     """
     if os.path.isdir(source):
-        return _table(
-            {"input": source, "format": "orbax"} | _state(opening.open_checkpoint(source))
-        )
+        state = opening.open_checkpoint(source, model)
+        recognised = by_sha256(state.source.get("sha256", ""))
+        made_from = recognised[0] if recognised else state.source.get("file", "not recorded")
+        trained = "trained further here" if "training" in state.metadata else "as converted"
+        lines = {"input": source, "format": "orbax", "made from": f"{made_from}, {trained}"}
+        return _table(lines | _state(state))
     path = source if os.path.exists(source) else str(fetch.fetch(source))
     file = readers.read_file(path)
     lines = {
@@ -35,14 +38,14 @@ def inspect(source: str, model: str = "auto") -> str:
         state = opening.open_checkpoint(source, model)
     except UserError as error:
         return _table(lines | _contents(file.tensors) | {"fits": f"no: {error}"})
+    recognised = by_sha256(lines["sha256"])
+    lines["known as"] = recognised[0] if recognised else "no known file"
     return _table(lines | _state(state))
 
 
 def _state(state: conversion.StateDict) -> dict[str, str]:
     config, preprocessing = state.config, state.config.preprocessing
-    recognised = by_sha256(state.source.get("sha256", ""))
     return {
-        "known as": recognised[0] if recognised else "no known file",
         "licence": state.metadata.get("licence", "unknown"),
         "architecture": f"{config.name}, input {config.image_size} x {config.image_size}",
         "preprocessing": f"recipe {preprocessing.recipe}, {preprocessing.normalisation}",

@@ -35,6 +35,12 @@ class SamConfig:
         return cls("lite_medsam", TinyViTConfig(), 256, PREPROCESSING["lite"])
 
     @classmethod
+    def mobile_sam(cls) -> "SamConfig":
+        """MobileSAM: the same TinyViT at 1024 x 1024, behind a patch embedding of stride 4."""
+        encoder = TinyViTConfig(patch_embed_stride=2)
+        return cls("mobile_sam", encoder, 1024, PREPROCESSING["sam"])
+
+    @classmethod
     def vit_b(cls) -> "SamConfig":
         """SAM ViT-B at 1024 x 1024; so are MedSAM's weights, with a preprocessing of their own."""
         return cls("vit_b", ViTConfig.vit_b(), 1024, PREPROCESSING["sam"])

@@ -31,23 +31,25 @@ class TinyViTConfig:
     num_heads: tuple[int, ...] = (2, 4, 5, 10)  # stage 0 has no attention
     window_sizes: tuple[int, ...] = (7, 7, 14, 7)
     strides: tuple[int, ...] = (2, 2, 1)  # of the patch merging after stages 0, 1, 2
+    patch_embed_stride: int = 1  # of each of its two convolutions; 2 (and 3x3 kernels) in MobileSAM
     mlp_ratio: float = 4.0
     mbconv_expand_ratio: float = 4.0
 
     @property
     def patch_size(self) -> int:
         """Input pixels per embedding pixel."""
-        return int(np.prod(self.strides))
+        return int(np.prod(self.strides)) * self.patch_embed_stride**2
 
 
 class PatchEmbed(nnx.Module):
-    """Pixels to channels by two 1x1 convolutions: LiteMedSAM keeps the full resolution."""
+    """Pixels to channels by two convolutions: 1x1 at LiteMedSAM's full resolution, or 3x3."""
 
-    def __init__(self, embed_dim: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, stride: int, *, dtype, rngs: nnx.Rngs):
+        kernel_size = 1 if stride == 1 else 3
         self.seq = Sequential(
-            Conv2dBN(3, embed_dim // 2, dtype=dtype, rngs=rngs),
+            Conv2dBN(3, embed_dim // 2, kernel_size, stride, dtype=dtype, rngs=rngs),
             gelu,
-            Conv2dBN(embed_dim // 2, embed_dim, dtype=dtype, rngs=rngs),
+            Conv2dBN(embed_dim // 2, embed_dim, kernel_size, stride, dtype=dtype, rngs=rngs),
         )
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w c"]:
@@ -193,7 +195,8 @@ class TinyViT(nnx.Module):
     """Image encoder: [B, S, S, 3] normalised pixels to [B, S / 4, S / 4, out_chans]."""
 
     def __init__(self, config: TinyViTConfig, out_chans: int, *, dtype=None, rngs: nnx.Rngs):
-        self.patch_embed = PatchEmbed(config.embed_dims[0], dtype=dtype, rngs=rngs)
+        dim, stride = config.embed_dims[0], config.patch_embed_stride
+        self.patch_embed = PatchEmbed(dim, stride, dtype=dtype, rngs=rngs)
         stages = range(len(config.depths))
         self.layers = nnx.List([Stage(config, i, dtype=dtype, rngs=rngs) for i in stages])
         conv = {"use_bias": False, "dtype": dtype, "rngs": rngs}
