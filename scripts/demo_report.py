@@ -56,8 +56,8 @@ def main(argv) -> None:
         "<h2>Before and after</h2>",
         _score_table(before, after),
         "<p>DSC and NSD (tolerance 2 pixels) of every object in every slice, one exact box each, "
-        "means over objects. Tumours were outlined by people, aorta and back muscles by a model; the numbers show "
-        "that the software works, not how good the weights are.</p>",
+        "means over objects. Tumours were outlined by people, aorta and back muscles by a model; "
+        "the numbers show that the software works, not how good the weights are.</p>",
         "<h2>Training</h2>",
         _picture(_curves(folder / "training" / "metrics.csv"), "Loss and scores during training"),
         "<h2>Slices</h2>",
