@@ -4,7 +4,7 @@ Run from the repository root in the environment of ``make test-parity``:
 
     python -m tests.golden.make_vit
 
-Holds the weights under our names (``param/...``), images for each input size and the embeddings that
+Holds the weights by our names (``param/...``), images for each input size and the embeddings that
 PyTorch gives; position tables are resized by ``torch.nn.functional.interpolate`` where the size is
 not that at which the encoder was made.
 """
