@@ -1,0 +1,225 @@
+"""A 2D U-Net of nnU-Net's plain kind, the specialist that promptable models are compared with.
+
+Isensee et al. 2021 (nnU-Net): per stage two 3x3 convolutions with instance norm and leaky ReLU,
+strided convolutions down, transposed convolutions up, feature counts doubled up to 512, and logits
+at the lower resolutions of the decoder for deep supervision. Differences: one class; the prompt's
+box can be an extra input channel (the fair comparison with models that are shown the box); inputs
+are scaled as the preprocessing contract says, which instance norm makes equivalent to z-scores.
+
+It answers through `Sam`'s own methods (`image_encoder`, `decode`), so that the training loop and
+the evaluation take either model. Untrained weights, from which training starts:
+
+  python -m medsam_jax.models.unet --output runs/unet/init [--nobox_channel] [--seed 0]
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
+from medsam_jax.models.common import Sequential
+
+_INIT = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # He's, as nnU-Net
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Everything that builds a `UNet` and tells how to feed it; stored with every checkpoint."""
+
+    name: str = "unet"
+    features: tuple[int, ...] = (32, 64, 128, 256, 512, 512, 512)  # per stage; each halves the size
+    box_channel: bool = True  # the box as a binary fourth channel
+    supervised: int = 4  # decoder stages with logits of their own, the last one included
+    image_size: int = 256  # side of the square input, pixels
+    preprocessing: Preprocessing = PREPROCESSING["lite"]
+    dtype: str = "float32"  # of the computation; parameters stay float32
+
+    def __post_init__(self) -> None:
+        stride = 2 ** (len(self.features) - 1)
+        if self.image_size % stride:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {stride}")
+        if not 1 <= self.supervised < len(self.features):
+            raise ValueError(f"supervised {self.supervised} of {len(self.features) - 1} stages")
+
+    @classmethod
+    def tiny(cls) -> "UNetConfig":
+        """In miniature, for tests."""
+        preprocessing = dataclasses.replace(PREPROCESSING["lite"], image_size=32)
+        return cls("tiny_unet", (4, 8, 8), True, 2, 32, preprocessing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        fields = dataclasses.asdict(self)
+        return fields | {
+            "features": list(self.features),
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "UNetConfig":
+        """Reads what `to_dict` gives."""
+        preprocessing = Preprocessing.from_dict(values["preprocessing"])
+        features = tuple(values["features"])
+        return cls(**values | {"features": features, "preprocessing": preprocessing})
+
+
+class UNet(nnx.Module):
+    """The network. Without the box channel it ignores the prompt and answers for the slice."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        features, kw = config.features, {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+        inputs = (3 + config.box_channel, *features[:-1])
+        self.encoder = Sequential(
+            *(
+                Stage(n_in, n_out, 1 if level == 0 else 2, **kw)
+                for level, (n_in, n_out) in enumerate(zip(inputs, features, strict=True))
+            )
+        )
+        upper = list(reversed(features[:-1]))  # of the skips, from the bottom up
+        lower = list(reversed(features))[:-1]
+        self.upsampling = Sequential(
+            *(_upsampling(n_in, n_out, **kw) for n_in, n_out in zip(lower, upper, strict=True))
+        )
+        self.decoder = Sequential(*(Stage(2 * n, n, 1, **kw) for n in upper))
+        heads = upper[-config.supervised :]
+        self.heads = Sequential(*(nnx.Conv(n, 1, (1, 1), **kw) for n in heads))
+
+    def image_encoder(self, pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:
+        """The pixels: this model has no embedding apart from its answer."""
+        return pixels
+
+    def decode(
+        self,
+        image_embeddings: Float[Array, "b s s 3"],
+        points: Any = None,
+        boxes: Float[Array, "b p 4"] | None = None,
+        masks: Any = None,
+        multimask_output: bool = False,
+        **valid: Any,
+    ) -> tuple[Float[Array, "b p 1 s s"], Float[Array, "b p 1"]]:
+        """Logits at full size for each box; the predicted IoU is unknown, NaN.
+
+        Raises:
+          ValueError: a prompt that this model cannot take.
+        """
+        logits = self.supervised_logits(image_embeddings, points, boxes, masks)[-1]
+        return logits, jnp.full(logits.shape[:3], jnp.nan)
+
+    def __call__(
+        self, images: Float[Array, "b s s 3"], *prompts: Any, **named: Any
+    ) -> tuple[Float[Array, "b p 1 s s"], Float[Array, "b p 1"]]:
+        """Normalised images and boxes to logits; arguments as `decode`."""
+        return self.decode(self.image_encoder(images), *prompts, **named)
+
+    def supervised_logits(
+        self,
+        pixels: Float[Array, "b s s 3"],
+        points: Any = None,
+        boxes: Float[Array, "b p 4"] | None = None,
+        masks: Any = None,
+    ) -> list[Float[Array, "b p 1 h w"]]:
+        """Logits of the supervised decoder stages, the full size last, each twice the one before.
+
+        Raises:
+          ValueError: a prompt that this model cannot take.
+        """
+        if self.config.box_channel and boxes is None:
+            raise ValueError("a U-Net with a box channel needs boxes; prompt with --prompt box")
+        if masks is not None or (self.config.box_channel and points is not None):
+            raise ValueError("a U-Net takes no prompts but boxes")
+        batch, size = pixels.shape[:2]
+        prompt = boxes if boxes is not None else points[0] if points is not None else None
+        count = 1 if prompt is None else prompt.shape[1]
+        pixels = jnp.repeat(pixels, count, axis=0)  # [B * P, S, S, 3]
+        if self.config.box_channel:
+            inside = box_mask(boxes.reshape(-1, 4), size)
+            pixels = jnp.concatenate([pixels, inside[..., None]], axis=-1)
+        logits = [one[..., 0].astype(jnp.float32) for one in self._forward(pixels)]
+        return [one.reshape(batch, count, 1, *one.shape[1:]) for one in logits]
+
+    def _forward(self, x: Float[Array, "n s s c"]) -> list[Float[Array, "n h w 1"]]:
+        skips = []
+        for level in range(self.encoder.length):
+            x = getattr(self.encoder, str(level))(x)
+            skips.append(x)
+        skips.pop()
+        logits = []
+        first_head = self.decoder.length - self.heads.length
+        for level in range(self.decoder.length):
+            x = getattr(self.upsampling, str(level))(x)
+            x = jnp.concatenate([x, skips.pop()], axis=-1)
+            x = getattr(self.decoder, str(level))(x)
+            if level >= first_head:
+                logits.append(getattr(self.heads, str(level - first_head))(x))
+        return logits
+
+
+class Stage(nnx.Module):
+    """Two convolutions with instance norm and leaky ReLU; the first one may halve the size."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, *, dtype=None, rngs: nnx.Rngs):
+        kw = {"kernel_init": _INIT, "padding": 1, "dtype": dtype, "rngs": rngs}
+        self.conv1 = nnx.Conv(n_in, n_out, (3, 3), strides=stride, **kw)
+        self.norm1 = InstanceNorm(n_out)
+        self.conv2 = nnx.Conv(n_out, n_out, (3, 3), **kw)
+        self.norm2 = InstanceNorm(n_out)
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
+        x = jax.nn.leaky_relu(self.norm1(self.conv1(x)), 0.01)
+        return jax.nn.leaky_relu(self.norm2(self.conv2(x)), 0.01)
+
+
+class InstanceNorm(nnx.Module):
+    """Norm of each image and channel over rows and columns, in float32; epsilon 1e-5."""
+
+    def __init__(self, features: int):
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        wide = x.astype(jnp.float32)
+        mean = wide.mean(axis=(1, 2), keepdims=True)
+        variance = jnp.square(wide - mean).mean(axis=(1, 2), keepdims=True)
+        scale = jax.lax.rsqrt(variance + 1e-5) * self.scale[...]
+        return ((wide - mean) * scale + self.bias[...]).astype(x.dtype)
+
+
+def _upsampling(n_in: int, n_out: int, **kw: Any) -> nnx.ConvTranspose:
+    return nnx.ConvTranspose(n_in, n_out, (2, 2), (2, 2), kernel_init=_INIT, **kw)
+
+
+def box_mask(boxes: Float[Array, "n 4"], size: int) -> Float[Array, "n s s"]:
+    """1 inside each box (x_min, y_min, x_max, y_max), its far sides included, 0 outside."""
+    position = jnp.arange(size)
+    x_min, y_min, x_max, y_max = (boxes[:, i, None] for i in range(4))
+    rows = (position >= y_min) & (position <= y_max)
+    columns = (position >= x_min) & (position <= x_max)
+    return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
+
+
+def main(_) -> None:
+    from medsam_jax.models.checkpoint import save_model
+    from medsam_jax.models.common import flatten_state
+
+    config = UNetConfig(box_channel=_BOX_CHANNEL.value)
+    params = flatten_state(UNet(config, rngs=nnx.Rngs(_SEED.value)))
+    source = {"source": {"naming": "random", "seed": _SEED.value}, "licence": "Apache-2.0"}
+    save_model(_OUTPUT.value, params, config, source)
+    count = sum(value.size for value in params.values())
+    print(f"{_OUTPUT.value}: untrained U-Net of {count:,} parameters")
+
+
+if __name__ == "__main__":
+    from absl import flags
+
+    from medsam_jax import errors
+
+    _OUTPUT = flags.DEFINE_string("output", None, "Checkpoint directory to write.", required=True)
+    _BOX_CHANNEL = flags.DEFINE_bool("box_channel", True, "Whether the box is an input channel.")
+    _SEED = flags.DEFINE_integer("seed", 0, "Of the weights.")
+    errors.run(main)
