@@ -1,7 +1,10 @@
 """Known weights by name, as a checkpoint directory that is made once and kept."""
 
+import contextlib
 import dataclasses
+import fcntl
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from medsam_jax.data.preprocess import PREPROCESSING
@@ -36,15 +39,25 @@ def converted_directory(name: str) -> Path:
     """
     known = fetch.lookup(name)
     directory = fetch.cache_directory() / "models" / name
-    if _is_current(directory, name, known):
-        return directory
-    path = fetch.fetch(name)
-    print(f"converting {name} into {directory}", file=sys.stderr, flush=True)
-    state = conversion.state_dict_from_file(readers.read_file(str(path)), known_config(name))
-    source = state.source | {"sha256": known.sha256 or fetch.sha256_of(path)}
-    state = dataclasses.replace(state, source=source, metadata=known_metadata(known))
-    conversion.save_directory(state, str(directory), overwrite=True)
+    with _one_at_a_time(directory):
+        if not _is_current(directory, name, known):
+            path = fetch.fetch(name)
+            print(f"converting {name} into {directory}", file=sys.stderr, flush=True)
+            file = readers.read_file(str(path))
+            state = conversion.state_dict_from_file(file, known_config(name))
+            source = state.source | {"sha256": known.sha256 or fetch.sha256_of(path)}
+            state = dataclasses.replace(state, source=source, metadata=known_metadata(known))
+            conversion.save_directory(state, str(directory), overwrite=True)
     return directory
+
+
+@contextlib.contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Processes of one run ask for the same weights at once; the first makes them, others wait."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(directory.parent / f".{directory.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, also when a process dies
+        yield
 
 
 def _is_current(directory: Path, name: str, known: KnownWeights) -> bool:

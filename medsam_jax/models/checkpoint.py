@@ -116,7 +116,8 @@ def read_params(directory: str | os.PathLike) -> dict[str, np.ndarray]:
     params = {}
     parts = Path(directory).absolute() / "params"
     names = sorted(os.listdir(parts), key=int) if parts.is_dir() else []
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    alone = _this_process_alone()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**alone), **alone) as checkpointer:
         for name in names:
             try:
                 params |= _flatten(checkpointer.restore(parts / name))
@@ -172,7 +173,7 @@ def load_model(name_or_dir: str | os.PathLike) -> nnx.Module:
       UserError: unknown name, failed or wrong download, or a directory that does not hold what its
         model.json says.
     """
-    directory = _resolve(name_or_dir)
+    directory = resolve(name_or_dir)
     config = read_config(directory)
     return build_model(config, read_params(directory), str(directory))
 
@@ -237,8 +238,11 @@ def check_same(
         )
 
 
-def _resolve(name_or_dir: str | os.PathLike) -> Path:
-    """The checkpoint directory; known names only where no such directory exists."""
+def resolve(name_or_dir: str | os.PathLike) -> Path:
+    """The checkpoint directory, fetched and converted first for a known name.
+
+    A name counts only where no such directory exists. Raises UserError as `load_model`.
+    """
     path = Path(name_or_dir)
     if path.is_dir():
         return path
@@ -255,12 +259,7 @@ def _resolve(name_or_dir: str | os.PathLike) -> Path:
 def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> None:
     import orbax.checkpoint as ocp
 
-    alone = {}
-    if jax.process_count() > 1:
-        options = ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="save_model"
-        )
-        alone = {"multiprocessing_options": options}
+    alone = _this_process_alone()
     # Weights do not compress: zstd took twice the time to save 7 %.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, **alone)
     directory = directory.absolute()
@@ -268,6 +267,21 @@ def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> 
     with ocp.Checkpointer(handler, **alone) as checkpointer:
         for index, part in enumerate(_parts(params)):
             checkpointer.save(directory / str(index), args=ocp.args.PyTreeSave(_nest(part)))
+
+
+def _this_process_alone() -> dict[str, Any]:
+    """Options that keep Orbax from waiting for the other processes of a multi-host run."""
+    import orbax.checkpoint as ocp
+
+    process = jax.process_index()
+    if jax.process_count() == 1:
+        return {}
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"model_{process}",
+    )
+    return {"multiprocessing_options": options}
 
 
 def _parts(params: Mapping[str, Array | np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -1,6 +1,9 @@
 """Checkpoint directories: complete or absent, and checked when read."""
 
 import json
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -131,3 +134,47 @@ def test_refuses_damaged_arrays(directory):
             file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match=r"params/0: cannot be read"):
         checkpoint.load_model(directory)
+
+
+_PROCESS = """
+import sys
+import jax, numpy as np
+from medsam_jax.models import checkpoint
+from medsam_jax.models.common import flatten_state
+from medsam_jax.models.sam import SamConfig
+
+index, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"localhost:{port}", 2, index)
+template = flatten_state(checkpoint.abstract_model(SamConfig.tiny()))
+params = {path: np.full(v.shape, index, np.float32) for path, v in template.items()}
+if index == 0:
+    checkpoint.save_model(directory, params, SamConfig.tiny(), {})
+else:
+    read = checkpoint.read_params(sys.argv[4])
+    assert len(read) == len(params)
+print("done")
+"""
+
+
+def test_processes_of_a_run_do_not_wait_for_each_other(tmp_path, model):
+    """Process 0 writes what it alone exports; process 1 reads something else meanwhile."""
+    template = flatten_state(model)
+    zeros = {path: np.zeros(value.shape, np.float32) for path, value in template.items()}
+    checkpoint.save_model(tmp_path / "zeros", zeros, model.config, {})
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    arguments = [port, str(tmp_path / "out"), str(tmp_path / "zeros")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, str(index), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert output.strip().endswith("done"), errors
+    assert all((value == 0).all() for value in checkpoint.read_params(tmp_path / "out").values())

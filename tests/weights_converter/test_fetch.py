@@ -69,7 +69,8 @@ def wheel(tmp_path, monkeypatch, tiny_arrays, lazily) -> Path:
 
 
 def _cached(tmp_path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    files = (path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    return sorted(name for name in files if not name.endswith(".lock"))
 
 
 def test_load_model_fetches_converts_and_keeps(tmp_path, wheel, tiny_arrays, monkeypatch):
