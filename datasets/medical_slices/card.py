@@ -44,7 +44,8 @@ def text(record: dict[str, Any]) -> str:
         "| task | label | objects | smallest | median | largest |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for (task, label), sizes in sorted(object_sizes(record).items()):
+    by_label = sorted(object_sizes(record).items(), key=lambda item: _natural(*item[0]))
+    for (task, label), sizes in by_label:
         lines.append(
             f"| {task} | {label} | {len(sizes)} | {min(sizes)} | {np.median(sizes):.0f} "
             f"| {max(sizes)} |"
@@ -102,6 +103,11 @@ def object_sizes(record: dict[str, Any]) -> dict[tuple[str, str], list[int]]:
                 name = label_name(record["labels"][case["task"]], label)
                 sizes.setdefault((case["task"], name), []).append(pixels)
     return sizes
+
+
+def _natural(task: str, label: str) -> tuple[str, int, str]:
+    """Sorts unnamed labels by their number."""
+    return task, int(label) if label.isdigit() else 0, label
 
 
 def label_name(labels: dict[str, Any], label: int) -> str:

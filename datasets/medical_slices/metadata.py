@@ -43,8 +43,8 @@ def collect(
         for report in map(_load, sorted(pathlib.Path(plan.report_dir).glob("row-*.json")))
     }
     drops: collections.Counter = collections.Counter()
-    for report in reports.values():
-        drops.update(report["drops"])
+    for item in checked:
+        drops.update(dict(item.drops))
     without = [item.case.name for item in checked if not item.problems and item.slices == 0]
     if without:
         drops["cases without a slice left"] = len(without)

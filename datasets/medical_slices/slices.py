@@ -37,6 +37,7 @@ class Checked:
     image_sha256: str = ""
     labels: tuple[int, ...] = ()  # original ids in the mask that were asked for
     slices: int = 0  # that will be stored
+    drops: tuple[tuple[str, int], ...] = ()  # what will not be, and how many
 
 
 def parse_labels(text: str) -> tuple[tuple[str, int, str], ...]:
@@ -62,32 +63,37 @@ def wanted_labels(present: tuple[int, ...], task: str, options: Options) -> tupl
 def check_case(case: Case, options: Options) -> Checked:
     """Reads a row's files whole and says what is wrong with them, without raising."""
     try:
-        scan = preprocess.read_scan(case.image)
-        labels = preprocess.read_mask(case.mask, scan)
-        _limits(scan, case, options)
+        return _checked(case, options)
     except UserError as error:
         return Checked(case, problems=(f"{case.name}: {error}",))
+
+
+def _checked(case: Case, options: Options) -> Checked:
+    scan = preprocess.read_scan(case.image)
+    labels = preprocess.read_mask(case.mask, scan)
+    _limits(scan, case, options)
     warnings = []
     if case.modality.upper() == "CT" and scan.array.min() >= 0:
         warnings.append(
             f"{case.name}: a CT without a negative value ({scan.array.min():g} to "
             f"{scan.array.max():g}) is probably not in HU; check {case.image}"
         )
-    present = tuple(int(label) for label in np.unique(labels) if label)
+    present = tuple(objects.present_labels(labels).tolist())
     kept = wanted_labels(present, case.task, options)
-    table = {label: rank + 1 for rank, label in enumerate(kept)}
+    if len(kept) > 255:
+        raise UserError(f"{case.mask}: has {len(kept)} labels, 255 fit; choose with --labels")
+    table = {label: rank + 1 for rank, label in enumerate(kept)}  # the numbers decide nothing
+    drops: collections.Counter = collections.Counter()
     stored = 0
-    if len(table) > 255:
-        problem = f"{case.name}: {case.mask} has {len(table)} labels, 255 fit; choose with --labels"
-        return Checked(case, problems=(problem,))
     if table:
-        stored = sum(1 for _ in _kept_slices(scan, labels, table, options, collections.Counter()))
+        stored = sum(1 for _ in _kept_slices(scan, labels, table, options, drops))
     return Checked(
         case,
         warnings=tuple(warnings),
         image_sha256=hashlib.sha256(np.ascontiguousarray(scan.array)).hexdigest(),
         labels=kept,
         slices=stored,
+        drops=tuple(drops.items()),
     )
 
 
@@ -134,7 +140,9 @@ def _kept_slices(
         if instances is not None:
             plane = objects.compact_instances(plane, offset)
         if plane.max() > 255:
-            raise UserError(f"slice {index} holds {plane.max()} objects, 255 fit; crop the image")
+            raise UserError(
+                f"{scan.path}: slice {index} holds {plane.max()} objects, 255 fit; crop the image"
+            )
         stored, dropped = objects.keep_in_slice(plane, recipe)
         drops.update(dropped)
         if stored.any():
@@ -176,11 +184,11 @@ def case_examples(
             volume[kept.index], case.modality, recipe, case.window or None, limits
         )
         image, valid_shape = preprocess.resize_image(plane, recipe)
-        grey = plane.ndim == 2
-        after += np.bincount(image[: valid_shape[0], : valid_shape[1], 0].ravel(), minlength=256)
+        first = np.ascontiguousarray(image[:, :, 0])
+        after += np.bincount(first[: valid_shape[0], : valid_shape[1]].ravel(), minlength=256)
         spacing = in_plane * np.array(original_shape) / np.array(valid_shape)
         example = {
-            "image": _png(image[:, :, 0] if grey else image[:, :, ::-1]),
+            "image": _png(first if plane.ndim == 2 else image[:, :, ::-1]),
             "mask": _png(kept.stored),
             "case_id": case.case_id,
             "task": case.task,

@@ -11,10 +11,33 @@ from medsam_jax.data.recipes import Recipe
 Drops = collections.Counter  # reason -> how many objects
 
 
+_SMALL = 1 << 16  # label ids below this go through a lookup table instead of a sort
+
+
+def present_labels(labels: np.ndarray) -> np.ndarray:
+    """The ids above 0 in a label map, ascending."""
+    if labels.max(initial=0) >= _SMALL:
+        found = np.unique(labels)
+        return found[found > 0]
+    seen = np.zeros(_SMALL, bool)
+    seen[labels] = True
+    return np.flatnonzero(seen[1:]) + 1
+
+
 def remap_labels(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
-    """Stored ids of original ids; labels that the table lacks become background."""
+    """Stored ids of original ids; labels that the table lacks become background.
+
+    Returns uint8 where the stored ids fit, else int32.
+    """
+    dtype = np.uint8 if max(table.values(), default=0) <= 255 else np.int32
+    if labels.max(initial=0) < _SMALL:
+        lookup = np.zeros(_SMALL, dtype)
+        for original, stored in table.items():
+            if original < _SMALL:
+                lookup[original] = stored
+        return lookup[labels]
     originals, inverse = np.unique(labels, return_inverse=True)
-    stored = np.array([table.get(int(original), 0) for original in originals], np.int32)
+    stored = np.array([table.get(int(original), 0) for original in originals], dtype)
     return stored[inverse].reshape(labels.shape)
 
 
@@ -44,8 +67,9 @@ def label_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def split_instances(labels: np.ndarray, label: int, offset: int) -> np.ndarray:
     """Gives the connected parts of `label` (lesions, nuclei) the ids offset + 1, offset + 2, ..."""
-    components, _, _ = label_components((labels == label).astype(np.int32))
-    return np.where(components > 0, components + offset, labels)
+    components, _, _ = label_components((labels == label).astype(np.uint8))
+    components[components > 0] += offset
+    return np.where(components > 0, components, labels)
 
 
 def compact_instances(labels: np.ndarray, offset: int) -> np.ndarray:
@@ -53,7 +77,7 @@ def compact_instances(labels: np.ndarray, offset: int) -> np.ndarray:
 
     A scan may hold more lesions than a byte has values; a slice seldom does.
     """
-    ids = np.unique(labels)
+    ids = present_labels(labels)
     table = {int(label): int(label) for label in ids if label <= offset}
     table |= {int(label): offset + 1 + rank for rank, label in enumerate(ids[ids > offset])}
     return remap_labels(labels, table)
@@ -69,19 +93,19 @@ def keep_in_scan(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops]
         keep = (size > recipe.min_voxels) & (component_label > 0)
         reason = f"3D components of {recipe.min_voxels} voxels or fewer"
         drops[reason] = int(np.count_nonzero(~keep[1:]))
-        kept = np.where(keep[components], labels, 0)
+        kept = np.where(keep[components], labels, 0).astype(labels.dtype)
     else:
         size = np.bincount(labels.ravel())
         keep = size > recipe.min_voxels
         keep[0] = False
         reason = f"labels of {recipe.min_voxels} voxels or fewer in the scan"
         drops[reason] = int(np.count_nonzero(~keep[1:] & (size[1:] > 0)))
-        kept = np.where(keep[labels], labels, 0)
+        kept = np.where(keep[labels], labels, 0).astype(labels.dtype)
     return kept, +drops
 
 
 def keep_in_slice(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops]:
-    """Applies the recipe's rule for slices and resizes: [H, W] to uint8 [S, S], and the drops.
+    """Applies the recipe's rule for slices and resizes: [H, W], ids to 255, to uint8 [S, S].
 
     "components" removes them in the original slice (v2), "label" counts on the stored grid (v1).
     Objects that leave no pixel on the stored grid are counted too.
@@ -93,7 +117,8 @@ def keep_in_slice(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops
         reason = f"2D components of {recipe.min_pixels} pixels or fewer"
         drops[reason] = int(np.count_nonzero(~keep[1:]))
         labels = np.where(keep[components], labels, 0)
-    stored = resize_mask(labels, recipe).astype(np.uint8)
+    labels = labels.astype(np.uint8)
+    stored = resize_mask(labels, recipe)
     size = np.bincount(stored.ravel(), minlength=256)
     before = np.bincount(labels.ravel(), minlength=256) > 0
     drops["objects without a pixel after the resize"] = int(np.count_nonzero(before & (size == 0)))
@@ -101,5 +126,5 @@ def keep_in_slice(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops
         keep = size > recipe.min_pixels
         reason = f"objects of {recipe.min_pixels} pixels or fewer after the resize"
         drops[reason] = int(np.count_nonzero(~keep[1:] & (size[1:] > 0)))
-        stored = np.where(keep[stored], stored, 0).astype(np.uint8)
+        stored[~keep[stored]] = 0
     return stored, +drops
