@@ -11,6 +11,7 @@ A directory is written under a temporary name beside its place and renamed when 
 """
 
 import contextlib
+import dataclasses
 import datetime
 import importlib
 import importlib.metadata
@@ -158,24 +159,48 @@ def read_config(directory: str | os.PathLike) -> Any:
         ) from None
 
 
-def load_model(name_or_dir: str | os.PathLike) -> nnx.Module:
+def load_model(name_or_dir: str | os.PathLike, image_size: int | None = None) -> nnx.Module:
     """Builds the model of a checkpoint directory, or of known weights by name.
 
     Args:
       name_or_dir: a directory, or a name of `weights_converter.registry` such as "lite_medsam",
         which is fetched, verified, converted and kept in `$MEDSAM_JAX_CACHE` or
         `~/.cache/medsam_jax`.
+      image_size: another side of the square encoder input than the checkpoint's, pixels, a multiple
+        of the patch; a ViT's position tables are resized as PyTorch does.
 
     Returns:
       The `Sam` (or `UNet`), float32, with its configuration as `.config`.
 
     Raises:
-      UserError: unknown name, failed or wrong download, or a directory that does not hold what its
-        model.json says.
+      UserError: unknown name, failed or wrong download, a directory that does not hold what its
+        model.json says, or an impossible `image_size`.
     """
     directory = resolve(name_or_dir)
-    config = read_config(directory)
-    return build_model(config, read_params(directory), str(directory))
+    config, params = read_config(directory), read_params(directory)
+    if image_size not in (None, config.image_size):
+        config, params = _at_size(config, params, image_size)
+    return build_model(config, params, str(directory))
+
+
+def _at_size(
+    config: Any, params: dict[str, np.ndarray], image_size: int
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """A SAM's configuration and parameters for another input size."""
+    from medsam_jax.models.image_encoder import ViTConfig, resize_position_tables
+
+    patch_size = config.encoder.patch_size
+    if image_size <= 0 or image_size % patch_size:
+        raise UserError(
+            f"image_size: {image_size} is no multiple of the patch, {patch_size} pixels"
+        )
+    if isinstance(config.encoder, ViTConfig):
+        params = resize_position_tables(params, config.encoder, image_size)
+    preprocessing = dataclasses.replace(config.preprocessing, image_size=image_size)
+    return (
+        dataclasses.replace(config, image_size=image_size, preprocessing=preprocessing),
+        params,
+    )
 
 
 def build_model(config: Any, params: Mapping[str, np.ndarray], origin: str) -> nnx.Module:

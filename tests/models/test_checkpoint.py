@@ -1,5 +1,6 @@
 """Checkpoint directories: complete or absent, and checked when read."""
 
+import dataclasses
 import json
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from flax import nnx
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
 from medsam_jax.models.common import flatten_state
+from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.sam import Sam, SamConfig
 
 
@@ -50,6 +52,26 @@ def test_built_model_is_an_initialised_one_but_for_the_values(model):
     assert graph == expected_graph
     kinds = [(path, type(variable)) for path, variable in nnx.to_flat_state(state)]
     assert kinds == [(path, type(v)) for path, v in nnx.to_flat_state(expected_state)]
+
+
+def test_other_input_size(tmp_path):
+    encoder = ViTConfig(16, 2, 2, (1,), window_size=2)
+    config = dataclasses.replace(SamConfig.tiny(), encoder=encoder)  # 4 x 4 tokens
+    template = flatten_state(checkpoint.abstract_model(config))
+    params = {path: np.ones(value.shape, np.float32) for path, value in template.items()}
+    params["image_encoder.pos_embed"] = np.tile(np.arange(4.0)[:, None, None], (1, 1, 4, 16))
+    checkpoint.save_model(tmp_path / "a", params, config, {})
+    model = checkpoint.load_model(tmp_path / "a", image_size=128)
+    assert (model.config.image_size, model.config.preprocessing.image_size) == (128, 128)
+    table = model.image_encoder.pos_embed[...]
+    assert table.shape == (1, 8, 8, 16)
+    # Half-pixel centres, clamped at the border: F.interpolate(align_corners=False).
+    expected = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+    np.testing.assert_allclose(table[0, :, 0, 0], expected, atol=1e-6)
+    assert model.image_encoder.blocks[1].attn.rel_pos_h.shape == (15, 8)
+    assert model.image_encoder.blocks[0].attn.rel_pos_h.shape == (3, 8)
+    with pytest.raises(UserError, match="image_size: 100 is no multiple of the patch, 16 pixels"):
+        checkpoint.load_model(tmp_path / "a", image_size=100)
 
 
 def test_metadata_is_kept(directory):
