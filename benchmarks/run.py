@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import lite_medsam, machine, report
+from benchmarks import data, lite_medsam, machine, metrics, report
 from benchmarks.harness import measure
 from medsam_jax.errors import UserError, run
 
@@ -27,7 +27,8 @@ _OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder for result
 
 def main(argv) -> None:
     del argv
-    rows = [row for row in lite_medsam.ROWS if row.suite == _SUITE.value]
+    every = (*lite_medsam.ROWS, *metrics.ROWS, *data.ROWS)
+    rows = [row for row in every if row.suite == _SUITE.value]
     if not rows:
         raise UserError(f"--suite={_SUITE.value}: has no rows yet; use --suite=cpu")
     chosen = [row for row in rows if _ONLY.value is None or _ONLY.value in row.name]

@@ -5,6 +5,7 @@ Arrays are stacks [N, ..., words] of packed masks, little-endian: bit j of word 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -39,16 +40,19 @@ def bounding_box(words: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def crop_and_pad(words: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
-    """Cuts every mask to `box`, with zeros around each axis; the last gets one word at its end."""
+    """Cuts every mask to `box`, with zeros around each axis: at least one column after the last."""
     *leading, last = (part.stop - part.start for part in box)
-    padded = np.zeros((len(words), *(n + 2 for n in leading), last + 1), words.dtype)
-    padded[(slice(None), *(slice(1, -1),) * len(leading), slice(None, -1))] = words[:, *box]
+    full = bool((words[..., box[-1].stop - 1] >> np.uint64(WORD - 1)).any())
+    padded = np.zeros((len(words), *(n + 2 for n in leading), last + full), words.dtype)
+    padded[(slice(None), *(slice(1, -1),) * len(leading), slice(last))] = words[:, *box]
     return padded
 
 
 def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
     """Moves every bit to a column higher by `columns`; what leaves the last word is lost."""
     whole, part = divmod(columns, WORD)
+    if words.shape[-1] == 1 and not whole:
+        return words << np.uint64(part)
     shifted = np.zeros_like(words)
     if whole >= words.shape[-1]:
         return shifted
@@ -62,6 +66,8 @@ def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
 def shift_down(words: np.ndarray, columns: int) -> np.ndarray:
     """Moves every bit to a column lower by `columns`; what leaves the first word is lost."""
     whole, part = divmod(columns, WORD)
+    if words.shape[-1] == 1 and not whole:
+        return words >> np.uint64(part)
     shifted = np.zeros_like(words)
     if whole >= words.shape[-1]:
         return shifted
@@ -166,14 +172,20 @@ def reachable_columns(
     Distances are computed as the distance transform of SciPy computes them, so that a distance
     equal to the tolerance counts as within it, or not, exactly as in surface-distance.
     """
+    # Two more than the quotient: rounding may put it one too low.
     steps = [
-        np.arange(min(int(tolerance / s) + 1, n - 1) + 1) if tolerance < s * n else np.arange(n)
-        for s, n in zip(spacing, shape, strict=True)
+        int(min(tolerance / s + 2, n)) for s, n in zip(map(float, spacing), shape, strict=True)
     ]
-    squares = [(step * s) ** 2 for step, s in zip(steps, spacing, strict=True)]
-    total = squares[0]
-    for square in squares[1:]:
-        total = total[..., None] + square
+    return _reach(tuple(map(float, spacing)), float(tolerance), tuple(steps))
+
+
+@lru_cache(maxsize=256)
+def _reach(spacing: tuple[float, ...], tolerance: float, steps: tuple[int, ...]) -> np.ndarray:
+    """`reachable_columns` among so many steps along each axis, zero included."""
+    total = np.zeros(())
+    for step, count in zip(spacing, steps, strict=True):
+        total = total[..., None] + (np.arange(count) * step) ** 2
     reach = (np.sqrt(total) <= tolerance).sum(axis=-1) - 1
-    keep = tuple(slice(0, 1 + int(np.argwhere(reach >= 0)[:, a].max())) for a in range(reach.ndim))
-    return reach[keep]
+    reach = reach[tuple(slice(0, np.nonzero(reach >= 0)[a].max() + 1) for a in range(reach.ndim))]
+    reach.setflags(write=False)
+    return reach

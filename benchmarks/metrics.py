@@ -1,0 +1,175 @@
+"""Rows that compare the surface metrics with surface-distance and MONAI on the same masks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.harness import Contender, Row, Work
+
+TOLERANCE = 2.0
+
+
+def ellipsoids(
+    shape: Sequence[int], semi_axes: Sequence[float], count: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs [count, *shape] of an ellipsoid and its copy, moved by three pixels."""
+    centres = np.random.default_rng(0).uniform(-4, 4, (count, len(shape))) + np.array(shape) / 2
+    grids = np.ogrid[tuple(slice(n) for n in shape)]
+    masks = [
+        sum(((g - c) / a) ** 2 for g, c, a in zip(grids, centre, semi_axes, strict=True)) <= 1
+        for centre in centres
+    ]
+    target = np.stack(masks)
+    return np.roll(target, 3, axis=-1), target
+
+
+def numpy_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
+    """Our NumPy form."""
+    from medsam_jax.metrics import normalized_surface_dice
+
+    (pred,), (target,) = ellipsoids(shape, semi_axes)
+
+    def run(index):
+        for _ in range(repeats):
+            score = normalized_surface_dice(pred, target, spacing, TOLERANCE)
+        return np.array([score])
+
+    return Work(run)
+
+
+def surface_distance_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
+    """DeepMind's package, with the aliases it needs that NumPy and SciPy have dropped."""
+    metrics = _surface_distance()
+    (pred,), (target,) = ellipsoids(shape, semi_axes)
+
+    def run(index):
+        for _ in range(repeats):
+            distances = metrics.compute_surface_distances(target, pred, spacing)
+            score = metrics.compute_surface_dice_at_tolerance(distances, TOLERANCE)
+        return np.array([score])
+
+    return Work(run)
+
+
+def numpy_distances(shape, semi_axes, spacing) -> Work:
+    """Our HD95."""
+    from medsam_jax.metrics import hausdorff_distance
+
+    (pred,), (target,) = ellipsoids(shape, semi_axes)
+    return Work(lambda index: np.array([hausdorff_distance(pred, target, spacing)]))
+
+
+def surface_distance_distances(shape, semi_axes, spacing) -> Work:
+    """DeepMind's robust Hausdorff distance."""
+    metrics = _surface_distance()
+    (pred,), (target,) = ellipsoids(shape, semi_axes)
+
+    def run(index):
+        distances = metrics.compute_surface_distances(target, pred, spacing)
+        return np.array([metrics.compute_robust_hausdorff(distances, 95)])
+
+    return Work(run)
+
+
+def jitted_batch(size, radius, count) -> Work:
+    """Our jitted form, masks already on the device."""
+    import jax.numpy as jnp
+
+    from medsam_jax.metrics import nsd_batch
+
+    pred, target = map(jnp.asarray, ellipsoids((size, size), (radius, radius), count))
+    return Work(lambda index: nsd_batch(pred, target, (1.0, 1.0), TOLERANCE).block_until_ready())
+
+
+def surface_distance_batch(size, radius, count) -> Work:
+    metrics = _surface_distance()
+    pairs = list(zip(*ellipsoids((size, size), (radius, radius), count), strict=True))
+
+    def run(index):
+        scores = []
+        for pred, target in pairs:
+            distances = metrics.compute_surface_distances(target, pred, (1, 1))
+            scores.append(metrics.compute_surface_dice_at_tolerance(distances, TOLERANCE))
+        return np.array(scores)
+
+    return Work(run)
+
+
+def monai_batch(size, radius, count) -> Work:
+    """MONAI's `compute_surface_dice` with sub-voxel elements, its form of the same definition."""
+    import torch
+    from monai.metrics import compute_surface_dice
+
+    pred, target = (
+        torch.from_numpy(masks)[:, None].float()
+        for masks in ellipsoids((size, size), (radius, radius), count)
+    )
+
+    def run(index):
+        scores = compute_surface_dice(
+            pred,
+            target,
+            [TOLERANCE],
+            include_background=True,
+            spacing=(1.0, 1.0),
+            use_subvoxels=True,
+        )
+        return scores[:, 0].numpy()
+
+    return Work(run)
+
+
+def _surface_distance():
+    from scipy import ndimage
+
+    np.NaN, np.Inf = np.nan, np.inf
+    ndimage.filters = ndimage.morphology = ndimage
+    from surface_distance import metrics
+
+    return metrics
+
+
+def _pair(ours: str, theirs: str, arguments: dict) -> tuple[Contender, Contender]:
+    return (
+        Contender("medsam_jax", f"benchmarks.metrics:{ours}", arguments),
+        Contender("surface-distance", f"benchmarks.metrics:{theirs}", arguments),
+    )
+
+
+def _object(shape, semi_axes, spacing, target: float, repeats: int = 1) -> Row:
+    arguments = {"shape": shape, "semi_axes": semi_axes, "spacing": spacing, "repeats": repeats}
+    name = f"NSD, one object in {' x '.join(map(str, shape))}"
+    name += f", {repeats} times" if repeats > 1 else ""
+    contenders = _pair("numpy_nsd", "surface_distance_nsd", arguments)
+    return Row(name, "cpu", contenders, {"surface-distance": target}, tolerance=1e-6)
+
+
+def _batch(suite: str) -> Row:
+    arguments = {"size": 256, "radius": 60, "count": 64}
+    contenders = (
+        Contender("medsam_jax", "benchmarks.metrics:jitted_batch", arguments),
+        Contender("surface-distance", "benchmarks.metrics:surface_distance_batch", arguments),
+        Contender("MONAI", "benchmarks.metrics:monai_batch", arguments),
+    )
+    targets = {"surface-distance": 0.1, "MONAI": 0.1}
+    return Row("NSD, 64 masks of 256 x 256, jitted", suite, contenders, targets, tolerance=1e-5)
+
+
+VOLUME = {"shape": (64, 512, 512), "semi_axes": (20, 80, 80), "spacing": (3.0, 0.7, 0.7)}
+ROWS = (
+    _object(**VOLUME, target=0.2),
+    _object((64, 256, 256), (20, 60, 60), (1.0, 1.0, 1.0), 0.2),
+    _object((1024, 1024), (300, 300), (1.0, 1.0), 0.2),
+    _object((256, 256), (60, 60), (1.0, 1.0), 1.0, repeats=20),
+    _object((16, 16, 16), (5, 5, 5), (1.0, 1.0, 1.0), 1.0, repeats=50),
+    _object((16, 16), (5, 5), (1.0, 1.0), 1.0, repeats=200),
+    Row(
+        "HD95, one object in 64 x 512 x 512",
+        "cpu",
+        _pair("numpy_distances", "surface_distance_distances", VOLUME),
+        {"surface-distance": 1.0},
+        tolerance=1e-6,
+    ),
+    _batch("cpu"),
+    _batch("gpu"),
+)
