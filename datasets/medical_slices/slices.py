@@ -188,8 +188,8 @@ def case_examples(
         after += np.bincount(first[: valid_shape[0], : valid_shape[1]].ravel(), minlength=256)
         spacing = in_plane * np.array(original_shape) / np.array(valid_shape)
         example = {
-            "image": _png(first if plane.ndim == 2 else image[:, :, ::-1]),
-            "mask": _png(kept.stored),
+            "image": encode_image(first if plane.ndim == 2 else image[:, :, ::-1]),
+            "mask": encode_mask(kept.stored),
             "case_id": case.case_id,
             "task": case.task,
             "modality": case.modality,
@@ -225,16 +225,31 @@ def case_examples(
     return examples, report
 
 
-def _png(array: np.ndarray) -> io.BytesIO:
+def encode_image(image: np.ndarray) -> io.BytesIO:
+    """PNG bytes of a slice; the average filter and run lengths halve time and size on CT."""
+    import cv2
+
+    return _png(image, cv2.IMWRITE_PNG_FILTER_AVG)
+
+
+def encode_mask(mask: np.ndarray) -> io.BytesIO:
+    """PNG bytes of a label map, unfiltered: its runs are what compresses."""
+    import cv2
+
+    return _png(mask, cv2.IMWRITE_PNG_FILTER_NONE)
+
+
+def _png(array: np.ndarray, row_filter: int) -> io.BytesIO:
     """PNG bytes for a TFDS Image feature, which takes a file object without needing TensorFlow.
 
     Grey slices are stored with one channel and read back with three. Colours are BGR here.
     """
     import cv2
 
-    done, encoded = cv2.imencode(
-        ".png", np.ascontiguousarray(array), [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    )
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    settings += [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    settings += [cv2.IMWRITE_PNG_FILTER, row_filter]
+    done, encoded = cv2.imencode(".png", np.ascontiguousarray(array), settings)
     if not done:
         raise RuntimeError(f"OpenCV could not encode a slice of shape {array.shape}")
     return io.BytesIO(encoded.tobytes())
