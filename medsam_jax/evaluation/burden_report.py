@@ -53,12 +53,16 @@ def agreements(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def agreement_cells(row: Row) -> list[str]:
-    """A row of the agreement table as printed cells."""
+    """A row of the agreement table as printed cells; a dash where too few values say nothing."""
+
+    def text(name: str, style: str) -> str:
+        return format(row[name], style) if np.isfinite(row[name]) else "-"
+
     cells = [row["level"], row["task"], row["modality"], row["checkpoint"]]
     cells += [MEASURES[row["measure"]], str(row["n"])]
-    cells += [f"{row[name]:.3f}" for name in ("pearson", "spearman", "icc")]
-    limits = f"{row['lower_limit']:+.2f} to {row['upper_limit']:+.2f}"
-    return [*cells, f"{row['bias']:+.2f}", limits]
+    cells += [text(name, ".3f") for name in ("pearson", "spearman", "icc")]
+    limits = f"{text('lower_limit', '+.2f')} to {text('upper_limit', '+.2f')}"
+    return [*cells, text("bias", "+.2f"), limits]
 
 
 def write_figures(folder: Path, measured: Sequence[Row]) -> list[str]:

@@ -1,0 +1,32 @@
+"""U-Net from random weights: the baseline that sees the same boxes (nnU-Net's 2D kind).
+
+Commands:
+  python -m medsam_jax.models.unet --output runs/unet/init
+  python -m medsam_jax.train --config configs/unet.py --workdir runs/unet/box \
+      --config.checkpoint=runs/unet/init --config.data_dir=DATA
+  python -m medsam_jax.evaluate --checkpoint lite_medsam,runs/unet/box/best --data_dir DATA \
+      --output results/unet
+
+Without the box: `--nobox_channel` in the first command. A specialist: a data set built from the
+rows of one task; one model for all tasks: a data set of all.
+
+Time and scores have not been measured yet; see docs/results.md.
+"""
+
+import ml_collections
+
+from medsam_jax.training.config import base_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base_config()
+    config.checkpoint = "runs/unet/init"
+    config.frozen = ()  # everything is trained
+    config.num_steps = 10_000
+    config.batch_size = 16
+    config.learning_rate = 3e-4
+    config.schedule = "cosine"
+    config.warmup_steps = 200
+    config.eval_every = 500
+    config.checkpoint_every = 500
+    return config
