@@ -94,6 +94,8 @@ def steps(folder: Path) -> list[Step]:
 
 def main(argv) -> None:
     del argv
+    if not Path("scripts/demo.py").exists():
+        raise UserError(f"{Path.cwd()}: not the repository's root; change to it and run again")
     folder, start = Path(_FOLDER.value), time.monotonic()
     todo = steps(folder)
     commands = "".join(f"{shlex.join(step.command)}\n" for step in todo)
