@@ -160,7 +160,7 @@ def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
 
     A killed build leaves it behind; the next one starts by removing it.
     """
-    root = pathlib.Path(request.data_dir)
+    root = pathlib.Path(request.data_dir).absolute()  # Beam's workers may have another folder
     root.mkdir(parents=True, exist_ok=True)
     temporary = root / f".building-medical_slices-{request.options.recipe}"
     with open(f"{temporary}.lock", "w") as lock:
@@ -226,7 +226,10 @@ def _write_shards(
         )
         for _ in stream:
             raise AssertionError("more cases were built than the shards took")
-    return pathlib.Path(builder.data_dir)
+    built = pathlib.Path(builder.data_dir)
+    for leftover in built.glob("*.shard_infos.json"):  # TFDS's notes under Beam
+        leftover.unlink()
+    return built
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import filecmp
 import json
 import multiprocessing
 import pathlib
+import pickle
+import sys
 import time
 
 import numpy as np
@@ -326,9 +328,23 @@ def test_nothing_left_is_an_error(tmp_path):
     assert not (tmp_path / "data" / "medical_slices").exists()
 
 
-def test_a_plan_travels_to_beam_workers(hospital, tmp_path):
-    import pickle
+@pytest.mark.filterwarnings("ignore")  # of Beam's own imports
+def test_beam_writes_the_same_data_set(hospital, built, tmp_path):
+    pytest.importorskip("apache_beam", reason="pip install 'medsam_jax[beam]'")
+    building.build(request(hospital, tmp_path, beam_runner="DirectRunner"))
+    first, second = find_dataset(built).directory, find_dataset(tmp_path).directory
+    names = sorted(path.name for path in second.iterdir())
+    assert filecmp.cmpfiles(first, second, names, shallow=False)[0] == names
 
+
+def test_without_beam_its_flag_is_one_line(hospital, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    with pytest.raises(UserError, match=r"pip install 'medsam_jax\[beam\]'"):
+        building.build(request(hospital, tmp_path, beam_runner="DirectRunner"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_travels_to_beam_workers(tmp_path):
     plan = Plan((), (), {"a": {1: 1}}, slices.Options(recipe="v1"), str(tmp_path))
     assert pickle.loads(pickle.dumps(plan)) == plan
 
