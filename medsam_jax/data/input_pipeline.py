@@ -17,6 +17,8 @@ from absl import flags
 from medsam_jax.data import prompts
 from medsam_jax.data.augment import Augmentation, augment
 from medsam_jax.data.datasets import DatasetInfo, find_dataset, open_dataset
+from medsam_jax.data.embedding_cache import WithEmbeddings
+from medsam_jax.data.objects import present_labels
 from medsam_jax.errors import UserError
 
 __all__ = [
@@ -49,7 +51,7 @@ class DrawPrompts:
         valid_shape = np.asarray(record["valid_shape"], np.int32)
         if self.augmentation is not None:
             image, labels = augment(image, labels, valid_shape, self.augmentation, rng)
-        present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1
+        present = present_labels(labels)
         rounds = math.ceil(self.prompts_per_image / len(present))
         order = np.concatenate([rng.permutation(present) for _ in range(rounds)])
         drawn = [
@@ -59,6 +61,8 @@ class DrawPrompts:
         example = {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
         if self.prompts_per_image == 1:
             example = {name: array[0] for name, array in example.items()}
+        if "embedding" in record:
+            example["embedding"] = record["embedding"]
         return {"image": image, "valid_shape": valid_shape} | example
 
     def _draw(
@@ -118,6 +122,7 @@ def train_loader(
     negative_points: int = 0,
     temperature: float = 1.0,
     augmentation: Augmentation | None = None,
+    embeddings: Sequence[np.ndarray] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """An endless grain iterator over shuffled batches; `get_state()` and `set_state()` resume it.
 
@@ -134,6 +139,8 @@ def train_loader(
       temperature: slices of a (task, modality) with n slices are drawn with probability
         proportional to n ** (1 / temperature): 1 as they are, large values all alike.
       augmentation: None for none.
+      embeddings: of the split's slices (`embedding_cache`); adds `embedding` [B, h, w, C]. They are
+        of the slices as stored, so augmentation is refused beside them.
 
     Returns:
       Iterator of dicts: image uint8 [B, S, S, 3], mask uint8 [B, (P,) S, S] of the chosen objects,
@@ -148,6 +155,10 @@ def train_loader(
 
     _check_settings(batch_size, prompts_per_image, temperature)
     source, info = open_dataset(data_dir, split, recipe)
+    if embeddings is not None:
+        if augmentation is not None:
+            raise UserError("augmentation: embeddings are of unchanged slices; use one of the two")
+        source = WithEmbeddings(source, embeddings)
     seed = seed % 2**32
     slices = _shuffled(source, info, split, seed, temperature)
     draw = DrawPrompts(
@@ -225,7 +236,7 @@ class EvalObjects:
             rng = np.random.default_rng([self.seed, int(self.indices[at])])
             box = prompts.jitter_box(box, self.box_jitter, record["valid_shape"], rng)
         return {
-            "image": record["image"],
+            **{name: record[name] for name in ("image", "embedding") if name in record},
             "mask": mask.astype(np.uint8),
             "box": box,
             "valid_shape": np.asarray(record["valid_shape"], np.int32),
@@ -264,6 +275,7 @@ def eval_objects(
     process_index: int = 0,
     process_count: int = 1,
     recipe: str | None = None,
+    embeddings: Sequence[np.ndarray] | None = None,
 ) -> EvalObjects:
     """All objects of a split once, in a fixed order, in batches of one size; sized and re-iterable.
 
@@ -275,6 +287,7 @@ def eval_objects(
       batch_size: objects of this process in a batch.
       box_jitter: see `train_loader`; 0 gives exact boxes.
       seed: of the jitter; an object's box does not depend on batches or processes.
+      embeddings: of the split's slices; adds `embedding` [B, h, w, C].
 
     Returns:
       Sized iterable of dicts with the arrays of `train_loader` for one prompt an image, and
@@ -282,6 +295,8 @@ def eval_objects(
       the lists label, case_id, task, modality, slice_index.
     """
     source, info = open_dataset(data_dir, split, recipe)
+    if embeddings is not None:
+        source = WithEmbeddings(source, embeddings)
     positions, labels = info.objects(split)
     count = len(positions)
     share = math.ceil(math.ceil(count / process_count) / batch_size) * batch_size

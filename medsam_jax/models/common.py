@@ -21,8 +21,11 @@ class Buffer(nnx.Variable):
 
 
 def gelu(x: Array) -> Array:
-    """Exact (erf) GELU, as PyTorch's default; the tanh form differs by up to 4.7e-4."""
-    return jax.nn.gelu(x, approximate=False)
+    """Exact GELU in PyTorch's form; the tanh form differs from it by up to 4.7e-4.
+
+    `jax.nn.gelu` goes by erfc, which costs the CPU an exponential more.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 class Sequential(nnx.Module):

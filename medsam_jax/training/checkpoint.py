@@ -32,7 +32,7 @@ class TrainCheckpoints:
         return ocp.CheckpointManager(self.directory.absolute(), options=options)
 
     def save(self, step: int, state: TrainState, data: Any, progress: dict[str, Any]) -> None:
-        """Starts to save; `progress` is small JSON (best score, evaluations without a better one)."""
+        """Starts to save; `progress` is small JSON: best score, evaluations since."""
         if step in self._manager.all_steps():
             return
         self._manager.save(

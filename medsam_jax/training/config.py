@@ -1,7 +1,8 @@
-"""Every field of a training configuration, once, with its meaning; recipes in `configs/` set some."""
+"""Every field of a training configuration, with its meaning; recipes in `configs/` set some."""
 
 import ml_collections
 
+from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
 
 
@@ -11,6 +12,9 @@ def base_config() -> ml_collections.ConfigDict:
 
     # Starting point and data.
     config.checkpoint = "lite_medsam"  # registry name or checkpoint directory to start from
+    config.preprocessing = ""  # contract to train for ("v1", "v2", ...); "": the checkpoint's own
+    config.dtype = "float32"  # of the computation, or "bfloat16"; parameters stay float32
+    config.remat = False  # ViT: recompute blocks in the backward pass, for memory
     config.data_dir = ""  # data set written by `python -m datasets.build`
     config.seed = 0  # of data order, box jitter and label choice
     config.batch_size = 8  # over all devices and hosts
@@ -19,6 +23,10 @@ def base_config() -> ml_collections.ConfigDict:
 
     # What is trained: a parameter whose path matches one of `frozen` as a whole is left alone.
     config.frozen = (r"image_encoder\..*", r"prompt_encoder\..*")
+
+    # With the image encoder frozen its embeddings are computed once and kept in this directory.
+    config.embedding_cache = ""  # "": encode at every step
+    config.embedding_dtype = "bfloat16"  # as stored; float32 doubles the size
 
     # Loss on the mask logits at the size of the stored slice.
     config.dice_weight = 1.0
@@ -67,6 +75,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if not config.data_dir:
         raise UserError("config.data_dir: empty; give --config.data_dir=DIR of a built data set")
     _require_choice("optimizer", config.optimizer, ("adamw", "adam"))
+    for name in ("dtype", "embedding_dtype"):
+        _require_choice(name, config[name], ("bfloat16", "float32"))
+    _require_choice("preprocessing", config.preprocessing, ("", *PREPROCESSING))
     _require_choice("schedule", config.schedule, ("constant", "cosine"))
     positive = ("batch_size", "num_steps", "accumulation_steps", "eval_every", "eval_batch_size")
     for name in (*positive, "checkpoint_every", "keep_checkpoints", "log_every"):

@@ -8,6 +8,7 @@ one does, bit for bit on the same devices.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -20,20 +21,38 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
-from medsam_jax.data.input_pipeline import open_dataset, train_loader
-from medsam_jax.data.preprocess import check_compatible
+from medsam_jax.data.datasets import DatasetInfo, open_dataset
+from medsam_jax.data.embedding_cache import Embeddings, cache_key, open_or_build
+from medsam_jax.data.input_pipeline import train_loader
+from medsam_jax.data.preprocess import PREPROCESSING, check_compatible
 from medsam_jax.errors import UserError
-from medsam_jax.models.checkpoint import load_model, save_model
+from medsam_jax.models.checkpoint import (
+    build_model,
+    read_config,
+    read_extras,
+    read_metadata,
+    read_params,
+    resolve,
+    save_model,
+)
 from medsam_jax.models.common import Functional, parameter_names
+from medsam_jax.models.sam import SamConfig
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.checkpoint import TrainCheckpoints
 from medsam_jax.training.config import validate
 from medsam_jax.training.metric_writer import MetricWriter
-from medsam_jax.training.sharding import batch_sharding, make_mesh, put_batch, replicated
-from medsam_jax.training.sharding import state_sharding as shard_state
-from medsam_jax.training.step import init_state, make_eval_step, make_train_step
-from medsam_jax.training.tune import MODEL_INPUTS, TuneEvaluation
+from medsam_jax.training.sharding import (
+    batch_sharding,
+    make_mesh,
+    model_inputs,
+    put_batch,
+    replicated,
+    shard_state,
+)
+from medsam_jax.training.step import TrainState, encode, init_state, make_eval_step, make_train_step
+from medsam_jax.training.tune import TuneEvaluation
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +60,7 @@ log = logging.getLogger(__name__)
 # writes, not what a step computes.
 MAY_CHANGE = (
     "data_dir",
+    "embedding_cache",
     "num_workers",
     "mesh",
     "eval_every",
@@ -70,11 +90,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     validate(config)
     mesh = make_mesh(config)
     _, info = open_dataset(config.data_dir, "train")
-    model = load_model(config.checkpoint)
-    check_compatible(info, model.config.preprocessing)
+    origin = resolve(config.checkpoint)
+    stored_config = read_config(origin)
+    model_config = _configured(stored_config, config)
+    check_compatible(info, model_config.preprocessing)
     _check_same_run(config, workdir)
 
     # --- State and steps.
+    model = build_model(model_config, read_params(origin), str(origin))
     functional = Functional(model)
     labels = opt.label_parameters(functional.arrays, parameter_names(model), config.frozen)
     tx = opt.make_optimizer(config, labels)
@@ -89,9 +112,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         donate_argnums=0,
     )
     eval_step = jax.jit(make_eval_step(functional, config.tolerance), out_shardings=by_item)
-    evaluate = TuneEvaluation(config, info.modalities, eval_step, by_item)
 
     # --- Data, and what an earlier run left.
+    embeddings = _embeddings(config, functional, labels, model_config, info)
+    evaluate = TuneEvaluation(config, info, eval_step, by_item, embeddings["tune"])
     data = train_loader(
         config.data_dir,
         "train",
@@ -101,37 +125,43 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         num_workers=config.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        embeddings=embeddings["train"],
     )
-    checkpoints = TrainCheckpoints(workdir / "checkpoints", config.keep_checkpoints)
-    record = {"best_dice": -1.0, "evals_since_best": 0, "tune": {}}
-    restored = checkpoints.restore_latest(state, data)
-    if restored is not None:
-        state, record = restored
-        log.info("resumed at step %d of %d", int(state.step), config.num_steps)
-    step = int(state.step)
-    writer = MetricWriter(workdir, step if restored else -1, active=jax.process_index() == 0)
+    with contextlib.ExitStack() as stack:
+        checkpoints = TrainCheckpoints(workdir / "checkpoints", config.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        restored = checkpoints.restore_latest(state, data)
+        state, record = restored or (state, {"best_dice": -1.0, "evals_since_best": 0})
+        step = int(state.step)
+        log.info("%s at step %d of %d", "resumed" if restored else "new", step, config.num_steps)
+        first_step = step if restored else -1
+        writer = MetricWriter(workdir, first_step, active=jax.process_index() == 0)
+        stack.callback(writer.close)
+        exported_config = dataclasses.replace(
+            stored_config, preprocessing=model_config.preprocessing
+        )
+        export = Exporter(exported_config, config, origin)
 
-    def score(step: int) -> None:
-        result = evaluate(state.evaluated())
-        writer.write_scalars(step, result.scalars)
-        writer.write_images(step, result.overlays)
-        better = result.dice > record["best_dice"]
-        record["evals_since_best"] = 0 if better else record["evals_since_best"] + 1
-        record["tune"] = result.scalars
-        if better:
-            record["best_dice"] = result.dice
-            _export(workdir / "best", state, model.config, config, step, result.scalars)
+        def score(step: int) -> None:
+            result = evaluate(state.evaluated())
+            writer.write_scalars(step, result.scalars)
+            writer.write_images(step, result.overlays)
+            better = result.dice > record["best_dice"]
+            record["evals_since_best"] = 0 if better else record["evals_since_best"] + 1
+            record["tune"] = result.scalars
+            if better:
+                record["best_dice"] = result.dice
+                export(workdir / "best", state, step, result.scalars)
 
-    # --- Train.
-    if restored is None:
-        score(0)
-    watch = FiniteWatch(workdir)
-    clock = StepClock()
-    with TerminationFlag() as terminated:
+        # --- Train.
+        if not restored:
+            score(0)
+        watch, clock = FiniteWatch(workdir), StepClock()
+        terminated = stack.enter_context(TerminationFlag())
         while step < config.num_steps and not _stops_early(config, record):
             with clock.waiting():
                 host_batch = next(data)
-            batch = put_batch({name: host_batch[name] for name in MODEL_INPUTS}, by_item)
+            batch = put_batch(model_inputs(host_batch), by_item)
             state, scalars = train_step(state, batch)
             step += 1
             last = step == config.num_steps
@@ -146,19 +176,34 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
                 clock.restart()
             if step % config.checkpoint_every == 0 or last or terminated:
                 watch.check()
-                checkpoints.save(step, state, data, record)
+                checkpoints.save(step, state, data, dict(record))
             if terminated:
-                checkpoints.close()
                 log.warning("SIGTERM: saved at step %d; the same command goes on from there", step)
                 raise SystemExit(143)
 
-    # --- Leave everything whole.
-    checkpoints.save(step, state, data, record)
-    _export(workdir / "last", state, model.config, config, step, record["tune"])
-    checkpoints.close()
-    writer.close()
+        # --- Leave everything whole.
+        checkpoints.save(step, state, data, dict(record))
+        export(workdir / "last", state, step, record["tune"])
     log.info("best tune DSC %.4f; %s holds that model", record["best_dice"], workdir / "best")
     return record["tune"]
+
+
+def _configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfig:
+    """The checkpoint's model as this run computes it."""
+    changes = {"dtype": config.dtype}
+    if config.preprocessing:
+        changes["preprocessing"] = PREPROCESSING[config.preprocessing]
+        if changes["preprocessing"].image_size != stored.image_size:
+            raise UserError(
+                f"config.preprocessing: {config.preprocessing!r} gives inputs of "
+                f"{changes['preprocessing'].image_size} pixels, {stored.name} takes "
+                f"{stored.image_size}"
+            )
+    if config.remat:
+        if not hasattr(stored.encoder, "remat"):
+            raise UserError(f"config.remat: only a ViT has it, not {stored.name}; leave it False")
+        changes["encoder"] = dataclasses.replace(stored.encoder, remat=True)
+    return dataclasses.replace(stored, **changes)
 
 
 def _stops_early(config: ml_collections.ConfigDict, record: Mapping[str, Any]) -> bool:
@@ -184,13 +229,76 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         os.replace(temporary, path)
 
 
-def _export(directory, state, model_config, config, step, scores) -> None:
-    """Writes the evaluated arrays as a model directory, in place of an earlier one."""
-    arrays = {name: np.asarray(value) for name, value in state.evaluated().items()}
-    if jax.process_index() == 0:
-        training = {"config": json.loads(config.to_json_best_effort()), "step": step}
-        metadata = {"training": training | {"tune": scores}, "parent": config.checkpoint}
-        save_model(directory, arrays, model_config, metadata, overwrite=True)
+def _embeddings(
+    config: ml_collections.ConfigDict,
+    functional: Functional,
+    labels: Mapping[str, str],
+    model_config: SamConfig,
+    info: DatasetInfo,
+) -> dict[str, Embeddings | None]:
+    """The cached embeddings of both splits, computed where they are missing; None without cache."""
+    if not config.embedding_cache:
+        return {"train": None, "tune": None}
+    encoder = {n: x for n, x in functional.arrays.items() if n.startswith("image_encoder.")}
+    trained = [name for name in encoder if labels[name] != opt.FROZEN]
+    if trained:
+        raise UserError(
+            f"config.embedding_cache: {len(trained)} arrays of the image encoder are trained, such "
+            f"as {trained[0]}, so embeddings change; freeze them or empty this field"
+        )
+    dtype = config.embedding_dtype
+    size = model_config.embedding_size
+    shape = (size, size, model_config.embed_dim)
+    key = cache_key(encoder, model_config.preprocessing, info, shape, dtype)
+    encode_slices = jax.jit(
+        lambda arrays, images, valid: encode(functional.bind(arrays), images, valid).astype(dtype)
+    )
+    return {
+        split: open_or_build(
+            config.embedding_cache,
+            key,
+            config.data_dir,
+            split,
+            lambda images, valid: np.asarray(encode_slices(functional.arrays, images, valid)),
+            batch_size=4,
+        )
+        for split in ("train", "tune")
+    }
+
+
+class Exporter:
+    """Writes the evaluated arrays as a model directory, with what they came from and how."""
+
+    def __init__(
+        self,
+        model_config: SamConfig,
+        config: ml_collections.ConfigDict,
+        origin: Path,
+    ):
+        self._model_config = model_config
+        self._extras = read_extras(origin)
+        stored = read_metadata(origin)
+        self._metadata = {
+            **{name: stored[name] for name in ("licence", "credit", "source") if name in stored},
+            "training": {"config": json.loads(config.to_json_best_effort())},
+        }
+
+    def __call__(
+        self, directory: Path, state: TrainState, step: int, scores: Mapping[str, float]
+    ) -> None:
+        """Replaces an earlier export."""
+        arrays = {
+            name: multihost_utils.process_allgather(value, tiled=True)
+            if jax.process_count() > 1
+            else np.asarray(value)
+            for name, value in state.evaluated().items()
+        }
+        if jax.process_index() == 0:
+            training = self._metadata["training"] | {"step": step, "tune": dict(scores)}
+            metadata = self._metadata | {"training": training}
+            save_model(
+                directory, arrays, self._model_config, metadata, self._extras, overwrite=True
+            )
 
 
 class FiniteWatch:
@@ -213,7 +321,7 @@ class FiniteWatch:
         step, scalars, batch = self._pending
         self._pending = None
         if not np.isfinite(scalars["loss"]) or not np.isfinite(scalars["gradient_norm"]):
-            np.savez(self._path, **{name: batch[name] for name in MODEL_INPUTS})
+            np.savez(self._path, **batch)
             raise UserError(
                 f"step {step}: loss {float(scalars['loss'])} is not finite; the batch is in "
                 f"{self._path}: look at it, or lower config.learning_rate"

@@ -39,9 +39,8 @@ def label_parameters(
             labels[name] = DECAYED if name.endswith(".kernel") else UNDECAYED
     for regex in frozen:
         if regex not in used:
-            raise UserError(
-                f"config.frozen: {regex!r} matches no variable; paths look like {next(iter(arrays))}"
-            )
+            example = next(iter(arrays))
+            raise UserError(f"config.frozen: {regex!r} matches no variable, such as {example}")
     if all(label == FROZEN for label in labels.values()):
         raise UserError("config.frozen: nothing is left to train; remove a pattern")
     return labels
@@ -109,7 +108,7 @@ def apply_gradients(
     updates, opt_state = tx.update(everything, opt_state, arrays)
     updates = {name: updates[name] for name in gradients}
     trained = optax.apply_updates({name: arrays[name] for name in gradients}, updates)
-    return {**arrays, **trained}, opt_state, optax.global_norm(updates)
+    return {**arrays, **trained}, opt_state, optax.tree.norm(updates)
 
 
 def parameter_table(

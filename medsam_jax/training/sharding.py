@@ -20,7 +20,7 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
     """A mesh over all devices of all processes.
 
     Raises:
-      UserError: axes whose product is not the number of devices, or a batch that they do not divide.
+      UserError: axes whose product is not the number of devices, or a batch they do not divide.
     """
     count = jax.device_count()
     shape = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
@@ -33,8 +33,11 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
             f"config.mesh: data {config.mesh.data} x fsdp {config.mesh.fsdp} is not the number of "
             f"devices, {count}; set one of them to -1"
         )
-    micro_batch = config.batch_size // config.accumulation_steps
-    for name, size in (("batch_size / accumulation_steps", micro_batch),):
+    batches = {
+        "batch_size / accumulation_steps": config.batch_size // config.accumulation_steps,
+        "eval_batch_size": config.eval_batch_size,
+    }
+    for name, size in batches.items():
         if size % count:
             raise UserError(f"config.{name}: {size} is not a multiple of the {count} devices")
     axis_types = (AxisType.Auto, AxisType.Auto)
@@ -51,7 +54,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(mesh: Mesh, state: Any) -> Any:
+def shard_state(mesh: Mesh, state: Any) -> Any:
     """A sharding for every leaf: its longest side that `fsdp` divides, or replicated."""
     size = mesh.shape["fsdp"]
 
@@ -71,3 +74,9 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.items()
     }
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Of a batch of the input pipeline, what the steps take: with embeddings, not the images."""
+    image = "embedding" if "embedding" in batch else "image"
+    return {name: batch[name] for name in (image, "mask", "box", "valid_shape")}

@@ -35,12 +35,20 @@ class TrainState:
         return {**self.arrays, **self.ema}
 
 
+def encode(model: Sam, images: jax.Array, valid_shape: jax.Array) -> jax.Array:
+    """Image embeddings [B, h, w, C] of stored slices."""
+    return model.image_encoder(encoder_input(images, valid_shape, model.config.preprocessing))
+
+
 def box_logits(model: Sam, batch: Batch) -> jax.Array:
-    """Logits [B, S, S] on the stored grid of one box per slice."""
+    """Logits [B, S, S] on the stored grid of one box per slice, from cached embeddings if given."""
     preprocessing = model.config.preprocessing
-    pixels = encoder_input(batch["image"], batch["valid_shape"], preprocessing)
+    if "embedding" in batch:
+        embeddings = batch["embedding"].astype(model.config.dtype)
+    else:
+        embeddings = encode(model, batch["image"], batch["valid_shape"])
     boxes = stored_to_input(batch["box"], preprocessing)[:, None]  # [B, 1, 4]
-    logits, _ = model(pixels, boxes=boxes)
+    logits, _ = model.decode(embeddings, boxes=boxes)
     return stored_grid_logits(logits[:, 0, 0], preprocessing)
 
 
@@ -89,7 +97,7 @@ def make_train_step(
             tx, state.arrays, gradients, state.opt_state
         )
         scalars |= {
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "update_norm": update_norm,
             "learning_rate": schedule(state.step),
         }

@@ -9,12 +9,11 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from medsam_jax.data.input_pipeline import eval_objects
+from medsam_jax.data.embedding_cache import Embeddings
+from medsam_jax.data.input_pipeline import DatasetInfo, eval_objects
 from medsam_jax.errors import UserError
 from medsam_jax.progress import progress
-from medsam_jax.training.sharding import put_batch
-
-MODEL_INPUTS = ("image", "mask", "box", "valid_shape")
+from medsam_jax.training.sharding import model_inputs, put_batch
 
 
 @dataclasses.dataclass
@@ -39,9 +38,10 @@ class TuneEvaluation:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
-        modalities: list[str],
+        info: DatasetInfo,
         eval_step: Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]],
         sharding: jax.sharding.NamedSharding,
+        embeddings: Embeddings | None,
     ):
         self._objects = eval_objects(
             config.data_dir,
@@ -51,10 +51,11 @@ class TuneEvaluation:
             seed=config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            embeddings=embeddings,
         )
         if len(self._objects) == 0:
             raise UserError(f"{config.data_dir}: the tune split holds no object to score")
-        self._modalities = modalities
+        self._modalities = sorted({case["modality"] for case in info.record["cases"]})
         self._eval_step = eval_step
         self._sharding = sharding
         self._overlay_count = config.eval_overlays
@@ -63,7 +64,7 @@ class TuneEvaluation:
         sums = np.zeros((len(self._modalities), 3))  # dice, nsd, count of each modality
         worst = []
         for batch in progress(self._objects, "tune split"):
-            inputs = put_batch({name: batch[name] for name in MODEL_INPUTS}, self._sharding)
+            inputs = put_batch(model_inputs(batch), self._sharding)
             scores = {name: _local(x) for name, x in self._eval_step(arrays, inputs).items()}
             for item in np.flatnonzero(batch["weight"]):
                 dice, nsd = scores["dice"][item], scores["nsd"][item]

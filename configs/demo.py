@@ -1,0 +1,21 @@
+"""LiteMedSAM's mask decoder on the handful of scans that `make demo` fetches.
+
+Command:  python -m medsam_jax.train --config configs/demo.py --workdir runs/demo \
+              --config.data_dir=DATA
+"""
+
+import ml_collections
+
+from medsam_jax.training.config import base_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base_config()
+    config.num_steps = 60  # a few passes over some tens of slices
+    config.learning_rate = 5e-5  # twice that moves the decoder away within one pass
+    config.schedule = "cosine"
+    config.warmup_steps = 10
+    config.eval_every = 20
+    config.checkpoint_every = 20
+    config.log_every = 1
+    return config

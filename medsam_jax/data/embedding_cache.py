@@ -1,0 +1,163 @@
+"""Image embeddings computed once: with a frozen encoder they never change.
+
+```
+DIRECTORY/
+  key.json                          what the embeddings were made of
+  SPLIT-00000-of-00003.array_record one record a slice, raw little-endian values, in the split's order
+```
+
+Sharded files instead of one file a slice: MedSAM's cache of loose files ran out of file handles.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medsam_jax.data.datasets import DatasetInfo, open_dataset
+from medsam_jax.data.preprocess import Preprocessing
+from medsam_jax.errors import UserError
+from medsam_jax.progress import progress
+
+SLICES_PER_SHARD = 32
+KEY_FILE = "key.json"
+
+
+class Embeddings(Sequence):
+    """The embeddings of a split by the slice's position: [h, w, C] each. Picklable, for workers."""
+
+    def __init__(self, paths: Sequence[Path], shape: Sequence[int], dtype: str):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._records = ArrayRecordDataSource([str(path) for path in paths])
+        self._shape, self._dtype = tuple(shape), jnp.dtype(dtype)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        return np.frombuffer(self._records[position], self._dtype).reshape(self._shape)
+
+
+class WithEmbeddings(Sequence):
+    """A split's records, each with its `embedding`."""
+
+    def __init__(self, records: Sequence[dict[str, Any]], embeddings: Embeddings):
+        self._records, self._embeddings = records, embeddings
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return {**self._records[position], "embedding": self._embeddings[position]}
+
+
+def cache_key(
+    encoder: Mapping[str, jax.Array],
+    preprocessing: Preprocessing,
+    info: DatasetInfo,
+    shape: Sequence[int],
+    dtype: str,
+) -> dict[str, Any]:
+    """What embeddings depend on: encoder weights, preprocessing contract, data set, stored form."""
+    weights = hashlib.sha256()
+    for name in sorted(encoder):
+        weights.update(name.encode())
+        weights.update(np.asarray(encoder[name]).tobytes())
+    data_set = json.dumps(info.record, sort_keys=True).encode()
+    return {
+        "encoder weights": weights.hexdigest(),
+        "preprocessing": preprocessing.to_dict(),
+        "data set": hashlib.sha256(data_set).hexdigest(),
+        "shape": list(shape),
+        "dtype": dtype,
+    }
+
+
+def open_or_build(
+    directory: str | os.PathLike,
+    key: Mapping[str, Any],
+    data_dir: str | os.PathLike,
+    split: str,
+    encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    batch_size: int,
+) -> Embeddings:
+    """The embeddings of a split, computing the shards that are not there yet.
+
+    Shards are written under a temporary name and renamed, so an interrupted pass goes on where it
+    stopped; the processes of a multi-host run share the shards and wait for one another.
+
+    Args:
+      directory: of the cache.
+      key: of `cache_key`.
+      data_dir, split: of the data set.
+      encode: images uint8 [B, S, S, 3] and valid shapes [B, 2] to embeddings [B, h, w, C]; always
+        called with `batch_size` slices.
+      batch_size: slices that are encoded together.
+
+    Raises:
+      UserError: the directory holds embeddings of another encoder, data set, contract or type.
+    """
+    directory = Path(directory)
+    _claim(directory, key)
+    records, _ = open_dataset(data_dir, split)
+    count = math.ceil(len(records) / SLICES_PER_SHARD)
+    paths = [directory / f"{split}-{i:05d}-of-{count:05d}.array_record" for i in range(count)]
+    mine = range(jax.process_index(), count, jax.process_count())
+    missing = [shard for shard in mine if not paths[shard].exists()]
+    for shard in progress(missing, f"embedding {split}") if missing else ():
+        start = shard * SLICES_PER_SHARD
+        positions = range(start, min(start + SLICES_PER_SHARD, len(records)))
+        _write_shard(paths[shard], records, positions, encode, batch_size)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"embeddings of {split}")
+    return Embeddings(paths, key["shape"], key["dtype"])
+
+
+def _claim(directory: Path, key: Mapping[str, Any]) -> None:
+    """Writes the key into a new cache; refuses one that was made of something else."""
+    path = directory / KEY_FILE
+    if path.exists():
+        found = json.loads(path.read_text())
+        different = [name for name in key if found.get(name) != key[name]]
+        if different:
+            raise UserError(
+                f"{directory}: made with another {' and '.join(different)}; "
+                "name another embedding_cache or remove this one"
+            )
+    elif jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(key, indent=2) + "\n")
+        os.replace(temporary, path)
+
+
+def _write_shard(
+    path: Path,
+    records: Sequence[dict[str, Any]],
+    positions: range,
+    encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    batch_size: int,
+) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    temporary = path.with_suffix(".tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    for start in range(0, len(positions), batch_size):
+        batch = [records[position] for position in positions[start : start + batch_size]]
+        filled = batch + [batch[-1]] * (batch_size - len(batch))
+        images = np.stack([record["image"] for record in filled])
+        valid_shape = np.stack([record["valid_shape"] for record in filled])
+        for embedding in encode(images, valid_shape)[: len(batch)]:
+            writer.write(np.ascontiguousarray(embedding).tobytes())
+    writer.close()
+    os.replace(temporary, path)

@@ -1,0 +1,44 @@
+"""A tiny model with random weights, and configurations that train it on the hospital's slices."""
+
+import pathlib
+
+import ml_collections
+import pytest
+from flax import nnx
+
+from medsam_jax.models.checkpoint import save_model
+from medsam_jax.models.common import flatten_state
+from medsam_jax.models.sam import Sam, SamConfig
+from medsam_jax.training.config import base_config
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("weights") / "tiny"
+    model = Sam(SamConfig.tiny(), rngs=nnx.Rngs(0))
+    save_model(directory, flatten_state(model), model.config, {"licence": "Apache-2.0"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def fields(tiny_checkpoint, built) -> dict:
+    """Eight steps on the tiny model, everything logged; of `base_config`, what differs."""
+    return {
+        "checkpoint": str(tiny_checkpoint),
+        "data_dir": str(built),
+        "batch_size": 4,
+        "eval_batch_size": 8,
+        "learning_rate": 1e-3,
+        "num_steps": 8,
+        "eval_every": 4,
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "eval_overlays": 2,
+    }
+
+
+@pytest.fixture
+def config(fields) -> ml_collections.ConfigDict:
+    config = base_config()
+    config.update(fields)
+    return config

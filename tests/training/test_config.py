@@ -1,0 +1,50 @@
+"""Configurations are refused by the name of the field."""
+
+import pytest
+
+from medsam_jax.errors import UserError
+from medsam_jax.training.config import base_config, validate
+
+
+def valid_config():
+    config = base_config()
+    config.data_dir = "somewhere"
+    return config
+
+
+def test_the_base_is_valid():
+    validate(valid_config())
+
+
+def test_a_typing_error_in_a_recipe_raises_at_once():
+    with pytest.raises(AttributeError, match="learning_rat"):
+        base_config().learning_rat = 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data_dir", "", "config.data_dir: empty"),
+        ("optimizer", "sgd", "config.optimizer: 'sgd'"),
+        ("schedule", "step", "config.schedule: 'step'"),
+        ("num_steps", 0, "config.num_steps: 0"),
+        ("accumulation_steps", 3, "config.accumulation_steps: 3 does not divide"),
+        ("ema_decay", 1.0, "config.ema_decay: 1.0"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(field, value, message):
+    config = valid_config()
+    config[field] = value
+    with pytest.raises(UserError, match=message):
+        validate(config)
+
+
+def test_unknown_and_missing_fields_are_named():
+    config = valid_config().unlock()
+    config.mesh.pipeline = 2
+    with pytest.raises(UserError, match=r"config.mesh.pipeline: unknown field"):
+        validate(config)
+    config = valid_config().unlock()
+    del config.tolerance
+    with pytest.raises(UserError, match="config.tolerance: missing"):
+        validate(config)

@@ -1,0 +1,173 @@
+"""The loop on real files: what it writes, that it learns, survives a kill, refuses bad input."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from medsam_jax.data.preprocess import PREPROCESSING
+from medsam_jax.errors import UserError
+from medsam_jax.models.checkpoint import load_model, read_metadata, read_params, save_model
+from medsam_jax.models.common import flatten_state
+from medsam_jax.models.sam import Sam, SamConfig
+from medsam_jax.training.config import base_config
+from medsam_jax.training.loop import train_and_evaluate
+
+ROOT = Path(__file__).parents[2]
+
+
+def values(workdir: Path, name: str) -> dict[int, float]:
+    with (workdir / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["name"] == name]
+    steps = [int(row["step"]) for row in rows]
+    assert len(steps) == len(set(steps)), f"{name} is written twice for a step"
+    return {int(row["step"]): float(row["value"]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fields, tmp_path_factory) -> Path:
+    """A run of eight steps that nothing interrupts."""
+    config = base_config()
+    config.update(fields)
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    train_and_evaluate(config, workdir)
+    return workdir
+
+
+def test_what_a_run_leaves(undisturbed, tiny_checkpoint):
+    losses = values(undisturbed, "train/loss")
+    assert list(losses) == list(range(1, 9))
+    assert np.mean(list(losses.values())[-3:]) < np.mean(list(losses.values())[:3])
+    dice = values(undisturbed, "tune/dice")
+    assert list(dice) == [0, 4, 8]
+    best = read_metadata(undisturbed / "best")
+    assert best["training"]["tune"]["tune/dice"] == max(dice.values())
+    assert best["licence"] == "Apache-2.0"
+    events = list((undisturbed / "tensorboard").iterdir())
+    assert any(b"tune/worst_0" in event.read_bytes() for event in events)
+
+    before, after = read_params(tiny_checkpoint), read_params(undisturbed / "last")
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert all(name.startswith("mask_decoder.") for name in changed)
+    assert changed >= {name for name in before if name.startswith("mask_decoder.transformer.")}
+    assert load_model(undisturbed / "last").config == load_model(tiny_checkpoint).config
+
+
+def command(workdir: Path, fields: dict) -> list[str]:
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    recipe = str(ROOT / "configs" / "demo.py")
+    main = [sys.executable, "-m", "medsam_jax.train", "--config", recipe]
+    return [*main, "--workdir", str(workdir), *flags]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_equals_undisturbed(undisturbed, fields, tmp_path, signal_number):
+    """The same command goes on; losses and scores are those of the undisturbed run, bit for bit."""
+    fields = fields | {"schedule": "constant", "warmup_steps": 0}
+    process = subprocess.Popen(
+        command(tmp_path, fields), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "metrics.csv"
+    while not (metrics.exists() and "\n5,train/loss" in metrics.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal_number)
+    status = process.wait()
+    process.stderr.close()
+    if signal_number == signal.SIGTERM:
+        assert status == 143
+    assert not (tmp_path / "last").exists()
+
+    subprocess.run(command(tmp_path, fields), cwd=ROOT, check=True, capture_output=True)
+    for name in ("train/loss", "train/gradient_norm", "tune/dice", "tune/nsd"):
+        assert values(tmp_path, name) == values(undisturbed, name), name
+    after, expected = read_params(tmp_path / "last"), read_params(undisturbed / "last")
+    assert all(np.array_equal(after[name], expected[name]) for name in expected)
+
+
+def test_a_damaged_latest_checkpoint_is_set_aside(config, tmp_path, undisturbed):
+    train_and_evaluate(config, tmp_path)
+    before = values(tmp_path, "train/loss")
+    latest = tmp_path / "checkpoints" / "8"
+    for file in latest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, 100)
+    train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "checkpoints" / "8.unreadable").is_dir()
+    assert values(tmp_path, "train/loss") == before
+
+
+def test_accumulation_equals_one_batch(config, tmp_path, undisturbed):
+    config.accumulation_steps = 2
+    train_and_evaluate(config, tmp_path)
+    expected, accumulated = (values(path, "train/loss") for path in (undisturbed, tmp_path))
+    np.testing.assert_allclose(list(accumulated.values()), list(expected.values()), rtol=1e-5)
+
+
+def test_cached_embeddings_equal_encoding(config, tmp_path, undisturbed):
+    config.embedding_cache, config.embedding_dtype = str(tmp_path / "cache"), "float32"
+    train_and_evaluate(config, tmp_path / "run")
+    for name in ("train/loss", "tune/dice"):
+        expected, cached = (values(path, name) for path in (undisturbed, tmp_path / "run"))
+        np.testing.assert_allclose(list(cached.values()), list(expected.values()), rtol=1e-5)
+
+    config.embedding_dtype = "bfloat16"
+    with pytest.raises(UserError, match="cache: made with another dtype"):
+        train_and_evaluate(config, tmp_path / "other")
+    config.frozen = (r"prompt_encoder\..*",)
+    with pytest.raises(UserError, match="arrays of the image encoder are trained"):
+        train_and_evaluate(config, tmp_path / "third")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    config.learning_rate, config.clip_norm = 1e30, 0.0
+    with pytest.raises(UserError, match=r"is not finite; the batch is in .*nonfinite_batch.npz"):
+        train_and_evaluate(config, tmp_path)
+    with np.load(tmp_path / "nonfinite_batch.npz") as batch:
+        assert batch["image"].shape == (4, 256, 256, 3)
+
+
+def test_another_configuration_is_refused_by_field(undisturbed, config):
+    config.learning_rate = 5e-4
+    with pytest.raises(UserError, match=r"config.learning_rate: 0.0005, but .* begun with 0.001"):
+        train_and_evaluate(config, undisturbed)
+    assert json.loads((undisturbed / "config.json").read_text())["learning_rate"] == 1e-3
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(config, tmp_path):
+    other = dataclasses.replace(
+        SamConfig.tiny(), preprocessing=dataclasses.replace(PREPROCESSING["v1"], image_size=64)
+    )
+    save_model(tmp_path / "v1", flatten_state(Sam(other, rngs=nnx.Rngs(0))), other, {})
+    config.checkpoint = str(tmp_path / "v1")
+    with pytest.raises(UserError, match="built with 'lite'.* is 'v1'"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.learning_rat=1"], "learning_rat"),
+        (["--config.num_steps=many"], "many"),
+        (["--config.data_dir=/nowhere"], "/nowhere: holds no medical_slices data set"),
+        (["--config.mesh.data=3", "--config.data_dir=/nowhere"], "config.mesh: data 3 x fsdp 1"),
+    ],
+)
+def test_bad_command_lines_end_in_one_line(arguments, message, tmp_path):
+    run = subprocess.run(
+        [*command(tmp_path / "run", {}), *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,128 @@
+"""What is frozen stays bit-identical and has no optimiser state; what is trained is what we say."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from medsam_jax.errors import UserError
+from medsam_jax.models.common import Functional, flatten_state, parameter_names
+from medsam_jax.models.sam import Sam, SamConfig
+from medsam_jax.training import optimizer as opt
+from medsam_jax.training.config import base_config
+
+ENCODERS = (r"image_encoder\..*", r"prompt_encoder\..*")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Sam:
+    return Sam(SamConfig.tiny(), rngs=nnx.Rngs(0))
+
+
+def test_mask_decoder_of_lite_medsam_is_what_is_trained():
+    """4,058,340 parameters: MedSAM's own count for the mask decoder."""
+    model = nnx.eval_shape(lambda: Sam(SamConfig.lite_medsam(), rngs=nnx.Rngs(0)))
+    arrays = flatten_state(model)
+    labels = opt.label_parameters(arrays, parameter_names(model), ENCODERS)
+    trained, frozen = opt.split_frozen(arrays, labels)
+    assert sum(math.prod(x.shape) for x in trained.values()) == 4_058_340
+    assert all(name.startswith("mask_decoder.") for name in trained)
+    assert not any(name.startswith("mask_decoder.") for name in frozen)
+
+
+def test_statistics_and_buffers_are_never_trained(tiny):
+    labels = opt.label_parameters(flatten_state(tiny), parameter_names(tiny), ())
+    frozen = {name for name, label in labels.items() if label == opt.FROZEN}
+    kinds = {name.rsplit(".", 1)[1] for name in frozen}
+    assert kinds == {"mean", "var", "positional_encoding_gaussian_matrix"}
+
+
+def test_frozen_arrays_keep_their_bits_and_have_no_state(tiny):
+    arrays = Functional(tiny).arrays
+    name = "image_encoder.neck.1.bias"
+    arrays[name] = jnp.full_like(arrays[name], -0.0)  # -0.0 + 0.0 would be 0.0
+    config = base_config()
+    labels = opt.label_parameters(arrays, parameter_names(tiny), ENCODERS)
+    tx = opt.make_optimizer(config, labels)
+    state = tx.init(arrays)
+    trained, frozen = opt.split_frozen(arrays, labels)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in trained.values())
+
+    step = jax.jit(lambda a, s, g: opt.apply_gradients(tx, a, g, s))
+    after = arrays
+    for seed in range(3):
+        key = jax.random.key(seed)
+        gradients = {name: jax.random.normal(key, x.shape) for name, x in trained.items()}
+        after, state, _ = step(after, state, gradients)
+    for name, before in frozen.items():
+        assert np.asarray(after[name]).tobytes() == np.asarray(before).tobytes(), name
+    for name, before in trained.items():
+        assert not np.array_equal(after[name], before), name
+
+
+def test_adamw_decays_kernels_only():
+    """One step on zero gradients: only the decay acts, and only on kernels."""
+    arrays = {"a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones((2,)), "b.scale": jnp.ones((2,))}
+    config = base_config()
+    config.learning_rate, config.weight_decay = 0.5, 0.1
+    labels = opt.label_parameters(arrays, arrays, ())
+    tx = opt.make_optimizer(config, labels)
+    zeros = jax.tree.map(jnp.zeros_like, arrays)
+    after, _, norm = opt.apply_gradients(tx, arrays, zeros, tx.init(arrays))
+    np.testing.assert_allclose(after["a.kernel"], 1 - 0.5 * 0.1, rtol=1e-6)
+    np.testing.assert_array_equal(after["a.bias"], 1.0)
+    np.testing.assert_array_equal(after["b.scale"], 1.0)
+    np.testing.assert_allclose(norm, 2 * 0.05, rtol=1e-5)
+
+
+def test_first_adam_step_is_the_learning_rate_against_the_gradient():
+    arrays = {"a.kernel": jnp.zeros((3,))}
+    config = base_config()
+    config.optimizer, config.learning_rate, config.clip_norm = "adam", 0.25, 0.0
+    tx = opt.make_optimizer(config, opt.label_parameters(arrays, arrays, ()))
+    gradients = {"a.kernel": jnp.array([3.0, -0.2, 1e-3])}
+    after, _, _ = opt.apply_gradients(tx, arrays, gradients, tx.init(arrays))
+    np.testing.assert_allclose(after["a.kernel"], [-0.25, 0.25, -0.25], rtol=1e-4)
+
+
+def test_schedule_warms_up_then_falls_to_zero():
+    config = base_config()
+    config.schedule, config.warmup_steps, config.num_steps = "cosine", 10, 110
+    config.learning_rate = 1e-3
+    rate = opt.learning_rate_schedule(config)
+    np.testing.assert_allclose(
+        [rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9
+    )
+    config.schedule, config.warmup_steps = "constant", 0
+    assert float(opt.learning_rate_schedule(config)(7)) == pytest.approx(1e-3)
+
+
+def test_clipping_bounds_the_gradient_that_adam_sees():
+    arrays = {"a.kernel": jnp.zeros((4,)), "b.kernel": jnp.zeros((4,))}
+    config = base_config()
+    config.clip_norm = 1.0
+    labels = opt.label_parameters(arrays, arrays, (r"b\..*",))
+    tx = opt.make_optimizer(config, labels)
+    _, state, _ = opt.apply_gradients(
+        tx, arrays, {"a.kernel": jnp.full((4,), 50.0)}, tx.init(arrays)
+    )
+    first_moment = optax.tree.get(state, "mu")["a.kernel"]
+    np.testing.assert_allclose(first_moment, 0.1 * 0.5, rtol=1e-6)  # (1 - beta1) * 50 / 100
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        ((r"image_encoder",), "'image_encoder' matches no variable"),
+        ((r"(",), "no regular expression"),
+        ((r".*",), "nothing is left to train"),
+    ],
+)
+def test_bad_patterns_are_refused(tiny, frozen, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        opt.label_parameters(flatten_state(tiny), parameter_names(tiny), frozen)
