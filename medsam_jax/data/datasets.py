@@ -84,7 +84,7 @@ def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> Dat
 def open_dataset(
     data_dir: str | pathlib.Path, split: str, recipe: str | None = None
 ) -> tuple[Sequence[dict[str, Any]], DatasetInfo]:
-    """The records of a split by random access, and the data set's info.
+    """The records of a split by random access (TFDS, ArrayRecord), and the data set's info.
 
     A record is a dict: `image` uint8 [S, S, 3], `mask` uint8 [S, S, 1] label map, `case_id`, `task`
     and `modality` bytes, `slice_index`, `spacing` float32 [2] (row, column, mm, NaN where unknown),
@@ -102,4 +102,29 @@ def open_dataset(
         )
     import tensorflow_datasets as tfds
 
-    return tfds.builder_from_directory(info.directory).as_data_source(split), info
+    skip = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
+    builder = tfds.builder_from_directory(info.directory)
+    return _Records(builder.as_data_source(split, decoders=skip)), info
+
+
+class _Records(Sequence):
+    """A TFDS data source whose PNGs are decoded here: TFDS's `np.repeat` of grey slices to three
+    channels takes longer than decoding them. Picklable, for workers."""
+
+    def __init__(self, source: Sequence[dict[str, Any]]):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, position: Any) -> dict[str, Any]:
+        import cv2
+
+        record = self._source[int(position)]
+        image, mask = (
+            cv2.imdecode(np.frombuffer(record[name], np.uint8), cv2.IMREAD_UNCHANGED)
+            for name in ("image", "mask")
+        )
+        grey = image.ndim == 2
+        image = cv2.merge([image] * 3) if grey else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return {**record, "image": image, "mask": mask[:, :, None]}

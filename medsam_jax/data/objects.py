@@ -16,6 +16,11 @@ _SMALL = 1 << 16  # label ids below this go through a lookup table instead of a 
 
 def present_labels(labels: np.ndarray) -> np.ndarray:
     """The ids above 0 in a label map, ascending."""
+    if labels.dtype == np.uint8 and labels.ndim == 2:
+        import cv2
+
+        histogram = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256])
+        return np.flatnonzero(histogram[1:]) + 1
     if labels.max(initial=0) >= _SMALL:
         found = np.unique(labels)
         return found[found > 0]
