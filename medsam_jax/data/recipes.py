@@ -89,7 +89,7 @@ RECIPES = {
             percentile_voxels="positive",
             clip_8bit=False,
             rule="components",
-            min_voxels=99,  # as in the pre_CT_MR.py that LiteMedSAM's authors published
+            min_voxels=99,  # the group's pre_CT_MR.py as it stands today; the paper's are in v2
             min_pixels=9,
         ),
         Recipe(
