@@ -77,7 +77,7 @@ def score(predictor, folder: Path, case: dict[str, str], label: int) -> tuple[fl
     index = int(mask.sum(axis=(1, 2)).argmax())
     recipe = get_recipe(predictor.model.config.preprocessing.recipe)
     grey = normalise_intensity(scan.array, case["modality"], recipe)[index]
-    predictor.set_image(grey, case["modality"])
+    predictor.set_normalised([grey])
     predicted, _, _ = predictor.predict(box=box_from_mask(mask[index]), multimask_output=False)
     pixels = (1.0, 1.0)
     nsd = medsam_jax.normalized_surface_dice(predicted[0], mask[index], pixels, 2.0)

@@ -95,16 +95,12 @@ class Predictor:
         window: str | None = None,
     ) -> None:
         """As `set_image`, for several images of any sizes; then use `predict_batch`."""
-        if len(images) == 0:
-            raise UserError("images: none given")
-        stored, valid_shapes = zip(*(self._store(i, modality, window) for i in images), strict=True)
-        shapes = [tuple(image.shape[:2]) for image in images]
-        embeddings = self._encode_stored(np.stack(stored), np.array(valid_shapes, np.int32))
-        self._images = [
-            EncodedImage(*item) for item in zip(embeddings, shapes, valid_shapes, strict=True)
-        ]
+        self.set_normalised([self.normalise(image, modality, window) for image in images])
 
-    def _store(self, image, modality, window) -> tuple[np.ndarray, tuple[int, int]]:
+    def normalise(
+        self, image: np.ndarray, modality: str | None = None, window: str | None = None
+    ) -> np.ndarray:
+        """The uint8 image that the checkpoint's intensity rule makes; raises as `set_image`."""
         image = np.asarray(image)
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
             raise UserError(f"image: shape {image.shape}; give [H, W] or [H, W, 3]")
@@ -114,9 +110,27 @@ class Predictor:
             raise UserError(f"image: type {image.dtype}; give integers or floats")
         if not np.isfinite(image).all():
             raise UserError("image: contains NaN or infinity; replace them (with 0, or air)")
-        return resize_image(
-            normalise_intensity(image, modality, self._recipe, window), self._recipe
+        return normalise_intensity(image, modality, self._recipe, window)
+
+    def set_normalised(self, images: Sequence[np.ndarray]) -> None:
+        """As `set_images`, for uint8 images already normalised: crops, or slices of a volume."""
+        if len(images) == 0:
+            raise UserError("images: none given")
+        self.use(self.encode(images))
+
+    def use(self, images: Sequence[EncodedImage]) -> None:
+        """Sets images that `encode` returned, now or earlier."""
+        self._images = list(images)
+
+    def encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        """Encodes normalised uint8 images [H, W] or [H, W, 3] without setting them."""
+        stored, valid_shapes = zip(
+            *(resize_image(image, self._recipe) for image in images), strict=True
         )
+        shapes = [tuple(image.shape[:2]) for image in images]
+        embeddings = self._encode_stored(np.stack(stored), np.array(valid_shapes, np.int32))
+        parts = zip(embeddings, shapes, valid_shapes, strict=True)
+        return [EncodedImage(*part) for part in parts]
 
     def _encode_stored(self, stored: np.ndarray, valid_shapes: np.ndarray) -> list[Array]:
         """In batches of a power of two, so that at most four batch sizes are compiled."""
@@ -176,6 +190,16 @@ class Predictor:
         Kinds and numbers of prompts, and of points in them, may differ: the answers are those of
         one call each.
         """
+        answers = self.predict_low_res(prompts, multimask_output)
+        return [
+            (self.restore(logits, return_logits, index), scores, logits)
+            for index, (scores, logits) in enumerate(answers)
+        ]
+
+    def predict_low_res(
+        self, prompts: Sequence[Mapping[str, Any]], multimask_output: bool = True
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As `predict_batch`, without the masks at full size: scores and low_res_logits only."""
         images = self._require_images()
         if len(prompts) != len(images):
             raise UserError(f"predict_batch: {len(prompts)} prompts for {len(images)} images")
@@ -186,9 +210,26 @@ class Predictor:
         moved = [self._to_input(p, image) for p, image in zip(read, images, strict=True)]
         decoded = self._decode_prompts(images, moved, multimask_output)
         return [
-            self._answer(image, p.single, logits, scores, return_logits)
-            for image, p, (logits, scores) in zip(images, read, decoded, strict=True)
+            (scores[0], logits[0]) if p.single else (scores, logits)
+            for p, (logits, scores) in zip(read, decoded, strict=True)
         ]
+
+    def restore(
+        self,
+        low_res_logits: Float[np.ndarray, "... m m"],
+        return_logits: bool = False,
+        index: int = 0,
+    ) -> np.ndarray:
+        """Masks [..., H, W] of low-resolution logits, on the pixels of the `index`-th image set."""
+        image = self._require_images()[index]
+        maps = low_res_logits.reshape(-1, *low_res_logits.shape[-2:])
+        dtype = np.float32 if return_logits else bool
+        masks = np.empty((len(maps), *image.original_shape), dtype)
+        for mask, logits in zip(masks, maps, strict=True):  # one at a time: float maps are large
+            mask[:] = restore_masks(
+                logits, image.valid_shape, image.original_shape, self._preprocessing, return_logits
+            )
+        return masks.reshape(*low_res_logits.shape[:-2], *image.original_shape)
 
     def _to_input(self, prompts: Prompts, image: EncodedImage) -> Prompts:
         def move(coords):
@@ -220,22 +261,6 @@ class Predictor:
             parts.append(jax.device_get(answer))
         logits, scores = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         return [(logits[i, : p.count], scores[i, : p.count]) for i, p in enumerate(prompts)]
-
-    def _answer(self, image, single, low_res_logits, scores, return_logits) -> Answer:
-        masks = np.stack(
-            [
-                restore_masks(
-                    logits,
-                    image.valid_shape,
-                    image.original_shape,
-                    self._preprocessing,
-                    return_logits,
-                )
-                for logits in low_res_logits
-            ]
-        )
-        answer = masks, scores, low_res_logits
-        return tuple(part[0] for part in answer) if single else answer
 
     def _require_images(self) -> list[EncodedImage]:
         if not self._images:

@@ -225,3 +225,11 @@ def flax_variables(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
             value = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
         variables[".".join(filter(None, (stem, _BUFFERS.get(leaf, leaf))))] = value
     return variables
+
+
+def smooth_picture(height: int, width: int) -> np.ndarray:
+    """A coloured uint8 picture [H, W, 3] without sharp edges."""
+    rng = np.random.default_rng(height)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 9, 11)).astype(np.float32))
+    smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    return smooth[0].permute(1, 2, 0).clamp(0, 255).numpy().astype(np.uint8)

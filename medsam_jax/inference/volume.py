@@ -1,0 +1,188 @@
+"""Masks of a whole volume from prompts on some of its slices.
+
+The models are two-dimensional: a volume is its slices, encoded in batches and kept. Between slices
+goes a box: that of the mask next door (`propagate`) or one interpolated between boxes given on key
+slices (`interpolate`).
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from medsam_jax.data.prompts import box_from_mask
+from medsam_jax.errors import UserError
+from medsam_jax.inference.predictor import EncodedImage, Predictor
+from medsam_jax.models.sam import Sam
+from medsam_jax.progress import progress
+
+_SLICES_AT_ONCE = 8
+
+
+class VolumePredictor:
+    """Prompts on slices in, one object's mask in the volume out.
+
+    Args:
+      model: a `Sam`.
+      margin: pixels that a neighbour's box is grown by on each side, so that objects may grow.
+      least_score: propagation stops where the predicted IoU falls below it.
+      least_overlap: and where a mask shares less than this part of the smaller of it and the mask
+        next door.
+      most_growth: and where a mask is larger than the mask next door by more than this factor.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        margin: int = 2,
+        least_score: float = 0.6,
+        least_overlap: float = 0.5,
+        most_growth: float = 2.0,
+    ):
+        self.predictor = Predictor(model)
+        self.margin = margin
+        self.least_score = least_score
+        self.least_overlap = least_overlap
+        self.most_growth = most_growth
+        self._slices: np.ndarray | None = None
+        self._encoded: dict[int, EncodedImage] = {}
+        self._prompts: dict[int, dict[str, Any]] = {}
+
+    def set_volume(
+        self, volume: np.ndarray, modality: str | None = None, window: str | None = None
+    ) -> None:
+        """Takes a volume and forgets prompts of the one before.
+
+        Args:
+          volume: [Z, H, W] or [Z, H, W, 3], cut into slices along Z; HU or scanner units.
+          modality, window: as `Predictor.set_image`; limits are those of the whole volume.
+
+        Raises:
+          UserError: another shape, no voxels, NaN, or constant where limits are needed.
+        """
+        volume = np.asarray(volume)
+        if not (volume.ndim == 3 or (volume.ndim == 4 and volume.shape[3] == 3)):
+            raise UserError(f"volume: shape {volume.shape}; give [Z, H, W] or [Z, H, W, 3]")
+        # One tall image: intensity rules look at values, not at places.
+        tall = volume.reshape(-1, *volume.shape[2:])
+        self._slices = self.predictor.normalise(tall, modality, window).reshape(volume.shape)
+        self._encoded, self._prompts = {}, {}
+
+    def add_prompt(
+        self,
+        slice_index: int,
+        point_coords: Any = None,
+        point_labels: Any = None,
+        box: Any = None,
+    ) -> None:
+        """Points or a box of the object on one slice, as of `Predictor.predict`; replaces earlier.
+
+        Raises:
+          UserError: no volume is set, or it has no such slice.
+        """
+        slices = self._require_slices()
+        if not 0 <= slice_index < len(slices):
+            raise UserError(f"slice {slice_index}: the volume has slices 0 to {len(slices) - 1}")
+        prompt = {"point_coords": point_coords, "point_labels": point_labels, "box": box}
+        self._prompts[slice_index] = {k: v for k, v in prompt.items() if v is not None}
+
+    def predict_slices(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
+        """Masks of the prompted slices only, and the predicted IoU of each slice (NaN: none)."""
+        mask, scores = self._empty()
+        for index, prompt in progress(self._require_prompts().items(), "slices"):
+            mask[index], scores[index] = self._predict(index, prompt)
+        return mask, scores
+
+    def propagate(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
+        """Goes from each prompted slice to both sides until the object ends or another prompt.
+
+        Each slice is prompted by the box of its neighbour's mask, grown by `margin`. See the class
+        for where it stops.
+
+        Returns:
+          mask [Z, H, W] and the predicted IoU of each slice (NaN: not reached).
+        """
+        mask, scores = self.predict_slices()
+        for start in self._prompts:
+            for step in (1, -1):
+                self._walk(start, step, mask, scores)
+        return mask, scores
+
+    def _walk(self, start: int, step: int, mask: np.ndarray, scores: np.ndarray) -> None:
+        height, width = mask.shape[1:]
+        grow = np.array([-self.margin, -self.margin, self.margin, self.margin])
+        index = start + step
+        while 0 <= index < len(mask) and np.isnan(scores[index]) and mask[index - step].any():
+            neighbour = mask[index - step]
+            box = box_from_mask(neighbour) + grow
+            box = np.clip(box, 0, [width - 1, height - 1] * 2)
+            found, score = self._predict(index, {"box": box})
+            if score < self.least_score or not self._continues(found, neighbour):
+                return
+            mask[index], scores[index] = found, score
+            index += step
+
+    def _continues(self, found: np.ndarray, neighbour: np.ndarray) -> bool:
+        areas = np.count_nonzero(found), np.count_nonzero(neighbour)
+        if areas[0] == 0 or areas[0] > self.most_growth * areas[1]:
+            return False
+        return np.count_nonzero(found & neighbour) >= self.least_overlap * min(areas)
+
+    def interpolate(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
+        """From the first to the last prompted slice, boxes going linearly from one to the next.
+
+        Raises:
+          UserError: a prompt without a box, or fewer than two.
+        """
+        prompts = self._require_prompts()
+        keys = sorted(prompts)
+        if len(keys) < 2 or any("box" not in prompts[key] for key in keys):
+            raise UserError("interpolate: give boxes on two slices or more")
+        boxes = np.array([prompts[key]["box"] for key in keys], np.float32)
+        mask, scores = self._empty()
+        for index in progress(range(keys[0], keys[-1] + 1), "slices"):
+            box = [np.interp(index, keys, boxes[:, side]) for side in range(4)]
+            mask[index], scores[index] = self._predict(index, {"box": box})
+        return mask, scores
+
+    def _predict(self, index: int, prompt: dict[str, Any]) -> tuple[np.ndarray, float]:
+        self.predictor.use([self._encode(index)])
+        masks, scores, _ = self.predictor.predict(**prompt, multimask_output=False)
+        return masks[0], float(scores[0])
+
+    def _encode(self, index: int) -> EncodedImage:
+        """The slice's embedding; its neighbours are encoded along with it, once."""
+        if index not in self._encoded:
+            slices = self._require_slices()
+            first = index - index % _SLICES_AT_ONCE
+            block = range(first, min(first + _SLICES_AT_ONCE, len(slices)))
+            encoded = self.predictor.encode([slices[i] for i in block])
+            self._encoded |= dict(zip(block, encoded, strict=True))
+        return self._encoded[index]
+
+    def _empty(self) -> tuple[np.ndarray, np.ndarray]:
+        shape = self._require_slices().shape[:3]
+        return np.zeros(shape, bool), np.full(shape[0], np.nan)
+
+    def _require_slices(self) -> np.ndarray:
+        if self._slices is None:
+            raise UserError("no volume is set; call set_volume first")
+        return self._slices
+
+    def _require_prompts(self) -> dict[int, dict[str, Any]]:
+        self._require_slices()
+        if not self._prompts:
+            raise UserError("no prompt is given; call add_prompt first")
+        return self._prompts
+
+
+def clean(mask: Bool[np.ndarray, "z h w"], connected: bool = True) -> Bool[np.ndarray, "z h w"]:
+    """Keeps the largest 26-connected component and fills what is enclosed in three dimensions."""
+    from scipy import ndimage
+
+    if connected and mask.any():
+        components, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+        sizes: Int[np.ndarray, " n"] = np.bincount(components.ravel())
+        sizes[0] = 0
+        mask = components == sizes.argmax()
+    return ndimage.binary_fill_holes(mask)

@@ -1,0 +1,96 @@
+"""Automatic masks: which weights get boxes, filters, crops, outputs, bad parameters."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from medsam_jax.errors import UserError
+from medsam_jax.inference import mask_records as records
+from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
+from medsam_jax.models.sam import Sam, SamConfig
+
+OPEN = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Sam(SamConfig.tiny(), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+
+
+def test_box_trained_weights_get_boxes(model, image):
+    generator = AutomaticMaskGenerator(model, **OPEN, box_sides=(0.5,), box_nms_thresh=1.0)
+    answers = generator.generate(image)
+    assert answers
+    for answer in answers:
+        mask = answer["segmentation"]
+        assert mask.shape == (60, 90)
+        assert answer["area"] == mask.sum() > 0
+        x, y, width, height = answer["bbox"]
+        assert records.mask_box(mask) == (x, y, x + width, y + height)
+        assert answer["crop_box"] == [0, 0, 90, 60]
+        assert "prompt_box" in answer
+    asked = {tuple(answer["prompt_box"][0]) for answer in answers}
+    assert asked <= set(map(tuple, records.box_grid((60, 90), (0.5,))))
+
+
+def test_points_and_crops(model, image):
+    generator = AutomaticMaskGenerator(
+        model, points_per_side=3, prompts="points", crop_n_layers=1, box_nms_thresh=1.0, **OPEN
+    )
+    answers = generator.generate(image)
+    for answer in answers:
+        [[x, y]] = answer["point_coords"]
+        left, top, width, height = answer["crop_box"]
+        assert left <= x < left + width
+        assert top <= y < top + height
+
+
+def test_filters_only_take_away(model, image):
+    settings = {"box_sides": (0.5,), "box_nms_thresh": 1.0}
+    everything = AutomaticMaskGenerator(model, **settings, **OPEN).generate(image)
+    ious = sorted(answer["predicted_iou"] for answer in everything)
+    middle = next(iou for iou in ious[len(ious) // 2 :] if iou > 0)
+    strict = AutomaticMaskGenerator(
+        model, pred_iou_thresh=middle, stability_score_thresh=0.0, **settings
+    ).generate(image)
+    assert len(strict) == sum(answer["predicted_iou"] > middle for answer in everything)
+    settings |= OPEN | {"stability_score_thresh": 1.01}
+    assert AutomaticMaskGenerator(model, **settings).generate(image) == []
+
+
+def test_outputs_hold_the_same_masks(model, image):
+    settings = {"box_sides": (0.5,), "box_nms_thresh": 0.9, **OPEN}
+
+    def generate(output_mode):
+        return AutomaticMaskGenerator(model, output_mode=output_mode, **settings).generate(image)
+
+    masks = [answer["segmentation"] for answer in generate("binary_mask")]
+    runs = [answer["segmentation"] for answer in generate("uncompressed_rle")]
+    coco = [answer["segmentation"] for answer in generate("coco_rle")]
+    labels = generate("label_map")
+    for mask, rle, compressed in zip(masks, runs, coco, strict=True):
+        np.testing.assert_array_equal(records.decode_rle(rle), mask)
+        assert records.compress_rle(rle) == compressed
+    assert labels.shape == (60, 90)
+    np.testing.assert_array_equal(labels > 0, np.any(masks, axis=0))
+    smallest = min(masks, key=np.sum)
+    assert (labels[smallest] == len(masks)).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"points_per_side": 0}, "points_per_side: 0; use 1 or more"),
+        ({"output_mode": "png"}, "output_mode: 'png'"),
+        ({"prompts": "text"}, "prompts: 'text'"),
+        ({"box_sides": (0.5, 2.0)}, "box_sides"),
+    ],
+)
+def test_bad_parameters(model, settings, message):
+    with pytest.raises(UserError, match=message):
+        AutomaticMaskGenerator(model, **settings)

@@ -1,0 +1,105 @@
+"""Run lengths, boxes, stability, suppression, clean-up and grids: cases worked out by hand."""
+
+import numpy as np
+import pytest
+
+from medsam_jax.inference import mask_records as records
+
+
+def test_run_lengths_go_down_the_columns_from_background():
+    mask = np.array([[0, 1, 1], [0, 0, 1]], bool)
+    assert records.encode_rle(mask) == {"size": [2, 3], "counts": [2, 1, 1, 2]}
+    assert records.encode_rle(~mask)["counts"] == [0, 2, 1, 1, 2]
+    assert records.encode_rle(np.zeros((2, 3), bool))["counts"] == [6]
+    assert records.encode_rle(np.ones((2, 3), bool))["counts"] == [0, 6]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_run_lengths_there_and_back(seed):
+    mask = np.random.default_rng(seed).random((17, 1 + 9 * seed)) < 0.4
+    np.testing.assert_array_equal(records.decode_rle(records.encode_rle(mask)), mask)
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        # As pycocotools encodes them: 5 bits a digit from the lowest, bit 5 says "more", plus 48;
+        # from the fourth count on the difference from the one before last.
+        ([6], "6"),
+        ([2, 1, 1, 2], "2111"),
+        ([100, 3, 50, 1, 20], "T33b1NRO"),
+    ],
+)
+def test_compressed_run_lengths(counts, text):
+    assert records.compress_rle({"size": [1, sum(counts)], "counts": counts})["counts"] == text
+
+
+def test_stability_is_the_iou_of_two_cut_offs():
+    logits = np.array([[-3.0, -0.5, 0.5, 2.0, 3.0]], np.float32)
+    assert records.stability_score(logits, 0.0, 1.0) == 2 / 4
+    assert records.stability_score(logits - 9, 0.0, 1.0) == 0.0
+
+
+def test_mask_box():
+    mask = np.zeros((5, 7), bool)
+    assert records.mask_box(mask) == (0, 0, 0, 0)
+    mask[1:3, 4] = True
+    assert records.mask_box(mask) == (4, 1, 4, 2)
+
+
+def test_suppression_keeps_the_best_of_each_heap():
+    # IoU of the first two is 90 / 110 = 0.82, of the third with either 0.
+    boxes = np.array([[0, 0, 10, 10], [0, 1, 10, 11], [20, 20, 30, 30]])
+    assert records.suppress(boxes, np.array([0.5, 0.9, 0.1]), 0.7) == [1, 2]
+    assert records.suppress(boxes, np.array([0.5, 0.9, 0.1]), 0.85) == [1, 0, 2]
+    assert records.suppress(np.zeros((0, 4)), np.zeros(0), 0.7) == []
+
+
+def test_small_regions():
+    mask = np.zeros((12, 12), bool)
+    mask[1:8, 1:8] = True
+    mask[3, 3] = False  # a hole of one pixel
+    mask[10, 10] = True  # an island of one pixel
+    cleaned, changed = records.remove_small_regions(mask, 2)
+    expected = np.zeros((12, 12), bool)
+    expected[1:8, 1:8] = True
+    np.testing.assert_array_equal(cleaned, expected)
+    assert changed
+    assert not records.remove_small_regions(expected, 2)[1]
+    lonely = np.zeros((12, 12), bool)
+    lonely[0, 0] = lonely[5, 5:7] = True
+    cleaned, _ = records.remove_small_regions(lonely, 5)
+    assert np.argwhere(cleaned).tolist() == [[5, 5], [5, 6]]  # the largest stays
+
+
+def test_crops_cover_the_image_and_overlap():
+    boxes = records.crop_boxes((100, 150), 1, 0.3)
+    assert boxes[0] == ((0, 0, 150, 100), 0)
+    assert len(boxes) == 5
+    # overlap int(0.3 * 100) = 30; crops of (150 + 30) / 2 by (100 + 30) / 2
+    assert [box for box, _ in boxes[1:]] == [
+        (0, 0, 90, 65),
+        (0, 35, 90, 100),
+        (60, 0, 150, 65),
+        (60, 35, 150, 100),
+    ]
+
+
+def test_crop_edges_inside_the_image():
+    crop, shape = (0, 0, 90, 65), (100, 150)
+    assert not records.touches_crop_edge((0, 0, 40, 40), crop, shape)  # the image ends there too
+    assert records.touches_crop_edge((30, 30, 75, 40), crop, shape)
+    assert not records.touches_crop_edge((30, 25, 69, 44), crop, shape)
+
+
+def test_grids():
+    np.testing.assert_allclose(
+        records.point_grid(2), [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+    )
+    boxes = records.box_grid((100, 150), (1.0, 0.5))
+    np.testing.assert_allclose(boxes[:2], [[0, 0, 99, 99], [50, 0, 149, 99]])
+    assert boxes.min() == 0
+    assert (boxes[:, 2].max(), boxes[:, 3].max()) == (149, 99)
+    small = boxes[2:]
+    assert len(small) == 5 * 3  # half a box apart at most
+    np.testing.assert_allclose(np.unique(small[:, 0]), [0, 25, 50, 75, 100])

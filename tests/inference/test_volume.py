@@ -1,0 +1,140 @@
+"""VolumePredictor: which slices are asked with which boxes, where it stops, bad input."""
+
+import numpy as np
+import pytest
+
+from medsam_jax.errors import UserError
+from medsam_jax.inference.volume import VolumePredictor, clean
+from medsam_jax.models.sam import SamConfig
+
+
+class Threshold(VolumePredictor):
+    """Answers a box with the bright pixels in it, so that what follows is plain to see."""
+
+    def __init__(self, **settings):
+        self.asked: dict[int, list[float]] = {}
+        self.score = lambda index: 0.9
+        self.predictor = None
+        for name, value in {
+            "margin": 2,
+            "least_score": 0.6,
+            "least_overlap": 0.5,
+            "most_growth": 2.0,
+            **settings,
+        }.items():
+            setattr(self, name, value)
+        self._prompts, self._encoded = {}, {}
+
+    def set_volume(self, volume):
+        self._slices = volume
+
+    def _predict(self, index, prompt):
+        x0, y0, x1, y1 = np.asarray(prompt["box"]).astype(int)
+        self.asked[index] = [float(v) for v in prompt["box"]]
+        mask = np.zeros(self._slices.shape[1:], bool)
+        mask[y0 : y1 + 1, x0 : x1 + 1] = self._slices[index, y0 : y1 + 1, x0 : x1 + 1] > 0
+        return mask, self.score(index)
+
+
+def cone(sizes) -> np.ndarray:
+    """A square object, one half-size per slice; 0 where it is absent."""
+    volume = np.zeros((len(sizes), 40, 50), np.uint8)
+    for index, half in enumerate(sizes):
+        if half:
+            volume[index, 20 - half : 20 + half, 25 - half : 25 + half] = 200
+    return volume
+
+
+def test_propagation_follows_the_object_to_its_ends():
+    volume = cone([0, 3, 5, 7, 8, 7, 6, 0, 0, 4])
+    predictor = Threshold()
+    predictor.set_volume(volume)
+    predictor.add_prompt(4, box=[17, 12, 32, 27])
+    mask, scores = predictor.propagate()
+    expected = volume > 0
+    expected[9] = False  # another object behind a gap
+    np.testing.assert_array_equal(mask, expected)
+    assert np.isfinite(scores).tolist() == [False] + [True] * 6 + [False] * 3
+    assert predictor.asked[3] == [15, 10, 34, 29]  # the neighbour's box, 2 pixels larger
+
+
+def test_propagation_stops_where_the_model_doubts():
+    predictor = Threshold()
+    predictor.set_volume(cone([6] * 7))
+    predictor.score = lambda index: 0.9 if index < 5 else 0.3
+    predictor.add_prompt(3, box=[19, 14, 30, 25])
+    mask, _ = predictor.propagate()
+    assert mask.any(axis=(1, 2)).tolist() == [True] * 5 + [False] * 2
+
+
+def test_propagation_stops_where_masks_leak_or_jump():
+    volume = cone([3, 3, 3, 3])
+    volume[2, 10:30, 15:35] = 200  # leaks over the whole box grown by the margin
+    predictor = Threshold(margin=9)
+    predictor.set_volume(volume)
+    predictor.add_prompt(1, box=[22, 17, 27, 22])
+    mask, _ = predictor.propagate()
+    assert mask.any(axis=(1, 2)).tolist() == [True, True, False, False]
+    volume[2] = 0
+    volume[2, 23:29, 28:34] = 200  # beside the object, not on it
+    mask, _ = predictor.propagate()
+    assert mask.any(axis=(1, 2)).tolist() == [True, True, False, False]
+
+
+def test_interpolation_between_key_slices():
+    predictor = Threshold()
+    predictor.set_volume(cone([8] * 6))
+    predictor.add_prompt(1, box=[10, 10, 20, 20])
+    predictor.add_prompt(4, box=[16, 13, 32, 23])
+    mask, scores = predictor.interpolate()
+    assert sorted(predictor.asked) == [1, 2, 3, 4]
+    np.testing.assert_allclose(predictor.asked[2], [12, 11, 24, 21])
+    assert np.isnan(scores[[0, 5]]).all()
+    assert not mask[[0, 5]].any()
+
+
+def test_volume_equals_slices_one_by_one():
+    """Through a real model: limits of the whole volume, embeddings in batches."""
+    from flax import nnx
+
+    from medsam_jax.inference.predictor import Predictor
+    from medsam_jax.models.sam import Sam
+
+    model = Sam(SamConfig.tiny(), rngs=nnx.Rngs(0))
+    volume = np.random.default_rng(0).normal(100, 30, (3, 40, 50))
+    volume[1] *= 2
+    predictor = VolumePredictor(model)
+    predictor.set_volume(volume, "MR")
+    predictor.add_prompt(1, box=[5, 5, 30, 30])
+    mask, scores = predictor.predict_slices()
+    single = Predictor(model)
+    single.set_normalised([single.normalise(volume.reshape(-1, 50), "MR").reshape(3, 40, 50)[1]])
+    expected, score, _ = single.predict(box=[5, 5, 30, 30], multimask_output=False)
+    assert (mask[1] != expected[0]).mean() < 1e-3  # batches of 3 and of 1 round differently
+    assert scores[1] == pytest.approx(float(score[0]), abs=1e-5)
+    assert not mask[[0, 2]].any()
+
+
+def test_clean_keeps_the_largest_and_fills_it():
+    mask = np.zeros((7, 9, 9), bool)
+    mask[1:6, 1:6, 1:6] = True
+    whole = mask.copy()
+    mask[3, 3, 3] = False
+    mask[0, 8, 8] = True
+    np.testing.assert_array_equal(clean(mask), whole)
+    assert not clean(np.zeros((3, 4, 5), bool)).any()
+
+
+def test_bad_input():
+    predictor = Threshold()
+    predictor._slices = None
+    with pytest.raises(UserError, match="no volume is set"):
+        predictor.add_prompt(0, box=[0, 0, 1, 1])
+    predictor.set_volume(cone([1, 1]))
+    with pytest.raises(UserError, match="no prompt is given"):
+        predictor.propagate()
+    with pytest.raises(UserError, match="slice 2: the volume has slices 0 to 1"):
+        predictor.add_prompt(2, box=[0, 0, 1, 1])
+    predictor.add_prompt(0, point_coords=[[3, 3]], point_labels=[1])
+    with pytest.raises(UserError, match="boxes on two slices"):
+        predictor.interpolate()
