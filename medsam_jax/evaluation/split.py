@@ -105,7 +105,7 @@ class SplitEvaluation:
         if share:
             model = load_model(checkpoint)
             self._check_preprocessing(checkpoint, model.config.preprocessing)
-            predictor = SlicePredictor(model, self._batch_size)
+            predictor = SlicePredictor(model, min(self._batch_size, len(share)))
             self._score(predictor, share, journal)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils

@@ -3,14 +3,20 @@
 import csv
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medsam_jax.data.preprocess import encoder_input, stored_grid_logits
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import run, split
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.metrics import dice, hausdorff_distance, iou, normalized_surface_dice
+from medsam_jax.models.checkpoint import abstract_model, build_model
+from medsam_jax.models.common import Functional, flatten_state
+from medsam_jax.models.sam import SamConfig
 from tests.evaluation.fakes import BrightInBox, disc, discs, fake_dataset
 
 MODELS = {"low": 0.2, "high": 0.6, "broken": float("nan")}
@@ -161,6 +167,39 @@ def test_predictor_answers_many_prompts_on_one_slice():
         assert mask.sum() == 9 * 16
         assert mask[5:21, int(box[0]) : int(box[2]) + 1].all()
     assert [mask.shape for mask in second] == [(256, 50)]
+
+
+def test_predictor_equals_the_model_called_alone():
+    """A small Sam with random weights; two slices of which one is padded."""
+    config = SamConfig.tiny()
+    rng = np.random.default_rng(0)
+    shapes = flatten_state(abstract_model(config))
+    params = {
+        name: np.abs(rng.normal(0, 0.3, leaf.shape))
+        if name.endswith("var")
+        else rng.normal(0, 0.3, leaf.shape)
+        for name, leaf in shapes.items()
+    }
+    model = build_model(config, params, "test")
+    images = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
+    shapes = [(256, 256), (256, 120)]
+    images[1, :, 120:] = 0
+    mask = disc(20, 100, 60)
+    drawn = Protocol("points").draw(mask, (0, 1))
+    drawn = Prompt(points=drawn.points / 4, labels=drawn.labels)
+    given = jnp.tile(drawn.points, (2, 1, 1, 1)), jnp.tile(drawn.labels, (2, 1, 1))
+    tasks = [SliceTask("t", i, s, [drawn]) for i, s in zip(images, shapes, strict=True)]
+    answers = itertools.chain.from_iterable(SlicePredictor(model, 2).run(tasks))
+
+    functional = Functional(model)
+    call = jax.jit(lambda arrays, *a, **kw: functional.bind(arrays)(*a, **kw)[0])
+    pixels = encoder_input(images, np.array(shapes), config.preprocessing)
+    logits = stored_grid_logits(
+        call(functional.arrays, pixels, points=given)[:, 0, 0], config.preprocessing
+    )
+    assert 0.01 < (logits > 0).mean() < 0.99
+    for (answer,), expected, (height, width) in zip(answers, logits, shapes, strict=True):
+        np.testing.assert_array_equal(answer, expected[:height, :width] > 0)
 
 
 def test_evaluate_writes_all_tables(make, monkeypatch, tmp_path):
