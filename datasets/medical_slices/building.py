@@ -172,9 +172,12 @@ def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             yield temporary
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise UserError(f"{root}: no space left on the disk; nothing was built") from None
+        except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+                raise UserError(
+                    f"{root}: no space left on the disk; nothing was built; make room or choose "
+                    "another --data_dir"
+                ) from None
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -188,8 +191,8 @@ def _check_disk(plan: Plan, folder: pathlib.Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder.parent}: about {needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB "
-            "are free; make room or choose another --data_dir"
+            f"{folder.parent}: about {needed >> 20} MiB are needed, {free >> 20} MiB are free; "
+            "make room or choose another --data_dir"
         )
 
 

@@ -30,7 +30,9 @@ def workers(count: int) -> Iterator[OrderedMap]:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        count, mp_context=context, initializer=_one_thread
+    ) as pool:
 
         def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator:
             remaining, waiting = iter(items), collections.deque()
@@ -50,3 +52,12 @@ def workers(count: int) -> Iterator[OrderedMap]:
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    """Processes are the parallelism; threads of each on every core would only get in the way."""
+    import cv2
+    import SimpleITK as sitk
+
+    cv2.setNumThreads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -25,8 +25,17 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
 
 
 def read_labels(path: pathlib.Path) -> np.ndarray:
-    """A label map [Z, H, W] (or [Z, H, W, 3] where it has colours): palette indices are labels."""
-    return _pages(path, _label_page)
+    """A label map [Z, H, W] (or [Z, H, W, 3] where it has colours): palette indices are labels.
+
+    Raises UserError for a JPEG with more than two values: compression smears labels.
+    """
+    labels = _pages(path, _label_page)
+    if path.suffix.lower() in (".jpg", ".jpeg") and len(np.unique(labels)) > 2:
+        raise UserError(
+            f"{path}: JPEG has smeared the labels (values {np.unique(labels)[:4].tolist()}...); "
+            "save masks as PNG"
+        )
+    return labels
 
 
 def _pages(path: pathlib.Path, convert: Any) -> np.ndarray:

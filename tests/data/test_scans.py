@@ -346,6 +346,15 @@ def test_a_picture_mask_of_another_size_is_refused(tmp_path):
         scans.read_mask(tmp_path / "m.png", scan)
 
 
+def test_a_jpeg_mask_is_refused_once_it_is_smeared(tmp_path):
+    labels = np.zeros((32, 32), np.uint8)
+    labels[5:19, 7:22] = 255
+    Image.fromarray(labels).save(tmp_path / "m.jpg", quality=60)
+    scan = scans.read_scan(tmp_path / "m.jpg")
+    with pytest.raises(UserError, match="JPEG has smeared.*save masks as PNG"):
+        scans.read_mask(tmp_path / "m.jpg", scan)
+
+
 def test_a_colour_mask_is_refused(tmp_path):
     colours = np.random.default_rng(0).integers(0, 255, (5, 7, 3)).astype(np.uint8)
     Image.fromarray(colours).save(tmp_path / "m.png")

@@ -220,9 +220,16 @@ def test_a_killed_build_leaves_no_data_set_and_the_next_one_succeeds(hospital, t
     assert [path.name for path in tmp_path.iterdir()] == ["medical_slices"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(hospital, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("write() failed: No space left on device; writing x.array_record"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(hospital, tmp_path, monkeypatch, error):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(metadata, "write", full)
     with pytest.raises(UserError, match="no space left on the disk; nothing was built"):
@@ -235,7 +242,7 @@ def test_too_small_a_disk_is_seen_before_the_work(hospital, tmp_path, monkeypatc
 
     usage = namedtuple("usage", "total used free")(1000, 900, 100)
     monkeypatch.setattr(building.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match="GiB are needed"):
+    with pytest.raises(UserError, match="MiB are needed, 0 MiB are free"):
         building.build(request(hospital, tmp_path))
     assert not list(tmp_path.iterdir())
 
