@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from datasets.medical_slices import cases, pairing
 from medsam_jax.data import preprocess
 from medsam_jax.errors import UserError
-from tests.datasets.scans import write_manifest
+from tests.datasets.scans import make_mr, write_manifest
 
 
 def touch(folder, *names):
@@ -189,15 +191,31 @@ def test_unusable_folders(tmp_path, make, message):
         make(tmp_path)
 
 
-def test_command_lines_end_in_one_line_and_status_1(tmp_path):
-    import subprocess
-    import sys
+def run(module, *flags):
+    command = [sys.executable, "-m", f"datasets.{module}", *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    command = [sys.executable, "-m", "datasets.build", "--manifest", str(tmp_path / "no.csv")]
-    done = subprocess.run(
-        [*command, "--data_dir", str(tmp_path / "d")], capture_output=True, text=True, check=False
-    )
+
+def test_a_command_line_that_fails_ends_in_one_line_and_status_1(tmp_path):
+    done = run("build", "--manifest", tmp_path / "no.csv", "--data_dir", tmp_path / "d")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "d").exists()
+
+
+def test_from_a_folder_to_a_data_card_by_command_line(tmp_path):
+    make_mr(tmp_path, "knee")
+    manifest, data, out = tmp_path / "cases.csv", tmp_path / "data", tmp_path / "card"
+    folders = ("--images", tmp_path, "--masks", tmp_path)
+    done = run("manifest", *folders, "--modality=MR", "--task=t", "--output", manifest)
+    assert done.returncode == 0, done.stderr
+    assert "1 cases, 0 files not paired" in done.stdout
+    done = run("build", "--manifest", manifest, "--data_dir", data, "--recipe=lite")
+    assert done.returncode == 0, done.stderr
+    assert f"built {data}/medical_slices/lite/1.0.0" in done.stdout
+    done = run("inspect", "--data_dir", data, "--output", out)
+    assert done.returncode == 0, done.stderr
+    built = data / "medical_slices/lite/1.0.0/README.md"
+    assert (out / "README.md").read_text() == built.read_text()
+    assert built.read_text() in done.stdout

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from medsam_jax.models.common import Functional
 from medsam_jax.models.prompt_encoder import PADDING_LABEL
-from medsam_jax.models.sam import Sam, SamConfig
+from tests.tiny import tiny_sam
 
 SIDE = 64  # of the tiny model's input, and of its low-resolution masks
 
@@ -16,7 +15,7 @@ SIDE = 64  # of the tiny model's input, and of its low-resolution masks
 @pytest.fixture(scope="module")
 def decode():
     """(embeddings, prompts, multimask_output) -> logits, IoU; compiled once per kind of prompt."""
-    functional = Functional(Sam(SamConfig.tiny(), rngs=nnx.Rngs(0)))
+    functional = Functional(tiny_sam())
 
     @jax.jit
     def both(arrays, embeddings, prompts):
@@ -105,9 +104,6 @@ def test_no_prompt_at_all_is_one_mask_of_each_image(decode, embeddings):
     assert iou.shape == (1, 1, 3)
 
 
-def test_masks_of_another_size_are_refused(embeddings):
-    model = nnx.eval_shape(lambda: Sam(SamConfig.tiny(), rngs=nnx.Rngs(0)))
-    with pytest.raises(
-        ValueError, match=r"masks are \(32, 32\), .* takes \(64, 64\)"
-    ):
-        model.prompt_encoder(masks=jnp.zeros((1, 1, 32, 32)))
+def test_masks_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"masks are \(32, 32\), .* takes \(64, 64\)"):
+        tiny_sam().prompt_encoder(masks=jnp.zeros((1, 1, 32, 32)))

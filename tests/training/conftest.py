@@ -4,18 +4,17 @@ import pathlib
 
 import ml_collections
 import pytest
-from flax import nnx
 
 from medsam_jax.models.checkpoint import save_model
 from medsam_jax.models.common import flatten_state
-from medsam_jax.models.sam import Sam, SamConfig
 from medsam_jax.training.config import base_config
+from tests.tiny import tiny_sam
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("weights") / "tiny"
-    model = Sam(SamConfig.tiny(), rngs=nnx.Rngs(0))
+    model = tiny_sam()
     save_model(directory, flatten_state(model), model.config, {"licence": "Apache-2.0"})
     return directory
 

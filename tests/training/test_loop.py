@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.models.checkpoint import load_model, read_metadata, read_params, save_model
 from medsam_jax.models.common import flatten_state
-from medsam_jax.models.sam import Sam, SamConfig
+from medsam_jax.models.sam import SamConfig
 from medsam_jax.training.config import base_config
 from medsam_jax.training.loop import train_and_evaluate
+from tests.tiny import tiny_sam
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(config, tmp_path):
     other = dataclasses.replace(
         SamConfig.tiny(), preprocessing=dataclasses.replace(PREPROCESSING["v1"], image_size=64)
     )
-    save_model(tmp_path / "v1", flatten_state(Sam(other, rngs=nnx.Rngs(0))), other, {})
+    save_model(tmp_path / "v1", flatten_state(tiny_sam(config=other)), other, {})
     config.checkpoint = str(tmp_path / "v1")
     with pytest.raises(UserError, match="built with 'lite'.* is 'v1'"):
         train_and_evaluate(config, tmp_path / "run")

@@ -14,13 +14,14 @@ from medsam_jax.models.common import Functional, flatten_state, parameter_names
 from medsam_jax.models.sam import Sam, SamConfig
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import base_config
+from tests.tiny import tiny_sam
 
 ENCODERS = (r"image_encoder\..*", r"prompt_encoder\..*")
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Sam:
-    return Sam(SamConfig.tiny(), rngs=nnx.Rngs(0))
+    return tiny_sam()
 
 
 def test_mask_decoder_of_lite_medsam_is_what_is_trained():
