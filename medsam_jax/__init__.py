@@ -9,6 +9,7 @@ _PUBLIC = {
     "load_model": "medsam_jax.models.checkpoint",
     "Predictor": "medsam_jax.inference.predictor",
     "AutomaticMaskGenerator": "medsam_jax.inference.automatic_mask_generator",
+    "VolumePredictor": "medsam_jax.inference.volume",
     "dice": "medsam_jax.metrics.overlap",
     "normalized_surface_dice": "medsam_jax.metrics.surface",
 }

@@ -86,6 +86,15 @@ class VolumePredictor:
         prompt = {"point_coords": point_coords, "point_labels": point_labels, "box": box}
         self._prompts[slice_index] = {k: v for k, v in prompt.items() if v is not None}
 
+    def clear_prompts(self) -> None:
+        """Forgets the prompts and keeps the volume, for another object in it."""
+        self._prompts = {}
+
+    @property
+    def slices(self) -> np.ndarray:
+        """The volume as uint8 [Z, H, W] or [Z, H, W, 3], after the intensity rule."""
+        return self._require_slices()
+
     def predict_slices(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Masks of the prompted slices only, and the predicted IoU of each slice (NaN: none)."""
         mask, scores = self._empty()
