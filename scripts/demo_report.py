@@ -61,9 +61,9 @@ def main(argv) -> None:
         "<h2>Training</h2>",
         _picture(_curves(folder / "training" / "metrics.csv"), "Loss and scores during training"),
         "<h2>Slices</h2>",
-        "<p>One object of each kind, in the slice where it is largest. Box in yellow, truth in "
-        "green, prediction in red.</p>",
-        *_slices(folder),
+        "<p>One object of each kind, in the slice where it is largest; the part around it. Box in "
+        "yellow, truth in green, prediction in red.</p>",
+        *_slices(folder, summary["labels"]),
         "<h2>Data</h2>",
         _data_table(summary),
         "<p>Scans from the packages pyradiomics-bhklab 3.1.4 (BSD-3-Clause) and totalsegmentator "
@@ -158,7 +158,7 @@ def _curves(path: Path):
     return figure
 
 
-def _slices(folder: Path) -> list[str]:
+def _slices(folder: Path, labels: dict) -> list[str]:
     """Figures of one object of each case and label, with both models' predictions."""
     objects = _largest_objects(folder / "data")
     predictions = [
@@ -166,10 +166,8 @@ def _slices(folder: Path) -> list[str]:
     ]
     figures = []
     for item, (old, new) in zip(objects, zip(*predictions, strict=True), strict=True):
-        caption = (
-            f"{item['case_id']}, {item['task'].replace('_', ' ')}, label {item['label']}, "
-            f"slice {item['slice_index']} ({item['split']} split)"
-        )
+        name = labels[item["task"]][str(item["label"])]["name"].replace("_", " ")
+        caption = f"{item['case_id']}, {name}, slice {item['slice_index']} ({item['split']} split)"
         figures.append(_picture(_panels(item, old, new), caption))
     return figures
 
@@ -207,12 +205,14 @@ def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
 
 
 def _panels(item: dict, old: dict, new: dict):
-    """Truth, before and after, around the object."""
+    """Truth, before and after, in a square of three times the box around it."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     height, width = item["valid_shape"]
     left, top, right, bottom = item["box"]
+    reach = max(1.5 * max(right - left, bottom - top), 32)
+    x, y = (left + right) / 2, (top + bottom) / 2
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     panels = (
         ("truth", item["mask"], "truth"),
@@ -226,6 +226,8 @@ def _panels(item: dict, old: dict, new: dict):
         outline = Rectangle((left, top), right - left, bottom - top)
         outline.set(fill=False, edgecolor=COLOURS["box"], linewidth=0.8)
         axes.add_patch(outline)
+        axes.set_xlim(max(x - reach, -0.5), min(x + reach, width - 0.5))
+        axes.set_ylim(min(y + reach, height - 0.5), max(y - reach, -0.5))
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
     return figure
