@@ -263,17 +263,17 @@ def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
 
 
 def _same_grid(mask: Scan, scan: Scan) -> bool:
-    """Whether both grids agree to a hundredth of a voxel."""
+    """Whether both grids have the same voxels: first and last agree to a tenth of a voxel."""
     if mask.array.shape[:3] != scan.array.shape[:3]:
         return False
-    (origin, spacing, direction), (origin_2, spacing_2, direction_2) = mask.affine, scan.affine
-    step = min(spacing_2)
-    sides = np.array(scan.array.shape[:3]).max()
-    return bool(
-        np.abs(np.subtract(origin, origin_2)).max() < 0.01 * step
-        and np.abs(np.subtract(spacing, spacing_2)).max() * sides < 0.01 * step * 10
-        and np.abs(np.subtract(direction, direction_2)).max() < 1e-3
-    )
+    last = np.array(scan.array.shape[2::-1]) - 1  # x, y, z index of the last voxel
+    far, near = [], []
+    for origin, spacing, direction in (mask.affine, scan.affine):
+        near.append(np.array(origin))
+        far.append(np.array(origin) + np.reshape(direction, (3, 3)) @ (last * np.array(spacing)))
+    apart = max(np.abs(near[0] - near[1]).max(), np.abs(far[0] - far[1]).max())
+    turned = np.abs(np.subtract(mask.affine[2], scan.affine[2])).max()
+    return bool(apart < 0.1 * min(scan.spacing) and turned < 1e-3)
 
 
 def _resample(mask: Scan, scan: Scan) -> np.ndarray:
