@@ -54,6 +54,7 @@ def steps(folder: Path) -> list[Step]:
     build += ["--labels", labels]
     config = Path("configs/demo.py")
     train = ["--config", str(config), "--workdir", str(training), f"--config.data_dir={data}"]
+    train += [f"--config.embedding_cache={folder}/embeddings"]
 
     def evaluate(when: str, checkpoint: str) -> list[Step]:
         return [
