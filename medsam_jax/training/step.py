@@ -14,6 +14,7 @@ from medsam_jax.metrics.overlap import dice_batch
 from medsam_jax.metrics.surface import nsd_batch
 from medsam_jax.models.common import Functional
 from medsam_jax.models.sam import Sam
+from medsam_jax.models.unet import UNet
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.losses import cross_entropy_loss, dice_loss, valid_pixels
 
@@ -42,14 +43,22 @@ def encode(model: Sam, images: jax.Array, valid_shape: jax.Array) -> jax.Array:
 
 def box_logits(model: Sam, batch: Batch) -> jax.Array:
     """Logits [B, S, S] on the stored grid of one box per slice, from cached embeddings if given."""
+    return supervised_logits(model, batch)[0]
+
+
+def supervised_logits(model: Sam | UNet, batch: Batch) -> list[jax.Array]:
+    """What the loss is taken of: `box_logits`, then a U-Net's coarser stages, finest first."""
     preprocessing = model.config.preprocessing
     if "embedding" in batch:
         embeddings = batch["embedding"].astype(model.config.dtype)
     else:
         embeddings = encode(model, batch["image"], batch["valid_shape"])
     boxes = stored_to_input(batch["box"], preprocessing)[:, None]  # [B, 1, 4]
-    logits, _ = model.decode(embeddings, boxes=boxes)
-    return stored_grid_logits(logits[:, 0, 0], preprocessing)
+    if isinstance(model, UNet):
+        stages = model.supervised_logits(embeddings, boxes=boxes)[::-1]
+    else:
+        stages = [model.decode(embeddings, boxes=boxes)[0]]
+    return [stored_grid_logits(logits[:, 0, 0], preprocessing) for logits in stages]
 
 
 def make_train_step(
@@ -63,12 +72,16 @@ def make_train_step(
 
     def loss_fn(trained, frozen, batch):
         model = functional.bind({**frozen, **trained})
-        logits = box_logits(model, batch)
-        valid = valid_pixels(batch["valid_shape"], logits.shape[-1])
+        stages = supervised_logits(model, batch)
+        valid = valid_pixels(batch["valid_shape"], stages[0].shape[-1])
         target = batch["mask"] > 0
+        # Deep supervision as in nnU-Net: half the weight for half the resolution, 1 in all.
+        weights = [0.5**i / (2 - 0.5 ** (len(stages) - 1)) for i in range(len(stages))]
         parts = {
-            "dice_loss": jnp.mean(dice_loss(logits, target, valid)),
-            "cross_entropy": jnp.mean(cross_entropy_loss(logits, target, valid)),
+            name: sum(
+                w * jnp.mean(loss(x, target, valid)) for w, x in zip(weights, stages, strict=True)
+            )
+            for name, loss in (("dice_loss", dice_loss), ("cross_entropy", cross_entropy_loss))
         }
         loss = config.dice_weight * parts["dice_loss"]
         loss += config.cross_entropy_weight * parts["cross_entropy"]
