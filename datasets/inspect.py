@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     print(card.text(info.record))
     card.draw(info, output / "figures")
-    (output / "README.md").write_text(card.text(info.record))
+    (output / "README.md").write_text(card.text(info.record), encoding="utf-8")
     print(f"wrote {output / 'README.md'} and {output / 'figures'}")
 
 

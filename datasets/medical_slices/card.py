@@ -15,7 +15,7 @@ FIGURES = ("samples.png", "object_sizes.png", "spacings.png", "intensities.png")
 
 def write(directory: pathlib.Path, record: dict[str, Any]) -> None:
     """Writes `README.md` and `figures/` into `directory`; the data lie in `record`'s folder."""
-    (directory / "README.md").write_text(text(record))
+    (directory / "README.md").write_text(text(record), encoding="utf-8")
     draw(DatasetInfo(directory, record), directory / "figures")
 
 

@@ -62,7 +62,7 @@ def build_case(plan: Plan, case: Case) -> Examples:
     """The examples of a case; its report is written to the plan's report folder."""
     examples, report = slices.case_examples(case, plan.tables[case.task], plan.options)
     path = pathlib.Path(plan.report_dir) / f"row-{case.row:08d}.json"
-    path.write_text(json.dumps(report))
+    path.write_text(json.dumps(report), encoding="utf-8")
     return examples
 
 

@@ -87,12 +87,12 @@ def write(directory: pathlib.Path, record: dict[str, Any]) -> dict[str, Any]:
                 label=np.array(labels, np.uint8),
             )
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    (directory / RECORD_FILE).write_text(text)
+    (directory / RECORD_FILE).write_text(text, encoding="utf-8")
     return json.loads(text)
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _counts(plan: Plan, reports: dict[int, Any], split: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def read_nnunet(folder: pathlib.Path, task: str) -> Pairing:
     """
     path = folder / "dataset.json"
     try:
-        described = json.loads(path.read_text())
+        described = json.loads(path.read_text(encoding="utf-8"))
         channels = described.get("channel_names") or described["modality"]
         labels = described["labels"]
     except FileNotFoundError:

@@ -63,7 +63,10 @@ def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> Dat
         if (root / RECORD_FILE).is_file()
         else sorted(path.parent for path in root.glob(f"medical_slices/*/*/{RECORD_FILE}"))
     )
-    infos = [DatasetInfo(path, json.loads((path / RECORD_FILE).read_text())) for path in found]
+    infos = [
+        DatasetInfo(path, json.loads((path / RECORD_FILE).read_text(encoding="utf-8")))
+        for path in found
+    ]
     if not infos:
         raise UserError(
             f"{root}: holds no medical_slices data set; build one with "

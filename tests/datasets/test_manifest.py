@@ -193,7 +193,7 @@ def test_unusable_folders(tmp_path, make, message):
 
 def run(module, *flags):
     command = [sys.executable, "-m", f"datasets.{module}", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
 
 
 def test_a_command_line_that_fails_ends_in_one_line_and_status_1(tmp_path):
@@ -205,7 +205,7 @@ def test_a_command_line_that_fails_ends_in_one_line_and_status_1(tmp_path):
 
 
 def test_from_a_folder_to_a_data_card_by_command_line(tmp_path):
-    make_mr(tmp_path, "knee")
+    make_mr(tmp_path, "knæ")
     manifest, data, out = tmp_path / "cases.csv", tmp_path / "data", tmp_path / "card"
     folders = ("--images", tmp_path, "--masks", tmp_path)
     done = run("manifest", *folders, "--modality=MR", "--task=t", "--output", manifest)
@@ -217,5 +217,5 @@ def test_from_a_folder_to_a_data_card_by_command_line(tmp_path):
     done = run("inspect", "--data_dir", data, "--output", out)
     assert done.returncode == 0, done.stderr
     built = data / "medical_slices/lite/1.0.0/README.md"
-    assert (out / "README.md").read_text() == built.read_text()
-    assert built.read_text() in done.stdout
+    assert (out / "README.md").read_text(encoding="utf-8") == built.read_text(encoding="utf-8")
+    assert built.read_text(encoding="utf-8") in done.stdout
