@@ -2,8 +2,8 @@
 
 ```
 DIRECTORY/
-  key.json                          what the embeddings were made of
-  SPLIT-00000-of-00003.array_record one record a slice, raw little-endian values, in the split's order
+  key.json                           what the embeddings were made of
+  SPLIT-00000-of-00003.array_record  a record a slice in the split's order: raw values
 ```
 
 Sharded files instead of one file a slice: MedSAM's cache of loose files ran out of file handles.
