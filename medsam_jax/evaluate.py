@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from medsam_jax import errors
+from medsam_jax.cache import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_list(
     "checkpoint", None, "Checkpoint directories or names of known weights, comma-separated."
@@ -45,6 +46,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of box shifts and points.")
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
+    keep_compiled_programs()
     from medsam_jax.evaluation.run import evaluate
 
     evaluate(

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from medsam_jax import errors
+from medsam_jax.cache import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Checkpoint directory or name of known weights.", required=True
@@ -36,6 +37,7 @@ _PROPAGATE = flags.DEFINE_bool("propagate", True, "Follow objects through the vo
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
+    keep_compiled_programs()
     from medsam_jax.inference.files import Request, predict_file
 
     predict_file(

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from medsam_jax import errors
+from medsam_jax.cache import keep_compiled_programs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
@@ -18,6 +19,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and 
 
 def main(_) -> None:
     logging.getLogger().setLevel(logging.INFO)
+    keep_compiled_programs()
     from medsam_jax.training.loop import train_and_evaluate
 
     train_and_evaluate(_CONFIG.value, _WORKDIR.value)

@@ -11,16 +11,12 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+from medsam_jax.cache import cache_directory
 from medsam_jax.errors import UserError
 from medsam_jax.progress import progress
 from weights_converter.registry import REGISTRY, KnownWeights, PackageSource, UrlSource
 
 _BLOCK = 2**20
-
-
-def cache_directory() -> Path:
-    """`$MEDSAM_JAX_CACHE`, or `~/.cache/medsam_jax`."""
-    return Path(os.environ.get("MEDSAM_JAX_CACHE") or Path.home() / ".cache" / "medsam_jax")
 
 
 def sha256_of(path: str | os.PathLike) -> str:

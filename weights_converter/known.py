@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from medsam_jax.cache import cache_directory
 from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
@@ -38,7 +39,7 @@ def converted_directory(name: str) -> Path:
       UserError: unknown name, or no verified file to be had.
     """
     known = fetch.lookup(name)
-    directory = fetch.cache_directory() / "models" / name
+    directory = cache_directory() / "models" / name
     with _one_at_a_time(directory):
         if not _is_current(directory, name, known):
             path = fetch.fetch(name)
