@@ -38,6 +38,13 @@ def test_box_trained_weights_get_boxes(model, image):
     assert asked <= set(map(tuple, records.box_grid((60, 90), (0.5,))))
 
 
+def test_default_thresholds_by_prompt(model):
+    by_points = AutomaticMaskGenerator(model, prompts="points", stability_score_thresh=0.5)
+    assert (by_points.pred_iou_thresh, by_points.stability_score_thresh) == (0.88, 0.5)
+    by_boxes = AutomaticMaskGenerator(model)
+    assert (by_boxes.pred_iou_thresh, by_boxes.stability_score_thresh) == (0.8, 0.8)
+
+
 def test_points_and_crops(model, image):
     generator = AutomaticMaskGenerator(
         model, points_per_side=3, prompts="points", crop_n_layers=1, box_nms_thresh=1.0, **OPEN
