@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from medsam_jax.errors import UserError, run
 from medsam_jax.progress import progress
@@ -44,6 +44,7 @@ pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto }}
 
 def main(argv) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
     folder = Path(_FOLDER.value)
     before, after = (
         {split: _read_scores(folder / when / split / "per_object.csv") for split in SPLITS}
