@@ -2,6 +2,8 @@
 
 Command:  python -m medsam_jax.train --config configs/demo.py --workdir runs/demo \
               --config.data_dir=DATA
+Measured: tune DSC 0.7375 before, 0.8075 after (63 objects of two cases, boxes jittered by up to
+5 pixels); `make demo` makes the numbers again. On 2 CPU cores, 2.5 GB.
 """
 
 import ml_collections

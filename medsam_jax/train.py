@@ -8,6 +8,7 @@ Example:
 import logging
 
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from medsam_jax import errors
@@ -18,7 +19,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and 
 
 
 def main(_) -> None:
-    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("medsam_jax").setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax reports every array it writes
     keep_compiled_programs()
     from medsam_jax.training.loop import train_and_evaluate
 
