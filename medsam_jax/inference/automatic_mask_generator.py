@@ -48,7 +48,7 @@ class AutomaticMaskGenerator:
     """Finds masks without prompts by asking for one everywhere and keeping the good ones.
 
     Args:
-      model: a `Sam`.
+      model: a `Sam`, or a `Predictor` whose compiled programs are shared.
       points_per_side: of the grid of points; ignored for boxes.
       points_per_batch: prompts that go through the decoder together; bounds the memory.
       pred_iou_thresh: least predicted IoU, 0 to 1; 0 keeps all, as SAM's does. None is 0.88 for
@@ -73,7 +73,7 @@ class AutomaticMaskGenerator:
 
     def __init__(
         self,
-        model: Sam,
+        model: Sam | Predictor,
         points_per_side: int = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float | None = None,
@@ -103,8 +103,9 @@ class AutomaticMaskGenerator:
             raise UserError(f"prompts: {prompts!r}; use 'points' or 'boxes'")
         if not box_sides or not all(0 < side <= 1 for side in box_sides):
             raise UserError(f"box_sides: {tuple(box_sides)}; use parts of the shorter side, 0 to 1")
-        trained_on = "points" if model.config.preprocessing.recipe == "sam" else "boxes"
-        self.predictor = Predictor(model)
+        self.predictor = Predictor.of(model)
+        preprocessing = self.predictor.model.config.preprocessing
+        trained_on = "points" if preprocessing.recipe == "sam" else "boxes"
         self.prompts = prompts or trained_on
         self.points_per_side = points_per_side
         self.points_per_batch = points_per_batch
@@ -122,7 +123,7 @@ class AutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
         self.box_sides = tuple(box_sides)
-        self._threshold = model.config.preprocessing.mask_threshold
+        self._threshold = preprocessing.mask_threshold
 
     def generate(
         self, image: np.ndarray, modality: str | None = None, window: str | None = None

@@ -13,6 +13,7 @@ from medsam_jax.data.pictures import SUFFIXES as PICTURE_SUFFIXES
 from medsam_jax.data.scans import Scan, read_scan, slice_axis
 from medsam_jax.errors import UserError
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
+from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.models.checkpoint import load_model
 from medsam_jax.models.sam import Sam
@@ -59,10 +60,11 @@ def predict_file(request: Request) -> None:
     model = load_model(request.checkpoint)
     if not isinstance(model, Sam):
         raise UserError(f"{request.checkpoint}: takes no prompts; use a SAM or MedSAM checkpoint")
-    volume = VolumePredictor(model)
+    predictor = Predictor(model)
+    volume = VolumePredictor(predictor)
     volume.set_volume(slices, request.modality, request.window)
     if request.auto:
-        found = _find_all(model, volume, start)
+        found = _find_all(predictor, volume, start)
     else:
         found = _follow_prompts(volume, request, start)
     labels = np.moveaxis(found.labels, 0, axis)
@@ -90,8 +92,8 @@ def _start_slice(request: Request, count: int) -> int:
     return request.slice_index
 
 
-def _find_all(model: Sam, volume: VolumePredictor, start: int) -> Segmentation:
-    answers = AutomaticMaskGenerator(model).generate(volume.slices[start])
+def _find_all(predictor: Predictor, volume: VolumePredictor, start: int) -> Segmentation:
+    answers = AutomaticMaskGenerator(predictor).generate(volume.slices[start])
     labels = np.zeros(volume.slices.shape[:3], np.int32)
     labels[start] = label_map(answers, labels.shape[1:])
     answers = sorted(answers, key=lambda answer: -answer["area"])

@@ -4,6 +4,7 @@ Differences: images are scans as well as pictures, prepared by the checkpoint's 
 images and prompts go through the model in one call; masks of several prompts keep a leading axis.
 """
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -62,6 +63,15 @@ class Predictor:
         self._images: list[EncodedImage] = []
         self._encode = jax.jit(self._encode_arrays)
         self._decode = jax.jit(self._decode_arrays, static_argnames="multimask_output")
+
+    @classmethod
+    def of(cls, model: "Sam | Predictor") -> "Predictor":
+        """A predictor without images; made from another, it shares what that one has compiled."""
+        if not isinstance(model, Predictor):
+            return cls(model)
+        predictor = copy.copy(model)
+        predictor.reset_image()
+        return predictor
 
     def _encode_arrays(self, arrays, images, valid_shape):
         inputs = encoder_input(images, valid_shape, self._preprocessing)

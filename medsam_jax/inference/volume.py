@@ -23,7 +23,7 @@ class VolumePredictor:
     """Prompts on slices in, one object's mask in the volume out.
 
     Args:
-      model: a `Sam`.
+      model: a `Sam`, or a `Predictor` whose compiled programs are shared.
       margin: pixels that a neighbour's box is grown by on each side, so that objects may grow.
       least_score: propagation stops where the predicted IoU falls below it.
       least_overlap: and where a mask shares less than this part of the smaller of it and the mask
@@ -33,13 +33,13 @@ class VolumePredictor:
 
     def __init__(
         self,
-        model: Sam,
+        model: Sam | Predictor,
         margin: int = 2,
-        least_score: float = 0.6,
+        least_score: float = 0.75,
         least_overlap: float = 0.5,
         most_growth: float = 2.0,
     ):
-        self.predictor = Predictor(model)
+        self.predictor = Predictor.of(model)
         self.margin = margin
         self.least_score = least_score
         self.least_overlap = least_overlap

@@ -2,19 +2,12 @@
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
-from medsam_jax.models.sam import Sam, SamConfig
 
 OPEN = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Sam(SamConfig.tiny(), rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +15,10 @@ def image():
     return np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
 
 
-def test_box_trained_weights_get_boxes(model, image):
-    generator = AutomaticMaskGenerator(model, **OPEN, box_sides=(0.5,), box_nms_thresh=1.0)
+def test_box_trained_weights_get_boxes(compiled_predictor, image):
+    generator = AutomaticMaskGenerator(
+        compiled_predictor, **OPEN, box_sides=(0.5,), box_nms_thresh=1.0
+    )
     answers = generator.generate(image)
     assert answers
     for answer in answers:
@@ -38,16 +33,23 @@ def test_box_trained_weights_get_boxes(model, image):
     assert asked <= set(map(tuple, records.box_grid((60, 90), (0.5,))))
 
 
-def test_default_thresholds_by_prompt(model):
-    by_points = AutomaticMaskGenerator(model, prompts="points", stability_score_thresh=0.5)
+def test_default_thresholds_by_prompt(compiled_predictor):
+    by_points = AutomaticMaskGenerator(
+        compiled_predictor, prompts="points", stability_score_thresh=0.5
+    )
     assert (by_points.pred_iou_thresh, by_points.stability_score_thresh) == (0.88, 0.5)
-    by_boxes = AutomaticMaskGenerator(model)
+    by_boxes = AutomaticMaskGenerator(compiled_predictor)
     assert (by_boxes.pred_iou_thresh, by_boxes.stability_score_thresh) == (0.8, 0.8)
 
 
-def test_points_and_crops(model, image):
+def test_points_and_crops(compiled_predictor, image):
     generator = AutomaticMaskGenerator(
-        model, points_per_side=3, prompts="points", crop_n_layers=1, box_nms_thresh=1.0, **OPEN
+        compiled_predictor,
+        points_per_side=3,
+        prompts="points",
+        crop_n_layers=1,
+        box_nms_thresh=1.0,
+        **OPEN,
     )
     answers = generator.generate(image)
     for answer in answers:
@@ -57,24 +59,26 @@ def test_points_and_crops(model, image):
         assert top <= y < top + height
 
 
-def test_filters_only_take_away(model, image):
+def test_filters_only_take_away(compiled_predictor, image):
     settings = {"box_sides": (0.5,), "box_nms_thresh": 1.0}
-    everything = AutomaticMaskGenerator(model, **settings, **OPEN).generate(image)
+    everything = AutomaticMaskGenerator(compiled_predictor, **settings, **OPEN).generate(image)
     ious = sorted(answer["predicted_iou"] for answer in everything)
     middle = next(iou for iou in ious[len(ious) // 2 :] if iou > 0)
     strict = AutomaticMaskGenerator(
-        model, pred_iou_thresh=middle, stability_score_thresh=0.0, **settings
+        compiled_predictor, pred_iou_thresh=middle, stability_score_thresh=0.0, **settings
     ).generate(image)
     assert len(strict) == sum(answer["predicted_iou"] > middle for answer in everything)
     settings |= OPEN | {"stability_score_thresh": 1.01}
-    assert AutomaticMaskGenerator(model, **settings).generate(image) == []
+    assert AutomaticMaskGenerator(compiled_predictor, **settings).generate(image) == []
 
 
-def test_outputs_hold_the_same_masks(model, image):
+def test_outputs_hold_the_same_masks(compiled_predictor, image):
     settings = {"box_sides": (0.5,), "box_nms_thresh": 0.9, **OPEN}
 
     def generate(output_mode):
-        return AutomaticMaskGenerator(model, output_mode=output_mode, **settings).generate(image)
+        return AutomaticMaskGenerator(
+            compiled_predictor, output_mode=output_mode, **settings
+        ).generate(image)
 
     masks = [answer["segmentation"] for answer in generate("binary_mask")]
     runs = [answer["segmentation"] for answer in generate("uncompressed_rle")]
@@ -98,6 +102,6 @@ def test_outputs_hold_the_same_masks(model, image):
         ({"box_sides": (0.5, 2.0)}, "box_sides"),
     ],
 )
-def test_bad_parameters(model, settings, message):
+def test_bad_parameters(compiled_predictor, settings, message):
     with pytest.raises(UserError, match=message):
-        AutomaticMaskGenerator(model, **settings)
+        AutomaticMaskGenerator(compiled_predictor, **settings)

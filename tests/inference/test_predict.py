@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from flax import nnx
 from PIL import Image
 
 from medsam_jax.data.scans import read_scan
@@ -17,14 +16,12 @@ from medsam_jax.inference.files import Request, predict_file
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.models.checkpoint import load_model, save_model
 from medsam_jax.models.common import flatten_state
-from medsam_jax.models.sam import Sam, SamConfig
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    config = SamConfig.tiny()
+def checkpoint(model, tmp_path_factory) -> str:
     directory = tmp_path_factory.mktemp("predict") / "tiny"
-    save_model(directory, flatten_state(Sam(config, rngs=nnx.Rngs(0))), config, {"licence": "none"})
+    save_model(directory, flatten_state(model), model.config, {"licence": "none"})
     return str(directory)
 
 

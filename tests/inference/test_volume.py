@@ -5,7 +5,6 @@ import pytest
 
 from medsam_jax.errors import UserError
 from medsam_jax.inference.volume import VolumePredictor, clean
-from medsam_jax.models.sam import SamConfig
 
 
 class Threshold(VolumePredictor):
@@ -93,21 +92,15 @@ def test_interpolation_between_key_slices():
     assert not mask[[0, 5]].any()
 
 
-def test_volume_equals_slices_one_by_one():
+def test_volume_equals_slices_one_by_one(compiled_predictor, predictor):
     """Through a real model: limits of the whole volume, embeddings in batches."""
-    from flax import nnx
-
-    from medsam_jax.inference.predictor import Predictor
-    from medsam_jax.models.sam import Sam
-
-    model = Sam(SamConfig.tiny(), rngs=nnx.Rngs(0))
     volume = np.random.default_rng(0).normal(100, 30, (3, 40, 50))
     volume[1] *= 2
-    predictor = VolumePredictor(model)
-    predictor.set_volume(volume, "MR")
-    predictor.add_prompt(1, box=[5, 5, 30, 30])
-    mask, scores = predictor.predict_slices()
-    single = Predictor(model)
+    of_volume = VolumePredictor(compiled_predictor)
+    of_volume.set_volume(volume, "MR")
+    of_volume.add_prompt(1, box=[5, 5, 30, 30])
+    mask, scores = of_volume.predict_slices()
+    single = predictor
     single.set_normalised([single.normalise(volume.reshape(-1, 50), "MR").reshape(3, 40, 50)[1]])
     expected, score, _ = single.predict(box=[5, 5, 30, 30], multimask_output=False)
     assert (mask[1] != expected[0]).mean() < 1e-3  # batches of 3 and of 1 round differently

@@ -1,0 +1,43 @@
+"""One small model for the inference tests, compiled once."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from medsam_jax.inference.predictor import Predictor
+from medsam_jax.models.common import flatten_state, update_state
+from medsam_jax.models.sam import Sam, SamConfig
+
+
+def random_values(model: Sam) -> dict[str, np.ndarray]:
+    """Drawn by NumPy: flax's initialisers take longer to compile than the tests to run."""
+    rng = np.random.default_rng(0)
+    values = {}
+    for path, variable in flatten_state(model).items():
+        leaf = path.rsplit(".", 1)[-1]
+        if leaf in ("scale", "var"):
+            value = np.ones(variable.shape)
+        elif leaf == "positional_encoding_gaussian_matrix":
+            value = rng.standard_normal(variable.shape)
+        else:
+            value = rng.normal(0, 0.2, variable.shape)
+        values[path] = value.astype(np.float32)
+    return values
+
+
+@pytest.fixture(scope="session")
+def model():
+    model = nnx.eval_shape(lambda: Sam(SamConfig.tiny(), rngs=nnx.Rngs(0)))
+    update_state(model, random_values(model))
+    return model
+
+
+@pytest.fixture(scope="session")
+def compiled_predictor(model):
+    return Predictor(model)
+
+
+@pytest.fixture
+def predictor(compiled_predictor):
+    """Without an image; shares what earlier tests compiled."""
+    return Predictor.of(compiled_predictor)
