@@ -216,8 +216,9 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     now = json.loads(config.to_json_best_effort())
     if path.exists():
         before = json.loads(path.read_text())
+        may_change = MAY_CHANGE + (("num_steps",) if config.schedule == "constant" else ())
         for name in sorted(before.keys() | now.keys()):
-            if name not in MAY_CHANGE and before.get(name) != now.get(name):
+            if name not in may_change and before.get(name) != now.get(name):
                 raise UserError(
                     f"config.{name}: {now.get(name)!r}, but {workdir} was begun with "
                     f"{before.get(name)!r}; use that value or another --workdir"

@@ -8,6 +8,7 @@ import pytest
 from medsam_jax.models.checkpoint import save_model
 from medsam_jax.models.common import flatten_state
 from medsam_jax.training.config import base_config
+from medsam_jax.training.loop import train_and_evaluate
 from tests.tiny import tiny_sam
 
 
@@ -41,3 +42,13 @@ def config(fields) -> ml_collections.ConfigDict:
     config = base_config()
     config.update(fields)
     return config
+
+
+@pytest.fixture(scope="session")
+def undisturbed(fields, tmp_path_factory) -> pathlib.Path:
+    """A run of eight steps that nothing interrupts."""
+    config = base_config()
+    config.update(fields)
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    train_and_evaluate(config, workdir)
+    return workdir

@@ -1,14 +1,11 @@
 """The loop on real files: what it writes, that it learns, survives a kill, refuses bad input."""
 
-import csv
 import dataclasses
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,29 +15,9 @@ from medsam_jax.errors import UserError
 from medsam_jax.models.checkpoint import load_model, read_metadata, read_params, save_model
 from medsam_jax.models.common import flatten_state
 from medsam_jax.models.sam import SamConfig
-from medsam_jax.training.config import base_config
 from medsam_jax.training.loop import train_and_evaluate
 from tests.tiny import tiny_sam
-
-ROOT = Path(__file__).parents[2]
-
-
-def values(workdir: Path, name: str) -> dict[int, float]:
-    with (workdir / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["name"] == name]
-    steps = [int(row["step"]) for row in rows]
-    assert len(steps) == len(set(steps)), f"{name} is written twice for a step"
-    return {int(row["step"]): float(row["value"]) for row in rows}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(fields, tmp_path_factory) -> Path:
-    """A run of eight steps that nothing interrupts."""
-    config = base_config()
-    config.update(fields)
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    train_and_evaluate(config, workdir)
-    return workdir
+from tests.training.runs import ROOT, command, values
 
 
 def test_what_a_run_leaves(undisturbed, tiny_checkpoint):
@@ -60,13 +37,6 @@ def test_what_a_run_leaves(undisturbed, tiny_checkpoint):
     assert all(name.startswith("mask_decoder.") for name in changed)
     assert changed >= {name for name in before if name.startswith("mask_decoder.transformer.")}
     assert load_model(undisturbed / "last").config == load_model(tiny_checkpoint).config
-
-
-def command(workdir: Path, fields: dict) -> list[str]:
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    recipe = str(ROOT / "configs" / "demo.py")
-    main = [sys.executable, "-m", "medsam_jax.train", "--config", recipe]
-    return [*main, "--workdir", str(workdir), *flags]
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
