@@ -78,9 +78,9 @@ class TuneEvaluation:
         )
 
     def _means(self, sums: np.ndarray) -> dict[str, float]:
-        dice, nsd, count = sums.sum(axis=0)
+        dice, nsd, count = sums.sum(axis=0).tolist()
         scalars = {"tune/dice": dice / count, "tune/nsd": nsd / count, "tune/objects": count}
-        for name, (dice, nsd, count) in zip(self._modalities, sums, strict=True):
+        for name, (dice, nsd, count) in zip(self._modalities, sums.tolist(), strict=True):
             if count:
                 scalars |= {f"tune/dice_{name}": dice / count, f"tune/nsd_{name}": nsd / count}
         return scalars
