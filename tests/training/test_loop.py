@@ -44,7 +44,7 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed, fields, tmp_path, si
     """The same command goes on; losses and scores are those of the undisturbed run, bit for bit."""
     fields = fields | {"schedule": "constant", "warmup_steps": 0}
     process = subprocess.Popen(
-        command(tmp_path, fields), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        command(tmp_path, fields), cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8"
     )
     metrics = tmp_path / "metrics.csv"
     while not (metrics.exists() and "\n5,train/loss" in metrics.read_text()):
@@ -135,7 +135,10 @@ def test_a_checkpoint_of_another_recipe_is_refused(config, tmp_path):
 )
 def test_bad_command_lines_end_in_one_line(arguments, message, tmp_path):
     run = subprocess.run(
-        [*command(tmp_path / "run", {}), *arguments], cwd=ROOT, capture_output=True, text=True
+        [*command(tmp_path / "run", {}), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert run.returncode == 1
     assert message in run.stderr

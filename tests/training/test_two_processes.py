@@ -23,7 +23,7 @@ def test_two_processes_train_as_one(fields, undisturbed, tmp_path):
         run += [f"--coordinator=127.0.0.1:{free_port()}"]
         processes = [
             subprocess.Popen(
-                [*run, f"--process_id={i}"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+                [*run, f"--process_id={i}"], cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8"
             )
             for i in range(2)
         ]
