@@ -17,8 +17,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	>/dev/null 2>&1 && { echo $$python; break; }; done)
-# `pip install torch` takes a CUDA build on Linux; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-# in the environment gives the smaller CPU build.
+# On Linux pip may take PyTorch's CUDA build; with PyTorch's own index of CPU builds in
+# PIP_EXTRA_INDEX_URL it takes the smaller one.
 TORCH ?= torch==2.13.0
 
 VENV := .venv

@@ -335,15 +335,6 @@ def test_nothing_left_is_an_error(tmp_path):
     assert not (tmp_path / "data" / "medical_slices").exists()
 
 
-@pytest.mark.filterwarnings("ignore")  # of Beam's own imports
-def test_beam_writes_the_same_data_set(hospital, built, tmp_path):
-    pytest.importorskip("apache_beam", reason="pip install 'medsam_jax[beam]'")
-    building.build(request(hospital, tmp_path, beam_runner="DirectRunner"))
-    first, second = find_dataset(built).directory, find_dataset(tmp_path).directory
-    names = sorted(path.name for path in second.iterdir())
-    assert filecmp.cmpfiles(first, second, names, shallow=False)[0] == names
-
-
 def test_without_beam_its_flag_is_one_line(hospital, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
     with pytest.raises(UserError, match=r"pip install 'medsam_jax\[beam\]'"):

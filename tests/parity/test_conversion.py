@@ -206,3 +206,33 @@ def test_mobile_sam(tmp_path, sam, monkeypatch):
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     convert(str(tmp_path / "directory"), str(tmp_path / "back.pth"), format="pth")
     _assert_equal(torch.load(tmp_path / "back.pth", weights_only=True), state)
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_transformers_model_gives_the_same_masks(tmp_path, transformers_sam, multimask):
+    """Its own checkpoint, through our reader and our model: two images, two prompts each."""
+    torch.save(transformers_sam.state_dict(), tmp_path / "pytorch_model.bin")
+    read = conversion.state_dict_from_file(read_file(str(tmp_path / "pytorch_model.bin")), CONFIG)
+    conversion.save_directory(read, str(tmp_path / "directory"))
+    model = load_model(tmp_path / "directory")
+    rng = np.random.default_rng(5)
+    images = rng.normal(size=(2, 1024, 1024, 3)).astype(np.float32)
+    boxes = np.sort(rng.uniform(0, 1024, (2, 2, 2, 2)), axis=2).reshape(2, 2, 4).astype(np.float32)
+    points = rng.uniform(0, 1024, (2, 2, 3, 2)).astype(np.float32)
+    labels = rng.integers(0, 2, (2, 2, 3)).astype(np.int32)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    embeddings = model.image_encoder(images)
+    for ours, theirs in (
+        ({"boxes": boxes}, {"input_boxes": boxes}),
+        ({"points": (points, labels)}, {"input_points": points, "input_labels": labels}),
+    ):
+        logits, iou = model.decode(embeddings, **ours, multimask_output=multimask)
+        with torch.no_grad():
+            expected = transformers_sam(
+                pixel_values=pixels,
+                multimask_output=multimask,
+                **{name: torch.from_numpy(value) for name, value in theirs.items()},
+            )
+        masks, scores = expected.pred_masks.numpy(), expected.iou_scores.numpy()
+        np.testing.assert_allclose(logits, masks, rtol=0, atol=1e-4 * np.abs(masks).max())
+        np.testing.assert_allclose(iou, scores, rtol=0, atol=1e-4)
