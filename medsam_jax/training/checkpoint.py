@@ -25,6 +25,7 @@ class TrainCheckpoints:
     def __init__(self, directory: Path, keep: int):
         self.directory = directory
         self._keep = keep
+        self._last_step: int | None = None  # saved or restored; alike in every process
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -33,8 +34,9 @@ class TrainCheckpoints:
 
     def save(self, step: int, state: TrainState, data: Any, progress: dict[str, Any]) -> None:
         """Starts to save; `progress` is small JSON: best score, evaluations since."""
-        if step in self._manager.all_steps():
+        if step == self._last_step:
             return
+        self._last_step = step
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -69,6 +71,7 @@ class TrainCheckpoints:
             except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
                 self._set_aside(step, error)
             else:
+                self._last_step = step
                 return restored.state, restored.progress
         if steps:
             raise UserError(

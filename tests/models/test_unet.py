@@ -59,7 +59,7 @@ def test_every_box_of_an_image_is_answered_as_if_alone(model):
 
 
 def test_supervised_logits_double_in_size(model):
-    inputs = jax.ShapeDtypeStruct((1, 32, 32, 3), float), jax.ShapeDtypeStruct((1, 1, 4), float)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 32, 32, 3), (1, 1, 4))]
     logits = jax.eval_shape(lambda x, boxes: model.supervised_logits(x, boxes=boxes), *inputs)
     assert [one.shape for one in logits] == [(1, 1, 1, 16, 16), (1, 1, 1, 32, 32)]
 
