@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1.
+    """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1, Ctrl-C 130.
 
     Any other exception keeps its traceback: it is a defect of ours, not of the input.
     """
@@ -25,6 +25,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)  # what shells report for SIGINT
 
     app.run(guarded, flags_parser=_parse_flags)
 
