@@ -92,7 +92,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     _, info = open_dataset(config.data_dir, "train")
     origin = resolve(config.checkpoint)
     stored_config = read_config(origin)
-    model_config = _configured(stored_config, config)
+    model_config = configured(stored_config, config)
     check_compatible(info, model_config.preprocessing)
     _check_same_run(config, workdir)
 
@@ -188,7 +188,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     return record["tune"]
 
 
-def _configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfig:
+def configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfig:
     """The checkpoint's model as this run computes it."""
     changes = {"dtype": config.dtype}
     if config.preprocessing:
