@@ -132,6 +132,11 @@ class Predictor:
         """Sets images that `encode` returned, now or earlier."""
         self._images = list(images)
 
+    @property
+    def images(self) -> list[EncodedImage]:
+        """The images that are set, for `use`."""
+        return list(self._images)
+
     def encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
         """Encodes normalised uint8 images [H, W] or [H, W, 3] without setting them."""
         stored, valid_shapes = zip(
@@ -289,7 +294,7 @@ class Predictor:
         """Writes the images that are set to an `.npz` that `load_embedding` takes; whole or not."""
         images = self._require_images()
         buffer = io.BytesIO()
-        np.savez_compressed(
+        np.savez(  # floats hardly compress, and it takes longer than encoding
             buffer,
             embedding=np.asarray(self.get_image_embedding(), np.float32),
             original_shape=[image.original_shape for image in images],

@@ -5,6 +5,7 @@ goes a box: that of the mask next door (`propagate`) or one interpolated between
 slices (`interpolate`).
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,25 @@ class VolumePredictor:
         tall = volume.reshape(-1, *volume.shape[2:])
         self._slices = self.predictor.normalise(tall, modality, window).reshape(volume.shape)
         self._encoded, self._prompts = {}, {}
+
+    def save_embeddings(self, path: str | os.PathLike) -> None:
+        """Encodes what is not encoded yet and writes all slices to an `.npz` (4 MB a slice)."""
+        order = range(len(self._require_slices()))
+        self.predictor.use([self._encode(index) for index in progress(order, "encoding slices")])
+        self.predictor.save_embedding(path)
+
+    def load_embeddings(self, path: str | os.PathLike) -> None:
+        """Takes the slices of a file by `save_embeddings`, for the volume that is set.
+
+        Raises:
+          UserError: as `Predictor.load_embedding`, and for slices of another number or size.
+        """
+        slices = self._require_slices()
+        self.predictor.load_embedding(path)
+        encoded = self.predictor.images
+        if [image.original_shape for image in encoded] != [slices.shape[1:3]] * len(slices):
+            raise UserError(f"{path}: made of another volume; encode this one again")
+        self._encoded = dict(enumerate(encoded))
 
     def add_prompt(
         self,
