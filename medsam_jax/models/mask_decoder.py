@@ -80,7 +80,7 @@ class MaskDecoder(nnx.Module):
         sparse: Float[Array, "b p t c"],
         sparse_valid: Bool[Array, "b p t"] | None,
         dense: Float[Array, "b2 p2 h2 w2 c"],
-        multimask_output: bool,
+        multimask_output: bool | None,
     ) -> tuple[Float[Array, "b p m 4*h 4*w"], Float[Array, "b p m"]]:
         """Predicts masks for every prompt of every image.
 
@@ -89,10 +89,11 @@ class MaskDecoder(nnx.Module):
             number of prompts share it; nothing is repeated.
           image_pe: from `PromptEncoder.get_dense_pe`.
           sparse, sparse_valid, dense: from the prompt encoder.
-          multimask_output: three masks for an ambiguous prompt, or the single one.
+          multimask_output: three masks for an ambiguous prompt, or the single one; None for all,
+            the single one first, as training needs them.
 
         Returns:
-          low_res_logits and iou_predictions; M is 3 or 1.
+          low_res_logits and iou_predictions; M is 3, 1 or 4.
         """
         batch, height, width, dim = image_embeddings.shape
         prompts = sparse.shape[1]
@@ -103,7 +104,7 @@ class MaskDecoder(nnx.Module):
         image = image.reshape(batch, -1, height * width, dim)  # [B, P or 1, N, C]
         tokens, image = self.transformer(image, image_pe.reshape(1, 1, -1, dim), tokens, valid)
 
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
         hyper_in = jnp.stack(
             [
                 mlp(tokens[:, :, 1 + index])

@@ -123,7 +123,7 @@ class Sam(nnx.Module):
         points: tuple[Float[Array, "b p n 2"], Int[Array, "b p n"]] | None = None,
         boxes: Float[Array, "b p 4"] | None = None,
         masks: Float[Array, "b p mh mw"] | None = None,
-        multimask_output: bool = False,
+        multimask_output: bool | None = False,
         **valid: Bool[Array, "b p"],
     ) -> tuple[Float[Array, "b p m mh mw"], Float[Array, "b p m"]]:
         """Normalised images and prompts (`PromptEncoder`'s) to mask logits and predicted IoU."""
@@ -136,7 +136,7 @@ class Sam(nnx.Module):
         points: tuple[Float[Array, "b p n 2"], Int[Array, "b p n"]] | None = None,
         boxes: Float[Array, "b p 4"] | None = None,
         masks: Float[Array, "b p mh mw"] | None = None,
-        multimask_output: bool = False,
+        multimask_output: bool | None = False,
         **valid: Bool[Array, "b p"],
     ) -> tuple[Float[Array, "b p m mh mw"], Float[Array, "b p m"]]:
         """As `__call__`, from embeddings computed before."""
