@@ -1,0 +1,74 @@
+"""Every recipe's steps lower for TPUs and GPUs on any machine, on one device and on a mesh."""
+
+import importlib.util
+import pathlib
+import re
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from medsam_jax.models.unet import UNetConfig
+from medsam_jax.training.plan import plan_steps
+from weights_converter.known import known_config
+from weights_converter.registry import REGISTRY
+
+ACCELERATORS = ["tpu", "cuda"]
+RECIPES = sorted(pathlib.Path(__file__).parents[2].joinpath("configs").glob("*.py"))
+MESH = AbstractMesh((4, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def load(recipe: pathlib.Path):
+    """The recipe's configuration, and that of the checkpoint it starts from."""
+    spec = importlib.util.spec_from_file_location(recipe.stem, recipe)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    known = config.checkpoint in REGISTRY
+    return config, known_config(config.checkpoint) if known else UNetConfig()
+
+
+def export(plan) -> list[jax.export.Exported]:
+    steps = (
+        (plan.train_step, plan.state, plan.train_batch),
+        (plan.eval_step, plan.state.evaluated(), plan.eval_batch),
+    )
+    exported = [jax.export.export(step, platforms=ACCELERATORS)(*args) for step, *args in steps]
+    assert all(one.platforms == ("tpu", "cuda") for one in exported)
+    return exported
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_steps_lower_for_one_accelerator(recipe):
+    train, evaluate = export(plan_steps(*load(recipe)))
+    assert train.nr_devices == evaluate.nr_devices == 1
+    outputs = jax.tree.unflatten(evaluate.out_tree, evaluate.out_avals)
+    assert outputs.keys() >= {"dice", "nsd", "prediction"}
+
+
+# The demo's steps are lite_medsam's, the small U-Net's a part of the U-Net's.
+DISTINCT = [recipe for recipe in RECIPES if recipe.stem not in ("demo", "unet_small")]
+
+
+@pytest.mark.parametrize("recipe", DISTINCT, ids=lambda recipe: recipe.stem)
+def test_steps_lower_for_a_mesh(recipe):
+    config, stored = load(recipe)
+    config.batch_size = config.eval_batch_size = 32
+    plan = plan_steps(config, stored, MESH)
+    train, evaluate = export(plan)
+    assert train.nr_devices == evaluate.nr_devices == 16
+    text = train.mlir_module()
+    arguments = text[text.index("@main(") :].split("->")[0]
+    divisible = [x for x in jax.tree.leaves(plan.state) if any(side % 4 == 0 for side in x.shape)]
+    assert arguments.count('"fsdp"') == len(divisible) + len(plan.train_batch)
+    assert arguments.count('"data"') == len(plan.train_batch)
+
+
+def test_the_cached_step_lowers_without_an_encoder():
+    config, stored = load(next(path for path in RECIPES if path.stem == "medsam_v1"))
+    plan = plan_steps(config, stored, cached=True)
+    assert plan.train_batch["embedding"].shape == (8, 64, 64, 256)
+    text = export(plan)[0].mlir_module()
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
+    assert len(products) > 50
+    assert not any("768" in product for product in products), "the width of ViT-B"
