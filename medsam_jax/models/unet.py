@@ -10,6 +10,10 @@ It answers through `Sam`'s own methods (`image_encoder`, `decode`), so that the 
 the evaluation take either model. Untrained weights, from which training starts:
 
   python -m medsam_jax.models.unet --output runs/unet/init [--nobox_channel] [--seed 0]
+      [--features 16,32,64,128,128 --image_size 128]
+
+Without the box channel nothing tells objects apart, so it is for data with one object label a
+slice, which the training checks; it then outlines all of that label.
 """
 
 import dataclasses
@@ -21,7 +25,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
-from medsam_jax.models.common import Sequential
+from medsam_jax.errors import UserError
+from medsam_jax.models.common import ConvTranspose2x2, Sequential
 
 _INIT = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # He's, as nnU-Net
 
@@ -83,7 +88,7 @@ class UNet(nnx.Module):
         upper = list(reversed(features[:-1]))  # of the skips, from the bottom up
         lower = list(reversed(features))[:-1]
         self.upsampling = Sequential(
-            *(_upsampling(n_in, n_out, **kw) for n_in, n_out in zip(lower, upper, strict=True))
+            *(ConvTranspose2x2(n_in, n_out, **kw) for n_in, n_out in zip(lower, upper, strict=True))
         )
         self.decoder = Sequential(*(Stage(2 * n, n, 1, **kw) for n in upper))
         heads = upper[-config.supervised :]
@@ -189,10 +194,6 @@ class InstanceNorm(nnx.Module):
         return ((wide - mean) * scale + self.bias[...]).astype(x.dtype)
 
 
-def _upsampling(n_in: int, n_out: int, **kw: Any) -> nnx.ConvTranspose:
-    return nnx.ConvTranspose(n_in, n_out, (2, 2), (2, 2), kernel_init=_INIT, **kw)
-
-
 def box_mask(boxes: Float[Array, "n 4"], size: int) -> Float[Array, "n s s"]:
     """1 inside each box (x_min, y_min, x_max, y_max), its far sides included, 0 outside."""
     position = jnp.arange(size)
@@ -202,11 +203,28 @@ def box_mask(boxes: Float[Array, "n 4"], size: int) -> Float[Array, "n s s"]:
     return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
 
 
+def _configured(features: list[str], image_size: int, box_channel: bool) -> UNetConfig:
+    """The configuration that the flags ask for."""
+    try:
+        widths = tuple(int(n) for n in features)
+        preprocessing = dataclasses.replace(PREPROCESSING["lite"], image_size=image_size)
+        return UNetConfig(
+            features=widths,
+            box_channel=box_channel,
+            supervised=min(UNetConfig.supervised, len(widths) - 1),
+            image_size=image_size,
+            preprocessing=preprocessing,
+        )
+    except ValueError as error:
+        given = f"--features {','.join(features)} --image_size {image_size}"
+        raise UserError(f"{given}: {error}; each stage after the first halves the image") from None
+
+
 def main(_) -> None:
     from medsam_jax.models.checkpoint import save_model
     from medsam_jax.models.common import flatten_state
 
-    config = UNetConfig(box_channel=_BOX_CHANNEL.value)
+    config = _configured(_FEATURES.value, _IMAGE_SIZE.value, _BOX_CHANNEL.value)
     params = flatten_state(UNet(config, rngs=nnx.Rngs(_SEED.value)))
     source = {"source": {"naming": "random", "seed": _SEED.value}, "licence": "Apache-2.0"}
     save_model(_OUTPUT.value, params, config, source)
@@ -221,5 +239,11 @@ if __name__ == "__main__":
 
     _OUTPUT = flags.DEFINE_string("output", None, "Checkpoint directory to write.", required=True)
     _BOX_CHANNEL = flags.DEFINE_bool("box_channel", True, "Whether the box is an input channel.")
+    _FEATURES = flags.DEFINE_list(
+        "features", list(map(str, UNetConfig.features)), "Channels of each stage."
+    )
+    _IMAGE_SIZE = flags.DEFINE_integer(
+        "image_size", UNetConfig.image_size, "Side of the input, to which slices are resized."
+    )
     _SEED = flags.DEFINE_integer("seed", 0, "Of the weights.")
     errors.run(main)

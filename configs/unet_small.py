@@ -1,0 +1,26 @@
+"""U-Net of 1.3 million parameters on slices of 128 x 128: `unet.py` for a CPU.
+
+Commands:
+  python -m medsam_jax.models.unet --output runs/unet/init \
+      --features 16,32,64,128,128 --image_size 128
+  python -m medsam_jax.train --config configs/unet_small.py --workdir runs/unet/box \
+      --config.data_dir=DATA
+"""
+
+import ml_collections
+
+from medsam_jax.training.config import base_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base_config()
+    config.checkpoint = "runs/unet/init"
+    config.frozen = ()  # everything is trained
+    config.num_steps = 600
+    config.batch_size = 8
+    config.learning_rate = 1e-3
+    config.schedule = "cosine"
+    config.warmup_steps = 30
+    config.eval_every = 200
+    config.checkpoint_every = 200
+    return config
