@@ -37,12 +37,14 @@ class DrawPrompts:
 
     With one prompt an image the arrays have no prompt axis; with more they have one, after the
     batch axis. Where a slice has fewer objects than prompts, objects repeat with new prompts.
+    `point_share` makes each prompt a box or points; without it there are both, and all points.
     """
 
     box_jitter: int
     prompts_per_image: int = 1
     positive_points: int = 0
     negative_points: int = 0
+    point_share: float | None = None
     augmentation: Augmentation | None = None
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -75,6 +77,14 @@ class DrawPrompts:
         }
         if self.positive_points or self.negative_points:
             drawn["points"], drawn["point_labels"] = self._points(mask, valid_shape, rng)
+        if self.point_share is not None:
+            by_points = rng.random() < self.point_share
+            drawn["boxes_valid"] = np.bool_(not by_points)
+            wanted = (
+                rng.integers(1, self.positive_points, endpoint=True) if by_points else 0,
+                rng.integers(0, self.negative_points, endpoint=True) if by_points else 0,
+            )
+            _keep_points(drawn["point_labels"], *wanted)
         return drawn
 
     def _points(
@@ -91,6 +101,12 @@ class DrawPrompts:
             beside = np.zeros((self.negative_points, 2), np.float32)
             labels += [-2] * self.negative_points
         return np.concatenate([inside, beside]), np.array(labels, np.int32)
+
+
+def _keep_points(labels: np.ndarray, on: int, beside: int) -> None:
+    """Makes padding (-2) of all but the first points on the object and beside it."""
+    for kind, count in ((1, on), (0, beside)):
+        labels[np.flatnonzero(labels == kind)[count:]] = -2
 
 
 class _Subset:
@@ -120,6 +136,7 @@ def train_loader(
     prompts_per_image: int = 1,
     positive_points: int = 0,
     negative_points: int = 0,
+    point_share: float | None = None,
     temperature: float = 1.0,
     augmentation: Augmentation | None = None,
     embeddings: Sequence[np.ndarray] | None = None,
@@ -136,6 +153,8 @@ def train_loader(
         the same batches.
       prompts_per_image: P objects of each image; more than one adds an axis P.
       positive_points, negative_points: points on and beside each object.
+      point_share: probability that a prompt is points, uniformly 1 to `positive_points` and 0 to
+        `negative_points` of them, and not a box. None gives every prompt its box and all points.
       temperature: slices of a (task, modality) with n slices are drawn with probability
         proportional to n ** (1 / temperature): 1 as they are, large values all alike.
       augmentation: None for none.
@@ -146,7 +165,8 @@ def train_loader(
       Iterator of dicts: image uint8 [B, S, S, 3], mask uint8 [B, (P,) S, S] of the chosen objects,
       box float32 [B, (P,) 4] (x_min, y_min, x_max, y_max) in stored pixels, valid_shape int32
       [B, 2]; where points are asked for, points float32 [B, (P,) N, 2] (x, y) and point_labels
-      int32 [B, (P,) N].
+      int32 [B, (P,) N], -2 for padding. With `point_share`, boxes_valid bool [B, (P)] tells which
+      prompts are boxes; the points of those are padding.
 
     Raises:
       UserError: no such data set or split, or a setting out of range.
@@ -154,6 +174,11 @@ def train_loader(
     import grain.python as grain
 
     _check_settings(batch_size, prompts_per_image, temperature)
+    if point_share is not None and not (0 <= point_share <= 1 and positive_points >= 1):
+        raise UserError(
+            f"point_share: {point_share} with positive_points {positive_points}; the share is in "
+            "[0, 1], the points 1 or more"
+        )
     source, info = open_dataset(data_dir, split, recipe)
     if embeddings is not None:
         if augmentation is not None:
@@ -162,7 +187,7 @@ def train_loader(
     seed = seed % 2**32
     slices = _shuffled(source, info, split, seed, temperature)
     draw = DrawPrompts(
-        box_jitter, prompts_per_image, positive_points, negative_points, augmentation
+        box_jitter, prompts_per_image, positive_points, negative_points, point_share, augmentation
     )
     batches = slices.random_map(draw, seed=seed)[process_index::process_count].batch(batch_size)
     loader = batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
@@ -212,6 +237,7 @@ class EvalObjects:
     weights: np.ndarray
     batch_size: int
     box_jitter: int
+    one_point: bool
     seed: int
 
     def __len__(self) -> int:
@@ -235,8 +261,12 @@ class EvalObjects:
         if self.box_jitter:
             rng = np.random.default_rng([self.seed, int(self.indices[at])])
             box = prompts.jitter_box(box, self.box_jitter, record["valid_shape"], rng)
-        return {
-            **{name: record[name] for name in ("image", "embedding") if name in record},
+        example = {name: record[name] for name in ("image", "embedding") if name in record}
+        if self.one_point:
+            rng = np.random.default_rng([self.seed, int(self.indices[at]), 1])
+            example["points"] = prompts.sample_points(mask, 1, rng)
+            example["point_labels"] = np.ones(1, np.int32)
+        return example | {
             "mask": mask.astype(np.uint8),
             "box": box,
             "valid_shape": np.asarray(record["valid_shape"], np.int32),
@@ -271,6 +301,7 @@ def eval_objects(
     *,
     batch_size: int,
     box_jitter: int = 0,
+    one_point: bool = False,
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -286,7 +317,9 @@ def eval_objects(
       data_dir, split, recipe: see `open_dataset`.
       batch_size: objects of this process in a batch.
       box_jitter: see `train_loader`; 0 gives exact boxes.
-      seed: of the jitter; an object's box does not depend on batches or processes.
+      one_point: adds a point of the object, drawn uniformly, as `points` [B, 1, 2] and
+        `point_labels` [B, 1].
+      seed: of jitter and point; an object's prompts do not depend on batches or processes.
       embeddings: of the split's slices; adds `embedding` [B, h, w, C].
 
     Returns:
@@ -311,5 +344,6 @@ def eval_objects(
         weights=real.astype(np.float32),
         batch_size=batch_size,
         box_jitter=box_jitter,
+        one_point=one_point,
         seed=seed,
     )

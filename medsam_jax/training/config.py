@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from medsam_jax.data.augment import Augmentation
 from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
 
@@ -18,8 +19,24 @@ def base_config() -> ml_collections.ConfigDict:
     config.data_dir = ""  # data set written by `python -m datasets.build`
     config.seed = 0  # of data order, box jitter and label choice
     config.batch_size = 8  # over all devices and hosts
-    config.box_jitter = 5  # the box is moved by up to this many pixels of the stored slice
+    config.sampling_temperature = 1.0  # n slices of a task and modality weigh n ** (1 / this)
     config.num_workers = 0  # loader processes a host; 0 loads in the training process
+
+    # Prompts: each is an object of a slice, shown by its box or by points on and beside it.
+    config.prompts_per_image = 1  # of one slice, sharing its embedding
+    config.box_jitter = 5  # the box is moved by up to this many pixels of the stored slice
+    config.point_share = 0.0  # probability that a prompt is points, drawn uniformly, not the box
+    config.positive_points = 1  # such a prompt has 1 to this many points on the object
+    config.negative_points = 0  # and 0 to this many beside it
+
+    # Random changes of a training slice; of stored slices, so not beside an embedding cache.
+    config.augmentation = ml_collections.ConfigDict(
+        {
+            "flip": 0.0,  # probability of each of the left-right and up-down flips
+            "rotation": 0.0,  # largest angle, degrees
+            "intensity": 0.0,  # largest relative change of contrast, and of brightness in 255
+        }
+    )
 
     # What is trained: a parameter whose path matches one of `frozen` as a whole is left alone.
     config.frozen = (r"image_encoder\..*", r"prompt_encoder\..*")
@@ -31,6 +48,8 @@ def base_config() -> ml_collections.ConfigDict:
     # Loss on the mask logits at the size of the stored slice.
     config.dice_weight = 1.0
     config.cross_entropy_weight = 1.0
+    config.iou_weight = 0.0  # of the predicted IoU's squared error; 0 leaves that head alone
+    config.multimask = True  # one point trains the best of the three masks too, half its loss
 
     # Optimiser.
     config.num_steps = 1000
@@ -54,9 +73,9 @@ def base_config() -> ml_collections.ConfigDict:
     config.tolerance = 2.0  # of the NSD, pixels of the stored slice
     config.eval_overlays = 8  # pictures of the tune objects with the lowest DSC
     config.checkpoint_every = 100  # steps
-    config.keep_checkpoints = 2  # the latest; the best by tune DSC is kept beside them
+    config.keep_checkpoints = 2  # the latest; the best by tune score is kept beside them
     config.log_every = 10  # steps
-    config.early_stop_evals = 0  # stop after so many evaluations without a better DSC; 0: never
+    config.early_stop_evals = 0  # stop after so many evaluations without a better score; 0: never
     return config.lock()
 
 
@@ -88,8 +107,34 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.accumulation_steps: {config.accumulation_steps} does not divide "
             f"batch_size {config.batch_size}"
         )
+    _check_prompts(config)
     if not 0.0 <= config.ema_decay < 1.0:
         raise UserError(f"config.ema_decay: {config.ema_decay} given; it must be in [0, 1)")
+
+
+def _check_prompts(config: ml_collections.ConfigDict) -> None:
+    for name, least in (
+        ("prompts_per_image", 1),
+        ("positive_points", 1),
+        ("negative_points", 0),
+        ("sampling_temperature", 1),
+        ("iou_weight", 0),
+    ):
+        if not config[name] >= least:
+            raise UserError(f"config.{name}: {config[name]} given; it must be at least {least}")
+    if not 0.0 <= config.point_share <= 1.0:
+        raise UserError(f"config.point_share: {config.point_share} given; it must be in [0, 1]")
+    if augmentation_of(config) is not None and config.embedding_cache:
+        raise UserError(
+            "config.augmentation: set beside config.embedding_cache, whose embeddings are of "
+            "unchanged slices; use one of the two"
+        )
+
+
+def augmentation_of(config: ml_collections.ConfigDict) -> Augmentation | None:
+    """The configured augmentation, None where nothing is changed. Raises UserError out of range."""
+    augmentation = Augmentation(**config.augmentation.to_dict())
+    return None if augmentation == Augmentation() else augmentation
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -39,9 +39,10 @@ from medsam_jax.models.checkpoint import (
 )
 from medsam_jax.models.common import Functional, parameter_names
 from medsam_jax.models.sam import SamConfig
+from medsam_jax.models.unet import UNetConfig
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.checkpoint import TrainCheckpoints
-from medsam_jax.training.config import validate
+from medsam_jax.training.config import augmentation_of, base_config, validate
 from medsam_jax.training.metric_writer import MetricWriter
 from medsam_jax.training.sharding import (
     batch_sharding,
@@ -76,7 +77,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     """Trains by `config` in `workdir`; the same call again resumes.
 
     Writes `config.json`, `metrics.csv`, `tensorboard/`, `checkpoints/` (training state) and the
-    model directories `best/` (by tune DSC) and `last/`, which `load_model` reads.
+    model directories `best/` (by `TuneResult.score`) and `last/`, which `load_model` reads.
 
     Returns:
       The scalars of the last evaluation.
@@ -122,6 +123,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
         box_jitter=config.box_jitter,
+        prompts_per_image=config.prompts_per_image,
+        positive_points=config.positive_points if config.point_share else 0,
+        negative_points=config.negative_points if config.point_share else 0,
+        point_share=config.point_share or None,
+        temperature=config.sampling_temperature,
+        augmentation=augmentation_of(config),
         num_workers=config.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -131,7 +138,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         checkpoints = TrainCheckpoints(workdir / "checkpoints", config.keep_checkpoints)
         stack.callback(checkpoints.close)
         restored = checkpoints.restore_latest(state, data)
-        state, record = restored or (state, {"best_dice": -1.0, "evals_since_best": 0})
+        state, record = restored or (state, {"best_score": -1.0, "evals_since_best": 0})
         step = int(state.step)
         log.info("%s at step %d of %d", "resumed" if restored else "new", step, config.num_steps)
         first_step = step if restored else -1
@@ -146,11 +153,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             result = evaluate(state.evaluated())
             writer.write_scalars(step, result.scalars)
             writer.write_images(step, result.overlays)
-            better = result.dice > record["best_dice"]
+            better = result.score > record["best_score"]
             record["evals_since_best"] = 0 if better else record["evals_since_best"] + 1
             record["tune"] = result.scalars
             if better:
-                record["best_dice"] = result.dice
+                record["best_score"] = result.score
                 export(workdir / "best", state, step, result.scalars)
 
         # --- Train.
@@ -184,12 +191,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         # --- Leave everything whole.
         checkpoints.save(step, state, data, dict(record))
         export(workdir / "last", state, step, record["tune"])
-    log.info("best tune DSC %.4f; %s holds that model", record["best_dice"], workdir / "best")
+    log.info("best tune score %.4f; %s holds that model", record["best_score"], workdir / "best")
     return record["tune"]
 
 
 def configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfig:
     """The checkpoint's model as this run computes it."""
+    if isinstance(stored, UNetConfig) and (config.point_share or config.iou_weight):
+        field = "point_share" if config.point_share else "iou_weight"
+        raise UserError(
+            f"config.{field}: {config[field]} given, but a U-Net knows neither points nor the "
+            "predicted IoU; set it to 0"
+        )
     changes = {"dtype": config.dtype}
     if config.preprocessing:
         changes["preprocessing"] = PREPROCESSING[config.preprocessing]
@@ -215,7 +228,9 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     now = json.loads(config.to_json_best_effort())
     if path.exists():
-        before = json.loads(path.read_text())
+        # A field that this program has got since then had the effect of its default.
+        defaults = json.loads(base_config().to_json_best_effort())
+        before = defaults | json.loads(path.read_text())
         may_change = MAY_CHANGE + (("num_steps",) if config.schedule == "constant" else ())
         for name in sorted(before.keys() | now.keys()):
             if name not in may_change and before.get(name) != now.get(name):

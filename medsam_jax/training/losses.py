@@ -2,33 +2,95 @@
 
 MONAI's `DiceLoss(sigmoid=True, squared_pred=True)` and `BCEWithLogitsLoss`, over the pixels that
 are not padding. Differences: padding does not count (MedSAM squashes and has none).
+
+For points, SAM's training (Kirillov et al. 2023, appendix A): the predicted IoU learns the IoU of
+the thresholded mask, and one point trains the best of three masks. Differences: see
+`answer_weights`.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 SMOOTH = 1e-5  # MONAI's smooth_nr and smooth_dr
 
 
 def dice_loss(
-    logits: Float[Array, "b h w"], target: Bool[Array, "b h w"], valid: Bool[Array, "b h w"]
-) -> Float[Array, " b"]:
+    logits: Float[Array, "*b h w"], target: Bool[Array, "*b h w"], valid: Bool[Array, "*b h w"]
+) -> Float[Array, "*b"]:
     """1 - (2 sum(p g) + e) / (sum(p^2) + sum(g^2) + e) of each object, p the probabilities."""
     probability = jax.nn.sigmoid(logits) * valid
     truth = (target & valid).astype(logits.dtype)
-    overlap = jnp.sum(probability * truth, axis=(1, 2))
-    size = jnp.sum(probability**2, axis=(1, 2)) + jnp.sum(truth, axis=(1, 2))
+    overlap = jnp.sum(probability * truth, axis=(-2, -1))
+    size = jnp.sum(probability**2, axis=(-2, -1)) + jnp.sum(truth, axis=(-2, -1))
     return 1.0 - (2.0 * overlap + SMOOTH) / (size + SMOOTH)
 
 
 def cross_entropy_loss(
-    logits: Float[Array, "b h w"], target: Bool[Array, "b h w"], valid: Bool[Array, "b h w"]
-) -> Float[Array, " b"]:
+    logits: Float[Array, "*b h w"], target: Bool[Array, "*b h w"], valid: Bool[Array, "*b h w"]
+) -> Float[Array, "*b"]:
     """Mean binary cross-entropy over the valid pixels of each object."""
     entropy = optax.sigmoid_binary_cross_entropy(logits, target.astype(logits.dtype))
-    return jnp.sum(entropy * valid, axis=(1, 2)) / jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1)
+    pixels = jnp.maximum(jnp.sum(valid, axis=(-2, -1)), 1)
+    return jnp.sum(entropy * valid, axis=(-2, -1)) / pixels
+
+
+def iou_loss(
+    predicted_iou: Float[Array, "*b"],
+    prediction: Bool[Array, "*b h w"],
+    target: Bool[Array, "*b h w"],
+    valid: Bool[Array, "*b h w"],
+) -> Float[Array, "*b"]:
+    """Squared error of the predicted IoU; no gradient flows into the mask.
+
+    Args:
+      prediction: the thresholded masks.
+    """
+    prediction, truth = prediction & valid, target & valid
+    intersection = jnp.sum(prediction & truth, axis=(-2, -1))
+    union = jnp.sum(prediction | truth, axis=(-2, -1))
+    return jnp.square(predicted_iou - intersection / jnp.maximum(union, 1))
+
+
+def answer_weights(
+    losses: Float[Array, "b p m"], point_labels: Int[Array, "b p n"] | None, multimask: bool
+) -> Float[Array, "b p m"]:
+    """How much each mask of a prompt counts in its loss; 1 in all.
+
+    Boxes and several points train the single mask. So does one point, half: an annotated data set
+    says which reading of a point is meant, so one mask can answer it. The other half goes to the
+    best of the three, which `multimask_output=True` shows. SAM gives all to that one.
+
+    Args:
+      losses: of the single mask and the three, or of the single mask alone.
+      point_labels: 1 and 0, -2 for padding; None where there are boxes only.
+      multimask: whether the three are trained.
+    """
+    single = jnp.zeros_like(losses).at[..., 0].set(1.0)
+    if losses.shape[-1] == 1 or point_labels is None or not multimask:
+        return single
+    best = jax.nn.one_hot(1 + jnp.argmin(losses[..., 1:], axis=-1), losses.shape[-1])
+    return jnp.where(is_one_point(point_labels), 0.5 * (single + best), single)
+
+
+def score_weights(
+    errors: Float[Array, "b p m"], point_labels: Int[Array, "b p n"] | None, multimask: bool
+) -> Float[Array, "b p m"]:
+    """How much the predicted IoU of each mask counts, 1 in all: equally for the masks that answer.
+
+    Those of one point are all four, since users rank the three by it; else the single one.
+    Arguments as `answer_weights`.
+    """
+    single = jnp.zeros_like(errors).at[..., 0].set(1.0)
+    if errors.shape[-1] == 1 or point_labels is None or not multimask:
+        return single
+    return jnp.where(is_one_point(point_labels), 1.0 / errors.shape[-1], single)
+
+
+def is_one_point(point_labels: Int[Array, "b p n"]) -> Bool[Array, "b p 1"]:
+    """Which prompts are a single point."""
+    return jnp.sum(point_labels >= 0, axis=-1, keepdims=True) == 1
 
 
 def valid_pixels(valid_shape: Array, size: int) -> Bool[Array, "b s s"]:

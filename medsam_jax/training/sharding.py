@@ -79,4 +79,5 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Of a batch of the input pipeline, what the steps take: with embeddings, not the images."""
     image = "embedding" if "embedding" in batch else "image"
-    return {name: batch[name] for name in (image, "mask", "box", "valid_shape")}
+    points = [name for name in ("points", "point_labels", "boxes_valid") if name in batch]
+    return {name: batch[name] for name in (image, "mask", "box", "valid_shape", *points)}

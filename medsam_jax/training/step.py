@@ -10,13 +10,21 @@ import ml_collections
 import optax
 
 from medsam_jax.data.preprocess import encoder_input, stored_grid_logits, stored_to_input
-from medsam_jax.metrics.overlap import dice_batch
+from medsam_jax.metrics.overlap import dice_batch, iou_batch
 from medsam_jax.metrics.surface import nsd_batch
 from medsam_jax.models.common import Functional
+from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
 from medsam_jax.training import optimizer as opt
-from medsam_jax.training.losses import cross_entropy_loss, dice_loss, valid_pixels
+from medsam_jax.training.losses import (
+    answer_weights,
+    cross_entropy_loss,
+    dice_loss,
+    iou_loss,
+    score_weights,
+    valid_pixels,
+)
 
 Batch = Mapping[str, jax.Array]
 
@@ -41,24 +49,81 @@ def encode(model: Sam, images: jax.Array, valid_shape: jax.Array) -> jax.Array:
     return model.image_encoder(encoder_input(images, valid_shape, model.config.preprocessing))
 
 
-def box_logits(model: Sam, batch: Batch) -> jax.Array:
-    """Logits [B, S, S] on the stored grid of one box per slice, from cached embeddings if given."""
-    return supervised_logits(model, batch)[0]
+def predict(
+    model: Sam | UNet, batch: Batch, multimask_output: bool | None = False
+) -> tuple[list[jax.Array], jax.Array]:
+    """Answers the prompts of a batch, from cached embeddings where it has them.
 
+    Args:
+      batch: arrays with a prompt axis, see `with_prompt_axis`.
+      multimask_output: see `MaskDecoder`.
 
-def supervised_logits(model: Sam | UNet, batch: Batch) -> list[jax.Array]:
-    """What the loss is taken of: `box_logits`, then a U-Net's coarser stages, finest first."""
+    Returns:
+      Logits [B, P, M, S, S] on the stored grid, then those of a U-Net's coarser stages, finest
+      first; and the predicted IoU [B, P, M].
+    """
     preprocessing = model.config.preprocessing
     if "embedding" in batch:
         embeddings = batch["embedding"].astype(model.config.dtype)
     else:
         embeddings = encode(model, batch["image"], batch["valid_shape"])
-    boxes = stored_to_input(batch["box"], preprocessing)[:, None]  # [B, 1, 4]
+    boxes = stored_to_input(batch["box"], preprocessing)  # [B, P, 4]
     if isinstance(model, UNet):
         stages = model.supervised_logits(embeddings, boxes=boxes)[::-1]
+        predicted_iou = jnp.full(stages[0].shape[:3], jnp.nan)
     else:
-        stages = [model.decode(embeddings, boxes=boxes)[0]]
-    return [stored_grid_logits(logits[:, 0, 0], preprocessing) for logits in stages]
+        prompts = {"boxes": boxes}
+        if "points" in batch:
+            points = stored_to_input(batch["points"], preprocessing)
+            prompts["points"] = points, batch["point_labels"]
+            prompts["boxes_valid"] = batch["boxes_valid"]
+        logits, predicted_iou = model.decode(
+            embeddings, multimask_output=multimask_output, **prompts
+        )
+        stages = [logits]
+    return [stored_grid_logits(logits, preprocessing) for logits in stages], predicted_iou
+
+
+def with_prompt_axis(batch: Batch) -> dict[str, jax.Array]:
+    """The batch with an axis P after the first; a loader that draws one prompt leaves it out."""
+    if batch["mask"].ndim == 4:
+        return dict(batch)
+    names = {"mask", "box", "points", "point_labels", "boxes_valid"}
+    return {name: x[:, None] if name in names else x for name, x in batch.items()}
+
+
+def make_loss(
+    functional: Functional, config: ml_collections.ConfigDict
+) -> Callable[[Mapping[str, jax.Array], Batch], tuple[jax.Array, dict[str, jax.Array]]]:
+    """Arrays and batch to the loss, a mean over the prompts, and its parts."""
+
+    def loss_fn(arrays, batch):
+        model = functional.bind(arrays)
+        batch = with_prompt_axis(batch)
+        # Points need all four masks; boxes alone are spared three of them.
+        stages, predicted_iou = predict(model, batch, None if "points" in batch else False)
+        valid = valid_pixels(batch["valid_shape"], stages[0].shape[-1])[:, None, None]
+        target = (batch["mask"] > 0)[:, :, None]  # [B, P, 1, S, S]
+        # Deep supervision as in nnU-Net: half the weight for half the resolution, 1 in all.
+        depth = [0.5**i / (2 - 0.5 ** (len(stages) - 1)) for i in range(len(stages))]
+        parts = {
+            name: sum(w * loss(x, target, valid) for w, x in zip(depth, stages, strict=True))
+            for name, loss in (("dice_loss", dice_loss), ("cross_entropy", cross_entropy_loss))
+        }  # [B, P, M] each
+        losses = config.dice_weight * parts["dice_loss"]
+        losses += config.cross_entropy_weight * parts["cross_entropy"]
+        weights = answer_weights(losses, batch.get("point_labels"), config.multimask)
+        scalars = {name: jnp.mean(jnp.sum(weights * x, -1)) for name, x in parts.items()}
+        loss = jnp.mean(jnp.sum(weights * losses, -1))
+        if config.iou_weight:
+            prediction = stages[0] > model.config.preprocessing.mask_threshold
+            error = iou_loss(predicted_iou, prediction, target, valid)
+            shown = score_weights(error, batch.get("point_labels"), config.multimask)
+            scalars["iou_loss"] = jnp.mean(jnp.sum(shown * error, -1))
+            loss += config.iou_weight * scalars["iou_loss"]
+        return loss, {"loss": loss, **scalars}
+
+    return loss_fn
 
 
 def make_train_step(
@@ -69,23 +134,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step: state and batch to the next state and its scalars (loss and parts, norms, rate)."""
     schedule = opt.learning_rate_schedule(config)
+    loss = make_loss(functional, config)
 
     def loss_fn(trained, frozen, batch):
-        model = functional.bind({**frozen, **trained})
-        stages = supervised_logits(model, batch)
-        valid = valid_pixels(batch["valid_shape"], stages[0].shape[-1])
-        target = batch["mask"] > 0
-        # Deep supervision as in nnU-Net: half the weight for half the resolution, 1 in all.
-        weights = [0.5**i / (2 - 0.5 ** (len(stages) - 1)) for i in range(len(stages))]
-        parts = {
-            name: sum(
-                w * jnp.mean(loss(x, target, valid)) for w, x in zip(weights, stages, strict=True)
-            )
-            for name, loss in (("dice_loss", dice_loss), ("cross_entropy", cross_entropy_loss))
-        }
-        loss = config.dice_weight * parts["dice_loss"]
-        loss += config.cross_entropy_weight * parts["cross_entropy"]
-        return loss, {"loss": loss, **parts}
+        return loss({**frozen, **trained}, batch)
 
     def gradients_of(trained, frozen, batch):
         gradient_fn = jax.grad(loss_fn, has_aux=True)
@@ -124,21 +176,58 @@ def make_train_step(
 def make_eval_step(
     functional: Functional, tolerance: float
 ) -> Callable[[Mapping[str, jax.Array], Batch], dict[str, jax.Array]]:
-    """Arrays and batch to `dice` [B], `nsd` [B] (native 2D, pixels) and `prediction` [B, S, S]."""
+    """Arrays and a batch of one object a slice to scores [B] and `prediction` [B, S, S].
 
-    def eval_step(arrays, batch):
-        logits = box_logits(functional.bind(arrays), batch)
-        valid = valid_pixels(batch["valid_shape"], logits.shape[-1])
-        threshold = functional.bind(arrays).config.preprocessing.mask_threshold
-        prediction = (logits > threshold) & valid
-        truth = (batch["mask"] > 0) & valid
+    The scores are `dice`, `nsd` (native 2D, pixels) and `iou_error`, the absolute error of the
+    predicted IoU, all by box. A batch with one point an object adds, from the same embedding, the
+    three as `point_...` by the single mask, `point_best_dice` and `point_best_iou_error` by that of
+    the three masks whose predicted IoU is highest, and `point_prediction` (single mask).
+    """
+
+    def scores(prediction, predicted_iou, truth):
+        error = jnp.abs(predicted_iou - iou_batch(prediction, truth))
         return {
             "dice": dice_batch(prediction, truth),
             "nsd": nsd_batch(prediction, truth, (1.0, 1.0), tolerance),
+            "iou_error": error,
             "prediction": prediction,
         }
 
+    def eval_step(arrays, batch):
+        model = functional.bind(arrays)
+        batch = with_prompt_axis(batch)
+        by_point = "points" in batch
+        if by_point:
+            batch = _box_and_point(batch)
+        stages, predicted_iou = predict(model, batch, None if by_point else False)
+        valid = valid_pixels(batch["valid_shape"], stages[0].shape[-1])
+        threshold = model.config.preprocessing.mask_threshold
+        masks = (stages[0] > threshold) & valid[:, None, None]  # [B, P, M, S, S]
+        truth = (batch["mask"][:, 0] > 0) & valid
+        found = scores(masks[:, 0, 0], predicted_iou[:, 0, 0], truth)
+        if by_point:
+            single = scores(masks[:, 1, 0], predicted_iou[:, 1, 0], truth)
+            found |= {f"point_{name}": value for name, value in single.items()}
+            item = jnp.arange(len(truth))
+            best = 1 + jnp.argmax(predicted_iou[:, 1, 1:], axis=-1)
+            three = scores(masks[item, 1, best], predicted_iou[item, 1, best], truth)
+            found |= {f"point_best_{name}": three[name] for name in ("dice", "iou_error")}
+        return found
+
     return eval_step
+
+
+def _box_and_point(batch: Batch) -> dict[str, jax.Array]:
+    """Two prompts of each object, its box and its point, that share the slice's embedding."""
+    size = len(batch["box"])
+    padding = jnp.full_like(batch["point_labels"], PADDING_LABEL)
+    return {
+        **batch,
+        "box": jnp.repeat(batch["box"], 2, axis=1),
+        "boxes_valid": jnp.broadcast_to(jnp.array([True, False]), (size, 2)),
+        "points": jnp.repeat(batch["points"], 2, axis=1),
+        "point_labels": jnp.concatenate([padding, batch["point_labels"]], axis=1),
+    }
 
 
 def init_state(

@@ -15,6 +15,8 @@ from medsam_jax.errors import UserError
 from medsam_jax.progress import progress
 from medsam_jax.training.sharding import model_inputs, put_batch
 
+SCORED = ("tune/dice", "tune/point_dice")  # their mean chooses the best checkpoint
+
 
 @dataclasses.dataclass
 class TuneResult:
@@ -24,15 +26,18 @@ class TuneResult:
     overlays: dict[str, np.ndarray]
 
     @property
-    def dice(self) -> float:
-        return self.scalars["tune/dice"]
+    def score(self) -> float:
+        """What the best checkpoint has most of: DSC by box; with points trained, mean of both."""
+        scores = [self.scalars[name] for name in SCORED if name in self.scalars]
+        return sum(scores) / len(scores)
 
 
 class TuneEvaluation:
     """Scores every object of the tune split; boxes are jittered as in training, but always alike.
 
-    Each process scores its share; the means are over all objects of all processes. An empty
-    prediction counts 0; an object cannot be empty in a data set.
+    With points trained, each object is answered by one point too, by the single mask and by the
+    best-scored of three. Each process scores its share; the means are over all objects of all
+    processes. An empty prediction counts 0; an object cannot be empty in a data set.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class TuneEvaluation:
             "tune",
             batch_size=config.eval_batch_size // jax.process_count(),
             box_jitter=config.box_jitter,
+            one_point=config.point_share > 0,
             seed=config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -55,34 +61,55 @@ class TuneEvaluation:
         )
         if len(self._objects) == 0:
             raise UserError(f"{config.data_dir}: the tune split holds no object to score")
+        self._names = ["dice", "nsd"]
+        if config.point_share > 0:
+            self._names += ["point_dice", "point_nsd", "point_best_dice"]
+        if config.iou_weight:
+            errors = ("iou_error", "point_iou_error", "point_best_iou_error")
+            self._names += errors if config.point_share > 0 else errors[:1]
         self._modalities = sorted({case["modality"] for case in info.record["cases"]})
         self._eval_step = eval_step
         self._sharding = sharding
         self._overlay_count = config.eval_overlays
 
     def __call__(self, arrays: Mapping[str, jax.Array]) -> TuneResult:
-        sums = np.zeros((len(self._modalities), 3))  # dice, nsd, count of each modality
-        worst = []
+        sums = np.zeros((len(self._modalities), len(self._names) + 1))  # the last is the count
+        worst = {"": [], "point_": []}
         for batch in progress(self._objects, "tune split"):
             inputs = put_batch(model_inputs(batch), self._sharding)
             scores = {name: _local(x) for name, x in self._eval_step(arrays, inputs).items()}
             for item in np.flatnonzero(batch["weight"]):
-                dice, nsd = scores["dice"][item], scores["nsd"][item]
-                sums[self._modalities.index(batch["modality"][item])] += dice, nsd, 1
-                worst.append((dice, _picture(batch, scores["prediction"], item)))
-            worst = sorted(worst, key=lambda pair: pair[0])[: self._overlay_count]
+                row = [scores[name][item] for name in self._names]
+                sums[self._modalities.index(batch["modality"][item])] += *row, 1
+                for kind, found in worst.items():
+                    if f"{kind}dice" in scores:
+                        found.append(
+                            (scores[f"{kind}dice"][item], _picture(batch, scores, item, kind))
+                        )
+            for kind, found in worst.items():
+                worst[kind] = sorted(found, key=lambda pair: pair[0])[: self._overlay_count]
         sums = multihost_utils.process_allgather(sums).reshape(-1, *sums.shape).sum(axis=0)
         return TuneResult(
             self._means(sums),
-            {f"tune/worst_{rank}": picture() for rank, (_, picture) in enumerate(worst)},
+            {
+                f"tune/worst_{kind}{rank}": picture()
+                for kind, found in worst.items()
+                for rank, (_, picture) in enumerate(found)
+            },
         )
 
     def _means(self, sums: np.ndarray) -> dict[str, float]:
-        dice, nsd, count = sums.sum(axis=0).tolist()
-        scalars = {"tune/dice": dice / count, "tune/nsd": nsd / count, "tune/objects": count}
-        for name, (dice, nsd, count) in zip(self._modalities, sums.tolist(), strict=True):
+        *totals, count = sums.sum(axis=0).tolist()
+        scalars = {
+            f"tune/{name}": total / count for name, total in zip(self._names, totals, strict=True)
+        }
+        scalars["tune/objects"] = count
+        for modality, (*totals, count) in zip(self._modalities, sums.tolist(), strict=True):
             if count:
-                scalars |= {f"tune/dice_{name}": dice / count, f"tune/nsd_{name}": nsd / count}
+                scalars |= {
+                    f"tune/{name}_{modality}": total / count
+                    for name, total in zip(self._names, totals, strict=True)
+                }
         return scalars
 
 
@@ -92,17 +119,18 @@ def _local(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def _picture(batch: Mapping[str, Any], predictions: np.ndarray, item: int):
+def _picture(batch: Mapping[str, Any], scores: Mapping[str, np.ndarray], item: int, kind: str):
     """Draws only when called: most objects are not among the worst."""
     height, width = batch["valid_shape"][item]
     image, truth, prediction = (
-        array[item, :height, :width] for array in (batch["image"], batch["mask"], predictions)
+        array[item, :height, :width]
+        for array in (batch["image"], batch["mask"], scores[f"{kind}prediction"])
     )
-    box = batch["box"][item]
+    prompt = {"points": batch["points"][item]} if kind else {"box": batch["box"][item]}
 
     def draw() -> np.ndarray:
         from medsam_jax.evaluation.figures import overlay
 
-        return overlay(image, truth, prediction, box)
+        return overlay(image, truth, prediction, **prompt)
 
     return draw

@@ -117,6 +117,22 @@ def test_points_lie_on_and_beside_the_object(built):
         assert (points < [width, height]).all()
 
 
+def test_a_share_of_the_prompts_is_points(built):
+    settings = {"positive_points": 3, "negative_points": 1, "prompts_per_image": 4}
+    batches = take(loader(built, batch_size=23, point_share=0.3, **settings), 8)
+    labels = np.concatenate([batch["point_labels"].reshape(-1, 4) for batch in batches])
+    by_box = np.concatenate([batch["boxes_valid"].ravel() for batch in batches])
+    assert abs(np.mean(~by_box) - 0.3) < 0.05
+    assert (labels[by_box] == -2).all()
+    counts = collections.Counter(
+        (int((row == 1).sum()), int((row == 0).sum())) for row in labels[~by_box]
+    )
+    assert counts.keys() == {(on, beside) for on in (1, 2, 3) for beside in (0, 1)}
+    assert min(counts.values()) > np.sum(~by_box) / 6 * 0.5
+    with pytest.raises(UserError, match="point_share: 0.3 with positive_points 0"):
+        loader(built, point_share=0.3)
+
+
 def test_several_prompts_an_image_are_different_objects_first(built):
     batch = next(loader(built, batch_size=16, prompts_per_image=3, box_jitter=0))
     assert batch["mask"].shape == (16, 3, 256, 256)

@@ -30,6 +30,9 @@ def test_a_typing_error_in_a_recipe_raises_at_once():
         ("num_steps", 0, "config.num_steps: 0"),
         ("accumulation_steps", 3, "config.accumulation_steps: 3 does not divide"),
         ("ema_decay", 1.0, "config.ema_decay: 1.0"),
+        ("point_share", 1.5, "config.point_share: 1.5"),
+        ("positive_points", 0, "config.positive_points: 0"),
+        ("sampling_temperature", 0.5, "config.sampling_temperature: 0.5"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(field, value, message):
@@ -47,4 +50,16 @@ def test_unknown_and_missing_fields_are_named():
     config = valid_config().unlock()
     del config.tolerance
     with pytest.raises(UserError, match="config.tolerance: missing"):
+        validate(config)
+
+
+def test_augmentation_and_cache_exclude_each_other():
+    config = valid_config()
+    config.augmentation.flip = 0.5
+    validate(config)
+    config.embedding_cache = "cache"
+    with pytest.raises(UserError, match="config.augmentation: set beside config.embedding_cache"):
+        validate(config)
+    config.augmentation.flip = 2.0
+    with pytest.raises(UserError, match="flip is in"):
         validate(config)

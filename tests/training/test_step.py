@@ -1,0 +1,117 @@
+"""What a step makes of boxes and points: who is asked what, and what answers it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medsam_jax.data.input_pipeline import eval_objects, train_loader
+from medsam_jax.models.checkpoint import read_metadata
+from medsam_jax.models.common import Functional
+from medsam_jax.training.config import base_config
+from medsam_jax.training.loop import train_and_evaluate
+from medsam_jax.training.losses import answer_weights, iou_loss, score_weights
+from medsam_jax.training.sharding import model_inputs
+from medsam_jax.training.step import make_eval_step, make_loss
+from medsam_jax.training.tune import TuneResult
+from tests.tiny import tiny_sam
+from tests.training.runs import values
+
+BOX, ONE, TWO = [-2, -2], [1, -2], [1, 0]
+
+
+def test_one_point_trains_the_single_mask_and_the_best_of_three():
+    losses = jnp.array([[[0.1, 0.9, 0.3, 0.5]] * 3])
+    labels = jnp.array([[BOX, ONE, TWO]])
+    single = [1, 0, 0, 0]
+    assert answer_weights(losses, labels, True)[0].tolist() == [single, [0.5, 0, 0.5, 0], single]
+    assert answer_weights(losses, labels, False)[0].tolist() == [single] * 3
+    assert answer_weights(losses[..., :1], None, True)[0].tolist() == [[1]] * 3
+    assert score_weights(losses, labels, True)[0].tolist() == [single, [0.25] * 4, single]
+
+
+def test_iou_loss_is_against_the_thresholded_mask_without_padding():
+    prediction = jnp.zeros((1, 4, 4), bool).at[0, :2].set(True)  # 8 pixels
+    target = jnp.zeros((1, 4, 4), bool).at[0, 1:3].set(True)  # 4 in both, 12 in any
+    valid = jnp.ones((1, 4, 4), bool).at[0, 3].set(False)
+    loss = iou_loss(jnp.array([0.5]), prediction, target, valid)
+    np.testing.assert_allclose(loss, [(0.5 - 4 / 12) ** 2], rtol=1e-6)
+
+
+def test_the_score_is_the_mean_of_what_is_trained():
+    assert TuneResult({"tune/dice": 0.8}, {}).score == 0.8
+    assert TuneResult({"tune/dice": 0.8, "tune/point_dice": 0.6}, {}).score == pytest.approx(0.7)
+
+
+@pytest.fixture(scope="module")
+def functional():
+    return Functional(tiny_sam())
+
+
+def with_embeddings(batch, seed=0):
+    """Random embeddings in place of the images: compiling an encoder twice takes half a minute."""
+    inputs = {name: x for name, x in model_inputs(batch).items() if name != "image"}
+    rng = np.random.default_rng(seed)
+    shape = (len(inputs["mask"]), 16, 16, 32)
+    return inputs | {"embedding": rng.normal(size=shape).astype(np.float32)}
+
+
+def test_a_mixed_batch_gives_each_prompt_the_loss_it_has_alone(functional, built):
+    """Boxes and points in one step, P prompts an image: the mean of the prompts' own losses."""
+    config = base_config()
+    config.iou_weight = 1.0
+    loss = jax.jit(make_loss(functional, config))
+    loader = train_loader(
+        built,
+        "train",
+        batch_size=2,
+        seed=3,
+        box_jitter=5,
+        prompts_per_image=2,
+        positive_points=2,
+        negative_points=1,
+        point_share=0.5,
+    )
+    batch = with_embeddings(next(loader))
+    kinds = {tuple(row) for row in batch["point_labels"].reshape(4, 3).tolist()}
+    assert len(kinds) >= 2
+    whole = loss(functional.arrays, batch)[1]
+    alone = []
+    for item in range(2):
+        for prompt in range(2):
+            one = {name: x[item : item + 1] for name, x in batch.items()}
+            one = {
+                name: x[:, prompt] if name not in ("embedding", "valid_shape") else x
+                for name, x in one.items()
+            }
+            alone.append(loss(functional.arrays, one)[1])
+    for name in ("loss", "dice_loss", "cross_entropy", "iou_loss"):
+        expected = np.mean([scalars[name] for scalars in alone])
+        np.testing.assert_allclose(whole[name], expected, rtol=1e-5)
+
+
+def test_a_point_beside_it_does_not_change_the_answer_to_a_box(functional, built):
+    step = jax.jit(make_eval_step(functional, 2.0))
+    settings = {"batch_size": 2, "box_jitter": 3, "seed": 1}
+    boxes = next(iter(eval_objects(built, "validation", **settings)))
+    both = next(iter(eval_objects(built, "validation", one_point=True, **settings)))
+    for mask, point in zip(both["mask"], both["points"][:, 0].astype(int), strict=True):
+        assert mask[point[1], point[0]] == 1
+    plain, found = (step(functional.arrays, with_embeddings(batch)) for batch in (boxes, both))
+    assert {"point_dice", "point_best_dice", "point_best_iou_error"} <= found.keys() - plain.keys()
+    for name in ("dice", "nsd", "iou_error"):
+        np.testing.assert_allclose(found[name], plain[name], rtol=1e-5)
+
+
+def test_a_run_with_points_scores_and_chooses_by_both(config, tmp_path):
+    config.update({"point_share": 0.5, "prompts_per_image": 2, "iou_weight": 1.0, "num_steps": 2})
+    config.embedding_cache = str(tmp_path / "cache")
+    scalars = train_and_evaluate(config, tmp_path / "run")
+    kinds = {"dice", "nsd", "point_dice", "point_nsd", "point_best_dice", "point_iou_error"}
+    assert {f"tune/{kind}" for kind in kinds} <= scalars.keys()
+    assert list(values(tmp_path / "run", "train/iou_loss")) == [1, 2]
+    best = read_metadata(tmp_path / "run" / "best")["training"]
+    box, point = (values(tmp_path / "run", name) for name in ("tune/dice", "tune/point_dice"))
+    assert best["step"] == max(box, key=lambda step: box[step] + point[step])
+    events = next((tmp_path / "run" / "tensorboard").iterdir()).read_bytes()
+    assert b"tune/worst_point_0" in events
