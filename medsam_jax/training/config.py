@@ -41,6 +41,15 @@ def base_config() -> ml_collections.ConfigDict:
     # What is trained: a parameter whose path matches one of `frozen` as a whole is left alone.
     config.frozen = (r"image_encoder\..*", r"prompt_encoder\..*")
 
+    # Low-rank adapters beside frozen kernels; an export holds the sums.
+    config.lora = ml_collections.ConfigDict(
+        {
+            "rank": 0,  # 0: no adapters
+            "alpha": 8.0,  # alpha / rank scales what an adapter adds
+            "targets": (r"image_encoder\..*\.attn\.(qkv|proj)\.kernel",),  # matched as `frozen`
+        }
+    )
+
     # With the image encoder frozen its embeddings are computed once and kept in this directory.
     config.embedding_cache = ""  # "": encode at every step
     config.embedding_dtype = "bfloat16"  # as stored; float32 doubles the size
@@ -55,6 +64,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.num_steps = 1000
     config.accumulation_steps = 1  # a batch is worked off in this many equal parts
     config.learning_rate = 1e-4  # at its highest
+    config.learning_rates = ()  # pairs (regex, factor) of parts with another one; the first counts
     config.schedule = "constant"  # after warm-up: "constant" or "cosine" to zero
     config.warmup_steps = 0
     config.optimizer = "adamw"  # "adamw" or "adam"
@@ -108,6 +118,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"batch_size {config.batch_size}"
         )
     _check_prompts(config)
+    _check_parts(config)
     if not 0.0 <= config.ema_decay < 1.0:
         raise UserError(f"config.ema_decay: {config.ema_decay} given; it must be in [0, 1)")
 
@@ -129,6 +140,23 @@ def _check_prompts(config: ml_collections.ConfigDict) -> None:
             "config.augmentation: set beside config.embedding_cache, whose embeddings are of "
             "unchanged slices; use one of the two"
         )
+
+
+def _check_parts(config: ml_collections.ConfigDict) -> None:
+    if config.lora.rank < 0:
+        raise UserError(f"config.lora.rank: {config.lora.rank} given; it must be at least 0")
+    for pair in config.learning_rates:
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        if not is_pair or not isinstance(pair[0], str) or not isinstance(pair[1], float | int):
+            raise UserError(
+                f"config.learning_rates: {pair!r} is no pair of a regex and a factor; write "
+                "(('image_encoder.*', 0.1),)"
+            )
+        if not pair[1] > 0:
+            raise UserError(
+                f"config.learning_rates: factor {pair[1]} of {pair[0]!r}; it must be above 0, and "
+                "config.frozen is for parts to leave alone"
+            )
 
 
 def augmentation_of(config: ml_collections.ConfigDict) -> Augmentation | None:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from medsam_jax.errors import UserError
+from medsam_jax.training.lora import is_adapter, kernel_of
 
 FROZEN, DECAYED, UNDECAYED = "frozen", "decayed", "undecayed"
 
@@ -22,18 +24,22 @@ def label_parameters(
     Args:
       arrays: every variable of the model by dotted path.
       parameters: the paths that may be trained at all; statistics and buffers are not among them.
-      frozen: regexes; a parameter that one of them matches as a whole is frozen.
+      frozen: regexes; a parameter that one of them matches as a whole is frozen. Adapters
+        (`lora.py`) are always trained, and the kernels below them have to be frozen.
 
     Raises:
-      UserError: a regex that is not one or matches nothing, or nothing left to train.
+      UserError: a regex that is not one or matches nothing, nothing left to train, or an adapter on
+        a kernel that is trained itself.
     """
     parameters = set(parameters)
     labels = {}
     used = set()
     for name in arrays:
-        matching = {regex for regex in frozen if _fullmatch(regex, name)}
+        matching = {regex for regex in frozen if _fullmatch("frozen", regex, name)}
         used |= matching
-        if matching or name not in parameters:
+        if is_adapter(name):
+            labels[name] = UNDECAYED
+        elif matching or name not in parameters:
             labels[name] = FROZEN
         else:
             labels[name] = DECAYED if name.endswith(".kernel") else UNDECAYED
@@ -43,14 +49,20 @@ def label_parameters(
             raise UserError(f"config.frozen: {regex!r} matches no variable, such as {example}")
     if all(label == FROZEN for label in labels.values()):
         raise UserError("config.frozen: nothing is left to train; remove a pattern")
+    for name in labels:
+        if is_adapter(name) and labels[kernel_of(name)] != FROZEN:
+            raise UserError(
+                f"config.lora.targets: {kernel_of(name)} is trained itself; freeze it by "
+                "config.frozen or leave its adapter out"
+            )
     return labels
 
 
-def _fullmatch(regex: str, name: str) -> bool:
+def _fullmatch(field: str, regex: str, name: str) -> bool:
     try:
         return re.fullmatch(regex, name) is not None
     except re.error as error:
-        raise UserError(f"config.frozen: {regex!r} is no regular expression: {error}") from None
+        raise UserError(f"config.{field}: {regex!r} is no regular expression: {error}") from None
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -68,7 +80,11 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def make_optimizer(
     config: ml_collections.ConfigDict, labels: Mapping[str, str]
 ) -> optax.GradientTransformation:
-    """Adam or AdamW for what is trained; frozen arrays get no update and no state."""
+    """Adam or AdamW for what is trained; frozen arrays get no update and no state.
+
+    Raises:
+      UserError: a regex of `config.learning_rates` that is not one or matches nothing trained.
+    """
     adam = optax.scale_by_adam(config.beta1, config.beta2)
     rate = optax.scale_by_learning_rate(learning_rate_schedule(config))
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
@@ -77,8 +93,27 @@ def make_optimizer(
         decayed = {name: label == DECAYED for name, label in labels.items()}
         decay = optax.masked(optax.add_decayed_weights(config.weight_decay), decayed)
     trained = {name: "frozen" if label == FROZEN else "trained" for name, label in labels.items()}
-    train = optax.chain(clip, adam, decay, rate)
+    train = optax.chain(clip, adam, decay, rate, *_rate_factors(config, labels))
     return optax.partition({"trained": train, "frozen": optax.set_to_zero()}, trained)
+
+
+def _rate_factors(
+    config: ml_collections.ConfigDict, labels: Mapping[str, str]
+) -> list[optax.GradientTransformation]:
+    """The factors of `config.learning_rates`, each on what its regex is the first to match."""
+    left = {name for name, label in labels.items() if label != FROZEN}
+    factors = []
+    for regex, factor in config.learning_rates:
+        matching = {name for name in left if _fullmatch("learning_rates", regex, name)}
+        if not matching:
+            raise UserError(
+                f"config.learning_rates: {regex!r} matches no trained parameter that no regex "
+                "before it matches; `frozen` says what is trained"
+            )
+        left -= matching
+        mask = {name: name in matching for name in labels}
+        factors.append(optax.masked(optax.scale(factor), mask))
+    return factors
 
 
 def split_frozen(
@@ -114,17 +149,25 @@ def apply_gradients(
 def parameter_table(
     arrays: Mapping[str, jax.Array], labels: Mapping[str, str], opt_state: optax.OptState
 ) -> str:
-    """What is trained and what is frozen, per part of the model, with sizes."""
-    rows = {}
+    """What is trained and what is frozen, per part of the model: numbers and bytes of both."""
+    rows: dict[str, np.ndarray] = {}
+
+    def part_of(name: str) -> str:
+        return name.split(".")[0] + (" adapters" if is_adapter(name) else "")
+
     for name, value in arrays.items():
-        part = name.split(".")[0]
-        count = rows.setdefault(part, {"trained": 0, "frozen": 0})
-        count["frozen" if labels[name] == FROZEN else "trained"] += math.prod(value.shape)
-    lines = [f"{'part':<24}{'trained':>14}{'frozen':>14}"]
-    lines += [f"{part:<24}{n['trained']:>14,}{n['frozen']:>14,}" for part, n in rows.items()]
-    total = {key: sum(n[key] for n in rows.values()) for key in ("trained", "frozen")}
-    lines.append(f"{'sum':<24}{total['trained']:>14,}{total['frozen']:>14,}")
-    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(opt_state))
-    array_bytes = sum(value.nbytes for value in arrays.values())
-    lines.append(f"model {array_bytes / 2**20:.1f} MiB, optimiser {state_bytes / 2**20:.1f} MiB")
+        row = rows.setdefault(part_of(name), np.zeros(5))
+        column = 1 if labels[name] == FROZEN else 0
+        row[column] += math.prod(value.shape)
+        row[2 + column] += value.nbytes
+    for path, leaf in jax.tree.leaves_with_path(opt_state):
+        owners = [key.key for key in path if getattr(key, "key", None) in arrays]
+        if owners:
+            rows[part_of(owners[-1])][4] += leaf.nbytes
+    rows["sum"] = sum(rows.values())
+    columns = ("trained", "frozen", "trained MiB", "frozen MiB", "optimiser MiB")
+    lines = [f"{'part':<24}" + "".join(f"{column:>15}" for column in columns)]
+    for part, (trained, frozen, *sizes) in rows.items():
+        numbers = f"{int(trained):>15,}{int(frozen):>15,}"
+        lines.append(f"{part:<24}{numbers}" + "".join(f"{size / 2**20:>15.1f}" for size in sizes))
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from medsam_jax.models.checkpoint import abstract_model
 from medsam_jax.models.common import Functional, parameter_names
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.loop import configured
+from medsam_jax.training.lora import adapted
 from medsam_jax.training.sharding import batch_sharding, replicated, shard_state
 from medsam_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
 
@@ -51,7 +52,7 @@ def plan_steps(
     """
     model_config = configured(stored_config, config)
     model = abstract_model(model_config)
-    functional = Functional(model)
+    functional = adapted(Functional(model), config)
     arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in functional.arrays.items()}
     labels = opt.label_parameters(arrays, parameter_names(model), config.frozen)
     tx = opt.make_optimizer(config, labels)
@@ -74,23 +75,39 @@ def plan_steps(
         jax.jit(eval_step, **eval_shardings),
         state,
         _batch(config.batch_size, config, model_config, cached),
-        _batch(config.eval_batch_size, config, model_config, cached),
+        _eval_batch(config, model_config, cached),
     )
 
 
 def _batch(
     size: int, config: ml_collections.ConfigDict, model_config: Any, cached: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of `sharding.model_inputs`."""
+    """The shapes of `sharding.model_inputs` of a training batch."""
+    prompts = (size,) if config.prompts_per_image == 1 else (size, config.prompts_per_image)
     side = get_recipe(model_config.preprocessing.recipe).size
     shapes = {
         "image": ((size, side, side, 3), jnp.uint8),
-        "mask": ((size, side, side), jnp.uint8),
-        "box": ((size, 4), jnp.float32),
+        "mask": ((*prompts, side, side), jnp.uint8),
+        "box": ((*prompts, 4), jnp.float32),
         "valid_shape": ((size, 2), jnp.int32),
     }
+    if config.point_share:
+        count = config.positive_points + config.negative_points
+        shapes["points"] = ((*prompts, count, 2), jnp.float32)
+        shapes["point_labels"] = ((*prompts, count), jnp.int32)
+        shapes["boxes_valid"] = (prompts, jnp.bool_)
     if cached:
         grid, channels = model_config.embedding_size, model_config.embed_dim
         del shapes["image"]
         shapes["embedding"] = ((size, grid, grid, channels), jnp.dtype(config.embedding_dtype))
     return {name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()}
+
+
+def _eval_batch(
+    config: ml_collections.ConfigDict, model_config: Any, cached: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a tune batch: one object a slice, with one point where points are trained."""
+    one_point = config.copy_and_resolve_references()
+    one_point.update({"prompts_per_image": 1, "positive_points": 1, "negative_points": 0})
+    shapes = _batch(config.eval_batch_size, one_point, model_config, cached)
+    return {name: shape for name, shape in shapes.items() if name != "boxes_valid"}

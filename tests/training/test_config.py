@@ -32,6 +32,8 @@ def test_a_typing_error_in_a_recipe_raises_at_once():
         ("ema_decay", 1.0, "config.ema_decay: 1.0"),
         ("point_share", 1.5, "config.point_share: 1.5"),
         ("positive_points", 0, "config.positive_points: 0"),
+        ("learning_rates", (("a", 0.0),), "config.learning_rates: factor 0.0 of 'a'"),
+        ("learning_rates", ("a", 0.1), "config.learning_rates: 'a' is no pair"),
         ("sampling_temperature", 0.5, "config.sampling_temperature: 0.5"),
     ],
 )

@@ -116,6 +116,37 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
     np.testing.assert_allclose(first_moment, 0.1 * 0.5, rtol=1e-6)  # (1 - beta1) * 50 / 100
 
 
+def test_parts_have_learning_rates_of_their_own():
+    """The first Adam step is the rate; the first regex that matches gives its factor."""
+    arrays = {name: jnp.zeros((3,)) for name in ("a.kernel", "a.bias", "b.kernel", "c.kernel")}
+    config = base_config()
+    config.optimizer, config.learning_rate, config.clip_norm = "adam", 0.5, 0.0
+    config.learning_rates = ((r"a\.bias", 4.0), (r"a\..*", 0.1), (r"b.*", 2.0))
+    labels = opt.label_parameters(arrays, arrays, ())
+    tx = opt.make_optimizer(config, labels)
+    gradients = jax.tree.map(jnp.ones_like, arrays)
+    after, _, _ = opt.apply_gradients(tx, arrays, gradients, tx.init(arrays))
+    found = {name: -float(value[0]) for name, value in after.items()}
+    expected = {"a.kernel": 0.05, "a.bias": 2.0, "b.kernel": 1.0, "c.kernel": 0.5}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+    labels = opt.label_parameters(arrays, arrays, (r"b\..*",))
+    with pytest.raises(UserError, match="config.learning_rates: 'b.*' matches no trained"):
+        opt.make_optimizer(config, labels)
+
+
+def test_the_table_counts_numbers_and_bytes_of_each_part():
+    arrays = {"a.kernel": jnp.zeros((256, 1024)), "b.kernel": jnp.zeros((512, 1024))}
+    labels = opt.label_parameters(arrays, arrays, (r"b\..*",))
+    state = opt.make_optimizer(base_config(), labels).init(arrays)
+    rows = [line.split() for line in opt.parameter_table(arrays, labels, state).splitlines()]
+    assert rows[1:] == [
+        ["a", "262,144", "0", "1.0", "0.0", "2.0"],
+        ["b", "0", "524,288", "0.0", "2.0", "0.0"],
+        ["sum", "262,144", "524,288", "1.0", "2.0", "2.0"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("frozen", "message"),
     [

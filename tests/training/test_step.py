@@ -1,12 +1,14 @@
 """What a step makes of boxes and points: who is asked what, and what answers it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from medsam_jax.data.input_pipeline import eval_objects, train_loader
-from medsam_jax.models.checkpoint import read_metadata
+from medsam_jax.models.checkpoint import read_metadata, read_params
 from medsam_jax.models.common import Functional
 from medsam_jax.training.config import base_config
 from medsam_jax.training.loop import train_and_evaluate
@@ -103,8 +105,12 @@ def test_a_point_beside_it_does_not_change_the_answer_to_a_box(functional, built
         np.testing.assert_allclose(found[name], plain[name], rtol=1e-5)
 
 
-def test_a_run_with_points_scores_and_chooses_by_both(config, tmp_path):
+def test_a_run_with_points_and_adapters(config, tiny_checkpoint, tmp_path):
+    """Scores and chooses by both prompts; the export is a plain model with other kernels."""
     config.update({"point_share": 0.5, "prompts_per_image": 2, "iou_weight": 1.0, "num_steps": 2})
+    config.update({"frozen": (".*",), "learning_rates": ((r".*\.lora_a", 0.5),)})
+    targets = r"mask_decoder\.transformer\.layers\.\d\.self_attn\.[qv]_proj\.kernel"
+    config.lora.update({"rank": 2, "targets": (targets,)})
     config.embedding_cache = str(tmp_path / "cache")
     scalars = train_and_evaluate(config, tmp_path / "run")
     kinds = {"dice", "nsd", "point_dice", "point_nsd", "point_best_dice", "point_iou_error"}
@@ -115,3 +121,8 @@ def test_a_run_with_points_scores_and_chooses_by_both(config, tmp_path):
     assert best["step"] == max(box, key=lambda step: box[step] + point[step])
     events = next((tmp_path / "run" / "tensorboard").iterdir()).read_bytes()
     assert b"tune/worst_point_0" in events
+
+    before, after = read_params(tiny_checkpoint), read_params(tmp_path / "run" / "last")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert changed == {name for name in before if re.fullmatch(targets, name)}

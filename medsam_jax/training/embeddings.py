@@ -1,0 +1,55 @@
+"""The embedding cache of a run: which encoder, which data, and how slices are encoded."""
+
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+import numpy as np
+
+from medsam_jax.data.datasets import DatasetInfo
+from medsam_jax.data.embedding_cache import Embeddings, cache_key, open_or_build
+from medsam_jax.errors import UserError
+from medsam_jax.models.common import Functional
+from medsam_jax.models.sam import SamConfig
+from medsam_jax.training import optimizer as opt
+from medsam_jax.training.lora import Adapted
+from medsam_jax.training.step import encode
+
+
+def cached_embeddings(
+    config: ml_collections.ConfigDict,
+    functional: Functional | Adapted,
+    labels: Mapping[str, str],
+    model_config: SamConfig,
+    info: DatasetInfo,
+) -> dict[str, Embeddings | None]:
+    """The cached embeddings of both splits, computed where they are missing; None without cache."""
+    if not config.embedding_cache:
+        return {"train": None, "tune": None}
+    encoder = {n: x for n, x in functional.arrays.items() if n.startswith("image_encoder.")}
+    trained = [name for name in encoder if labels[name] != opt.FROZEN]
+    if trained:
+        raise UserError(
+            f"config.embedding_cache: {len(trained)} arrays of the image encoder are trained, such "
+            f"as {trained[0]}, so embeddings change; freeze them or empty this field"
+        )
+    dtype = config.embedding_dtype
+    size = model_config.embedding_size
+    shape = (size, size, model_config.embed_dim)
+    key = cache_key(encoder, model_config.preprocessing, info, shape, dtype)
+    encode_slices = jax.jit(
+        lambda arrays, images, valid: encode(functional.bind(arrays), images, valid).astype(dtype)
+    )
+    # A CPU's caches hold the feature maps of one slice: four together took half as long again.
+    batch_size = 1 if jax.default_backend() == "cpu" else 16
+    return {
+        split: open_or_build(
+            config.embedding_cache,
+            key,
+            config.data_dir,
+            split,
+            lambda images, valid: np.asarray(encode_slices(functional.arrays, images, valid)),
+            batch_size,
+        )
+        for split in ("train", "tune")
+    }

@@ -1,0 +1,101 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), on the encoder's attention as in SAMed.
+
+An adapter is two arrays A [in, rank] and B [rank, out] beside a frozen kernel W [in, out], and the
+model computes with W + alpha / rank * A @ B. The sum is made of the arrays inside the step, so that
+the models know nothing of it: an export is a plain checkpoint, a resume state holds A and B.
+Differences: the weights are added, not the outputs, so there is no dropout on the adapter's input;
+a step takes the time of training the kernels, in the memory of training the adapters.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from medsam_jax.errors import UserError
+from medsam_jax.models.common import Functional
+
+_A, _B = ".lora_a", ".lora_b"
+
+
+class Adapted:
+    """A `Functional` with adapters: `arrays` holds theirs too, `bind` adds them to the kernels."""
+
+    def __init__(self, functional: Functional, adapters: Mapping[str, np.ndarray], scale: float):
+        self._functional, self._scale = functional, scale
+        self.arrays = {**functional.arrays, **adapters}
+
+    def bind(self, arrays: Mapping[str, jax.Array]) -> nnx.Module:
+        """The module with the merged arrays; also under a trace."""
+        return self._functional.bind(merge(arrays, self._scale))
+
+
+def adapted(functional: Functional, config: ml_collections.ConfigDict) -> Functional | Adapted:
+    """`functional` with the adapters of `config.lora`, or as it is where their rank is 0.
+
+    A is drawn from the seed, B is zero: at the start the model is what it was.
+
+    Raises:
+      UserError: a target that matches nothing, or no matrix.
+    """
+    rank = config.lora.rank
+    if not rank:
+        return functional
+    adapters = {}
+    for name in _targets(functional.arrays, config.lora.targets):
+        rows, columns = functional.arrays[name].shape
+        rng = np.random.default_rng([config.seed, zlib.crc32(name.encode())])
+        adapters[name + _A] = rng.normal(0, 1 / math.sqrt(rows), (rows, rank)).astype(np.float32)
+        adapters[name + _B] = np.zeros((rank, columns), np.float32)
+    return Adapted(functional, adapters, scale_of(config))
+
+
+def scale_of(config: ml_collections.ConfigDict) -> float:
+    """alpha / rank; 0 without adapters."""
+    return config.lora.alpha / config.lora.rank if config.lora.rank else 0.0
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a path is that of an adapter's array."""
+    return name.endswith((_A, _B))
+
+
+def kernel_of(name: str) -> str:
+    """The path of the kernel that an adapter's array belongs to."""
+    return name.removesuffix(_A).removesuffix(_B)
+
+
+def merge(arrays: Mapping[str, jax.Array], scale: float) -> dict[str, jax.Array]:
+    """The model's own arrays, adapters added to their kernels; works on NumPy arrays too."""
+    merged = {name: value for name, value in arrays.items() if not is_adapter(name)}
+    for name in arrays:
+        if name.endswith(_A):
+            kernel = kernel_of(name)
+            merged[kernel] = merged[kernel] + scale * (arrays[name] @ arrays[kernel + _B])
+    return merged
+
+
+def _targets(arrays: Mapping[str, jax.Array], regexes: Iterable[str]) -> list[str]:
+    names = []
+    for regex in regexes:
+        try:
+            found = [name for name in arrays if re.fullmatch(regex, name)]
+        except re.error as error:
+            reason = f"is no regular expression: {error}"
+            raise UserError(f"config.lora.targets: {regex!r} {reason}") from None
+        if not found:
+            example = next(name for name in arrays if name.endswith(".kernel"))
+            raise UserError(f"config.lora.targets: {regex!r} matches no array, such as {example}")
+        for name in found:
+            if len(arrays[name].shape) != 2:
+                raise UserError(
+                    f"config.lora.targets: {regex!r} matches {name}, which is no matrix but of "
+                    f"shape {arrays[name].shape}; name linear kernels"
+                )
+        names += found
+    return list(dict.fromkeys(names))
