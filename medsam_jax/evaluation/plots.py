@@ -54,15 +54,18 @@ def box_plots(rows: Sequence[Row], metric: str, heading: str) -> Any:
     if METRICS[metric][1]:
         axes.set_ylim(-0.02, 1.02)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
     return figure
 
 
 def paired_scatter(rows: Sequence[Row], metric: str, a: str, b: str) -> Any:
     """One dot per object: its score with checkpoint A and with checkpoint B."""
+    from matplotlib import ticker
+
     figure = figure_of(4.8, 4.8)
     axes = figure.subplots()
     first = {_object(row): row[metric] for row in rows if row["checkpoint"] == a}
+    lowest = 0.8
     for number, task in enumerate(_unique(row["task"] for row in rows)):
         pairs = [
             (first[_object(row)], row[metric])
@@ -71,10 +74,15 @@ def paired_scatter(rows: Sequence[Row], metric: str, a: str, b: str) -> Any:
         ]
         x, y = np.reshape(pairs, (-1, 2)).T
         axes.plot(x, y, ".", color=COLOURS[number % len(COLOURS)], alpha=0.6, label=task)
+        lowest = np.nanmin([lowest, *x, *y])
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     heading = METRICS[metric][0]
-    axes.set(xlabel=f"{heading}, {a}", ylabel=f"{heading}, {b}", aspect="equal")
-    axes.legend(fontsize="small")
+    ends = (np.floor(10 * lowest) / 10 - 0.02, 1.02)
+    axes.set(xlabel=f"{heading}, {a}", ylabel=f"{heading}, {b}", xlim=ends, ylim=ends)
+    axes.set_aspect("equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.MultipleLocator(0.1))
+    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
     return figure
 
 
@@ -92,9 +100,10 @@ def score_by_shift(rows: Sequence[Row], metric: str = "dice") -> Any:
         low, middle, high = np.transpose(quartiles)
         axes.fill_between(shifts, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(shifts, middle, "o-", color=colour, label=checkpoint)
+    axes.set_xticks(shifts)
     axes.set(xlabel="box shift, up to (pixels)", ylabel=METRICS[metric][0], ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
     return figure
 
 
@@ -122,6 +131,8 @@ def picture_grid(
 
 def overview(rows: Sequence[Row], unit: str) -> Any:
     """How many objects and cases each task has, and how large they are; rows of one checkpoint."""
+    from matplotlib import ticker
+
     groups = _unique((row["task"], row["modality"]) for row in rows)
     figure = figure_of(8.0, 1.5 + 0.4 * len(groups))
     left, right = figure.subplots(1, 2, sharey=True)
@@ -129,15 +140,18 @@ def overview(rows: Sequence[Row], unit: str) -> Any:
         members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
         cases = len({row["case_id"] for row in members})
         left.barh(place, len(members), color=COLOURS[place % len(COLOURS)])
-        left.text(
-            0, place, f" {len(members)} in {cases} case{'s' * (cases > 1)}", va="center", fontsize=8
-        )
+        text = f" {len(members)} in {cases} case{'s' * (cases > 1)}"
+        left.text(len(members), place, text, va="center", fontsize=8)
         sizes = [row["truth_size"] for row in members]
         right.plot(sizes, [place] * len(sizes), "|", color=COLOURS[place % len(COLOURS)])
     left.set_yticks(range(len(groups)), [f"{task}, {modality}" for task, modality in groups])
     left.set_xlabel("objects")
+    left.margins(x=0.35)  # for the text beside the longest bar
     right.set(xscale="log", xlabel=f"size of each ({unit})")
+    right.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     right.xaxis.set_minor_formatter("")
+    right.tick_params(axis="x", labelrotation=45)
     return figure
 
 
