@@ -9,7 +9,9 @@ Examples:
 A data set is scored slice by slice (2D, pixels), the scans of a manifest as volumes in their own
 grid (3D, mm); `mask_NAME` columns of the manifest hold further annotators.
 
-All checkpoints answer the same prompts. The same command goes on after a kill.
+All checkpoints answer the same prompts. The same command goes on after a kill. Over several hosts
+every process is started with --multihost (see docs/training.md); `--output` must be on a disk that
+all of them see, and process 0 writes the tables.
 """
 
 from pathlib import Path
@@ -18,6 +20,7 @@ from absl import flags, logging
 
 from medsam_jax import errors
 from medsam_jax.cache import keep_compiled_programs
+from medsam_jax.distributed import define_flags
 
 _CHECKPOINT = flags.DEFINE_list(
     "checkpoint", None, "Checkpoint directories or names of known weights, comma-separated."
@@ -42,6 +45,7 @@ _BURDEN = flags.DEFINE_bool("burden", False, "Measure volumes and diameters in t
 _TOLERANCE = flags.DEFINE_float("tolerance", 2.0, "Of the NSD: pixels of slices, mm of volumes.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Slices at a time.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of box shifts and points.")
+_JOIN_PROCESSES = define_flags()
 
 
 def main(_) -> None:
@@ -49,6 +53,7 @@ def main(_) -> None:
     keep_compiled_programs()
     from medsam_jax.evaluation.run import evaluate
 
+    _JOIN_PROCESSES()
     evaluate(
         checkpoints=_CHECKPOINT.value,
         output=Path(_OUTPUT.value),

@@ -15,6 +15,7 @@ import numpy as np
 
 from medsam_jax.data.input_pipeline import open_dataset
 from medsam_jax.data.preprocess import Preprocessing, check_compatible, stored_to_input
+from medsam_jax.distributed import wait_for_all
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.figures import overlay, window_around
 from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
@@ -96,6 +97,7 @@ class SplitEvaluation:
         """
         journal = Journal(self._output / "parts", self._identity(checkpoint), jax.process_index())
         done = {_key(row) for row in journal.rows()}
+        wait_for_all(f"read what is scored of {checkpoint}")  # before any process writes more
         wanted = [
             int(position)
             for position in np.unique(self._positions)
@@ -107,10 +109,7 @@ class SplitEvaluation:
             self._check_preprocessing(checkpoint, model.config.preprocessing)
             predictor = SlicePredictor(model, min(self._batch_size, len(share)))
             self._score(predictor, share, journal)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(f"evaluated {checkpoint}")
+        wait_for_all(f"evaluated {checkpoint}")
         unique = {_key(row): {"checkpoint": checkpoint} | row for row in journal.rows()}
         return [unique[key] for key in sorted(unique)]
 

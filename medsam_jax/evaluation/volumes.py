@@ -25,6 +25,7 @@ from medsam_jax.data.preprocess import (
     resize_image,
     slice_axis,
 )
+from medsam_jax.distributed import wait_for_all
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import burden
 from medsam_jax.evaluation.figures import overlay, window_around
@@ -148,14 +149,12 @@ class VolumeEvaluation:
         """Runs `work` on the cases that no earlier run has finished; gathers all rows."""
         journal = Journal(self._output / "parts", self._identity(identity), jax.process_index())
         done = {entry["case_index"] for entry in journal.rows()}
+        wait_for_all(f"read what is scored of {identity[0]}")  # before any process writes more
         todo = [i for i in range(len(self.cases)) if i not in done]
         share = todo[jax.process_index() :: jax.process_count()]
         if share:
             work(share, journal)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(f"evaluated {identity}")
+        wait_for_all(f"evaluated {identity[0]}")
         entries = {entry["case_index"]: entry for entry in journal.rows()}
         name = {} if checkpoint is None else {"checkpoint": checkpoint}
         ordered = [entries[index] for index in sorted(entries)]
