@@ -39,9 +39,13 @@ class Sequential(nnx.Module):
         for index, layer in enumerate(layers):
             setattr(self, str(index), layer)
 
+    @property
+    def layers(self) -> list[Callable[[Array], Array]]:
+        return [getattr(self, str(index)) for index in range(self.length)]
+
     def __call__(self, x: Array) -> Array:
-        for index in range(self.length):
-            x = getattr(self, str(index))(x)
+        for layer in self.layers:
+            x = layer(x)
         return x
 
 
@@ -162,12 +166,18 @@ class ConvTranspose2x2(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... 2*h 2*w d"]:
-        dtype = self.dtype or x.dtype
-        kernel = self.kernel[...].astype(dtype)
         height, width = x.shape[-3:-1]
-        x = jnp.einsum("...hwi,yxoi->...hywxo", x.astype(dtype), kernel)
-        x = x.reshape(*x.shape[:-5], 2 * height, 2 * width, kernel.shape[2])
-        return x + self.bias[...].astype(dtype)
+        x = self.blocks(x)  # [..., h, w, 4, d]
+        x = x.reshape(*x.shape[:-2], 2, 2, x.shape[-1]).swapaxes(-3, -4)
+        return x.reshape(*x.shape[:-5], 2 * height, 2 * width, x.shape[-1])
+
+    def blocks(self, x: Float[Array, "... i"]) -> Float[Array, "... 4 o"]:
+        """The four pixels (row by row) that each pixel becomes, not yet put in their places."""
+        dtype = self.dtype or x.dtype
+        kernel = self.kernel[...].astype(dtype)  # [2, 2, o, i]
+        product = x.astype(dtype) @ kernel.reshape(-1, kernel.shape[-1]).T
+        bias = self.bias[...].astype(dtype)
+        return product.reshape(*x.shape[:-1], 4, bias.size) + bias
 
 
 class Functional:

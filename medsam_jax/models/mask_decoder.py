@@ -1,10 +1,11 @@
 """SAM's mask decoder (segment_anything/modeling/mask_decoder.py), batched over images and prompts.
 
 Differences: [B, P] leading axes instead of `repeat_interleave`; only the masks that are asked for
-are multiplied out.
+are multiplied out; feature maps are enlarged in name only, and pixels put in order in the masks.
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from medsam_jax.models.common import ConvTranspose2x2, LayerNorm2d, Sequential, gelu
 from medsam_jax.models.transformer import TwoWayTransformer
+from medsam_jax.ops.prompts import for_each_prompt
 
 
 class MLP(nnx.Module):
@@ -96,15 +98,26 @@ class MaskDecoder(nnx.Module):
           low_res_logits and iou_predictions; M is 3, 1 or 4.
         """
         batch, height, width, dim = image_embeddings.shape
-        prompts = sparse.shape[1]
         tokens, valid = self._tokens(sparse, sparse_valid)
-        image = image_embeddings[:, None] + dense.astype(
-            image_embeddings.dtype
-        )  # [B, 1|P, h, w, C]
+        image = image_embeddings[:, None] + dense.astype(image_embeddings.dtype)
         image = image.reshape(batch, -1, height * width, dim)  # [B, P or 1, N, C]
-        tokens, image = self.transformer(image, image_pe.reshape(1, 1, -1, dim), tokens, valid)
-
+        image_pe = image_pe.reshape(1, 1, -1, dim)
+        queries = self.transformer.begin(tokens, valid, image, image_pe)
         chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
+        own = {"queries": queries, "tokens": tokens, "valid": valid}
+        if image.shape[1] == 1:
+            predict = partial(self._predict, image=image, image_pe=image_pe, chosen=chosen)
+        else:
+            own["image"] = image
+            predict = partial(self._predict, image_pe=image_pe, chosen=chosen)
+        masks, iou_predictions = for_each_prompt(lambda own: predict(**own), own)
+        return self._in_order(masks, height, width), iou_predictions
+
+    def _predict(
+        self, queries, tokens, valid, image, image_pe, chosen
+    ) -> tuple[Float[Array, "b p 16*n m"], Float[Array, "b p m"]]:
+        """The masks of some prompts, pixels of the same pixel of the image side by side."""
+        tokens, image = self.transformer.finish(queries, tokens, valid, image, image_pe)
         hyper_in = jnp.stack(
             [
                 mlp(tokens[:, :, 1 + index])
@@ -112,12 +125,21 @@ class MaskDecoder(nnx.Module):
             ],
             axis=2,
         )  # [B, P, M, C / 8]
-        upscaled = self.output_upscaling(image.reshape(batch, prompts, height, width, dim))
-        upscaled = upscaled.reshape(batch, prompts, -1, dim // 8)
-        masks = jnp.einsum("bpmc,bpnc->bpmn", hyper_in, upscaled).astype(jnp.float32)
-        masks = masks.reshape(batch, prompts, -1, 4 * height, 4 * width)
+        first, norm, _, second, _ = self.output_upscaling.layers
+        upscaled = gelu(norm(first.blocks(image)))  # [B, P, N, 4, C / 4]
+        upscaled = gelu(second.blocks(upscaled))  # [B, P, N, 4, 4, C / 8]
+        upscaled = upscaled.reshape(*image.shape[:2], -1, upscaled.shape[-1])
+        masks = (upscaled @ hyper_in.swapaxes(-1, -2)).astype(jnp.float32)  # [B, P, N * 16, M]
         iou_predictions = self.iou_prediction_head(tokens[:, :, 0]).astype(jnp.float32)
         return masks, iou_predictions[..., chosen]
+
+    def _in_order(
+        self, masks: Float[Array, "b p 16*n m"], height: int, width: int
+    ) -> Float[Array, "b p m 4*h 4*w"]:
+        """Puts a mask's pixels where two 2 x 2 transposed convolutions put them."""
+        masks = masks.reshape(*masks.shape[:2], height, width, 2, 2, 2, 2, -1)
+        masks = masks.transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)  # [B, P, M, h, 2, 2, w, 2, 2]
+        return masks.reshape(*masks.shape[:3], 4 * height, 4 * width)
 
     def _tokens(self, sparse, sparse_valid):
         """Puts the output tokens before the prompt's."""

@@ -1,0 +1,76 @@
+"""Attention between the few tokens of a prompt and the many pixels of an image.
+
+A score is `(Wq t) . (Wk x)`, which is `(Wk^T Wq t) . x`, and a weighted sum of `Wv x` is `Wv` of
+the weighted sum of `x`. With all projections on the tokens' side no pixel is projected: for 8 heads
+and 7 tokens every product over the pixels has 56 columns in place of 128, heads need no axis of
+their own beside the pixels, and nothing as large as the image is written in between. From
+`heads * tokens` = `heads * d` on, projecting the pixels is cheaper: see `tokens_are_few`.
+
+Softmax runs in float32. Biases of what the tokens see as keys shift all scores of a token alike, so
+they are not needed; biases of values and outputs are the caller's.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def tokens_are_few(tokens: int, head_dim: int) -> bool:
+    """Whether the functions below cost less than projecting the pixels does."""
+    return tokens < head_dim
+
+
+def tokens_to_pixels(
+    q: Float[Array, "b p t heads d"],
+    keys: Float[Array, "b p n c"],
+    values: Float[Array, "b p n c"],
+    key_kernel: Float[Array, "c heads d"],
+    value_kernel: Float[Array, "c heads d"],
+) -> Float[Array, "b p t heads d"]:
+    """What tokens gather from pixels; `q` is projected, `keys` and `values` are not."""
+    q = jnp.einsum("bpthd,chd->bpthc", q * q.shape[-1] ** -0.5, key_kernel)
+    scores = _scores(keys, q)  # [B, P, N, T * heads]
+    weights = jax.nn.softmax(scores, axis=-2).astype(values.dtype)
+    gathered = jnp.einsum("bpnk,bpnc->bpkc", weights, values).reshape(q.shape)
+    return jnp.einsum("bpthc,chd->bpthd", gathered, value_kernel)
+
+
+def pixels_to_tokens(
+    queries: Float[Array, "b p2 n c"],
+    k: Float[Array, "b p t heads d"],
+    v: Float[Array, "b p t heads d"],
+    query_kernel: Float[Array, "c heads d"],
+    query_bias: Float[Array, "heads d"],
+    out_kernel: Float[Array, "heads d c"],
+    key_valid: Bool[Array, "b p t"] | None,
+) -> Float[Array, "b p n c"]:
+    """What pixels gather from tokens, after the output kernel; `k` and `v` are projected.
+
+    Args:
+      queries: pixels, not projected; with `p2` 1 the same for all prompts of an image.
+      key_valid: tokens that are not valid get no weight.
+    """
+    k = k * k.shape[-1] ** -0.5
+    bias = jnp.einsum("bpthd,hd->bpth", k, query_bias, preferred_element_type=jnp.float32)
+    if key_valid is not None:
+        bias = jnp.where(key_valid[..., None], bias, -jnp.inf)
+    scores = _scores(queries, jnp.einsum("bpthd,chd->bpthc", k, query_kernel))
+    scores = scores.reshape(*scores.shape[:-1], *bias.shape[2:])  # [B, P, N, T, heads]
+    weights = jax.nn.softmax(scores + bias[:, :, None], axis=-2).astype(v.dtype)
+    v = _merged(jnp.einsum("bpthd,hdc->bpthc", v, out_kernel))
+    return weights.reshape(*weights.shape[:3], -1) @ v
+
+
+def _scores(
+    pixels: Float[Array, "b p2 n c"], tokens: Float[Array, "b p t heads c"]
+) -> Float[Array, "b p n t*heads"]:
+    """Pixels come first: with tokens first, XLA:CPU writes a transposed copy of the image.
+
+    And it is `matmul`, which does not repeat pixels of `p2` = 1 for every prompt, as einsum would.
+    """
+    tokens = _merged(tokens).swapaxes(-1, -2)
+    return jnp.matmul(pixels, tokens, preferred_element_type=jnp.float32)
+
+
+def _merged(x: Float[Array, "b p t heads c"]) -> Float[Array, "b p t*heads c"]:
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])

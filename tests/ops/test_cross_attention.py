@@ -1,0 +1,67 @@
+"""Projections on the tokens' side, against attention as it is usually written."""
+
+import numpy as np
+import pytest
+
+from medsam_jax.ops.cross_attention import pixels_to_tokens, tokens_to_pixels
+from medsam_jax.ops.prompts import for_each_prompt
+
+BATCH, PROMPTS, TOKENS, PIXELS, CHANNELS, HEADS, DIM = 2, 3, 4, 10, 12, 2, 5
+
+
+def draw(*shape: int) -> np.ndarray:
+    rng = np.random.default_rng(sum(shape))
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def attend(q, k, v):
+    """[n, heads, d] x [m, heads, d] -> [n, heads, d], in float64."""
+    scores = np.einsum("nhd,mhd->hnm", q, k) / np.sqrt(DIM)
+    return np.einsum("hnm,mhd->nhd", softmax(scores), v)
+
+
+def project(x, kernel, bias):
+    return np.einsum("nc,chd->nhd", x.astype(np.float64), kernel) + bias
+
+
+@pytest.fixture
+def kernels():
+    return [draw(CHANNELS + i, HEADS, DIM)[:CHANNELS] for i in range(3)]
+
+
+def test_tokens_to_pixels(kernels):
+    q = draw(BATCH, PROMPTS, TOKENS, HEADS, DIM)
+    keys, values = draw(2, BATCH, PROMPTS, PIXELS, CHANNELS)
+    found = np.asarray(tokens_to_pixels(q, keys, values, *kernels[:2]))
+    key_bias = draw(HEADS, DIM)  # moves all scores of a token alike
+    for at in np.ndindex(BATCH, PROMPTS):
+        k = project(keys[at], kernels[0], key_bias)
+        expected = attend(q[at], k, project(values[at], kernels[1], 0))
+        np.testing.assert_allclose(found[at], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_pixels_to_tokens(kernels, shared):
+    pixels = draw(BATCH, 1 if shared else PROMPTS, PIXELS, CHANNELS)
+    k, v = draw(2, BATCH, PROMPTS, TOKENS, HEADS, DIM)
+    bias, out_kernel = draw(HEADS, DIM), kernels[1].transpose(1, 2, 0)
+    valid = np.arange(BATCH * PROMPTS * TOKENS).reshape(BATCH, PROMPTS, TOKENS) % 5 != 0
+    found = np.asarray(pixels_to_tokens(pixels, k, v, kernels[0], bias, out_kernel, valid))
+    for image, prompt in np.ndindex(BATCH, PROMPTS):
+        seen = valid[image, prompt]
+        q = project(pixels[image, 0 if shared else prompt], kernels[0], bias)
+        gathered = attend(q, k[image, prompt, seen], v[image, prompt, seen])
+        expected = np.einsum("nhd,hdc->nc", gathered, out_kernel)
+        np.testing.assert_allclose(found[image, prompt], expected, atol=1e-5)
+
+
+def test_each_prompt_once_and_in_its_place():
+    own = {"x": draw(BATCH, PROMPTS, 4), "absent": None}
+    double, total = for_each_prompt(lambda own: (2 * own["x"], own["x"].sum(-1)), own)
+    np.testing.assert_array_equal(double, 2 * own["x"])
+    np.testing.assert_allclose(total, own["x"].sum(-1), rtol=1e-6)
