@@ -1,12 +1,9 @@
-"""All scores of one object, and how its prediction is kept."""
+"""Names and headings of the scores, and how a prediction is kept."""
 
 import numpy as np
 from jaxtyping import Bool
 
-from medsam_jax.metrics import dice, iou, normalized_surface_dice
-from medsam_jax.metrics.surface import distance_scores
-
-# Name -> (heading with unit, whether more is better).
+# Of `metrics.mask_scores`: name -> (heading, whether more is better).
 METRICS = {
     "dice": ("DSC", True),
     "nsd": ("NSD", True),
@@ -14,27 +11,6 @@ METRICS = {
     "hd95": ("HD95", False),
     "asd": ("ASD", False),
 }
-
-
-def object_scores(
-    prediction: Bool[np.ndarray, "..."],
-    truth: Bool[np.ndarray, "..."],
-    spacing: tuple[float, ...],
-    tolerance: float,
-) -> dict[str, float]:
-    """Every metric of `METRICS` for one object, 2D or 3D, in the unit of `spacing`.
-
-    Raises:
-      ValueError: shapes differ, or bad spacing or tolerance.
-    """
-    hd95, asd = distance_scores(prediction, truth, spacing)
-    return {
-        "dice": dice(prediction, truth),
-        "nsd": normalized_surface_dice(prediction, truth, spacing, tolerance),
-        "iou": iou(prediction, truth),
-        "hd95": hd95,
-        "asd": asd,
-    }
 
 
 def encode_runs(mask: Bool[np.ndarray, "..."]) -> list[int]:

@@ -22,7 +22,8 @@ from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
 from medsam_jax.evaluation.manifest import FIRST
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
-from medsam_jax.evaluation.scoring import decode_runs, encode_runs, object_scores
+from medsam_jax.evaluation.scoring import decode_runs, encode_runs
+from medsam_jax.metrics import mask_scores
 from medsam_jax.models.checkpoint import load_model, read_config
 from medsam_jax.progress import progress
 
@@ -173,7 +174,7 @@ class SplitEvaluation:
             "reference": FIRST,
             "truth_size": int(np.count_nonzero(one.truth)),
             "predicted_size": int(np.count_nonzero(prediction)),
-            **object_scores(prediction, one.truth, PIXELS, self._tolerance),
+            **mask_scores(prediction, one.truth, PIXELS, self._tolerance),
             # Kept in the journal only, for pictures.
             "position": one.position,
             "box": None if prompt.box is None else prompt.box.tolist(),

@@ -33,7 +33,8 @@ from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
 from medsam_jax.evaluation.manifest import FIRST, Case, read_cases
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
-from medsam_jax.evaluation.scoring import decode_runs, encode_runs, object_scores
+from medsam_jax.evaluation.scoring import decode_runs, encode_runs
+from medsam_jax.metrics import mask_scores
 from medsam_jax.models.checkpoint import load_model
 from medsam_jax.progress import progress
 
@@ -300,7 +301,7 @@ class VolumeEvaluation:
             "slice_index": largest,
             "truth_size": int(np.count_nonzero(truth)),
             "predicted_size": int(np.count_nonzero(prediction)),
-            **object_scores(
+            **mask_scores(
                 volume.scored(prediction),
                 volume.scored(truth),
                 volume.scored_spacing,
@@ -317,7 +318,7 @@ class VolumeEvaluation:
                 "slice_index": int(number),
                 "truth_size": int(np.count_nonzero(truth[number])),
                 "predicted_size": int(np.count_nonzero(prediction[number])),
-                **object_scores(prediction[number], truth[number], (1.0, 1.0), self._tolerance),
+                **mask_scores(prediction[number], truth[number], (1.0, 1.0), self._tolerance),
             }
             for number in np.flatnonzero((truth | prediction).any(axis=(1, 2)))
         ]

@@ -1,5 +1,6 @@
 """Overlap and surface metrics for masks: one definition, for NumPy and for jitted jax arrays."""
 
+from medsam_jax.metrics.labels import label_scores, mask_scores
 from medsam_jax.metrics.overlap import dice, dice_batch, iou, iou_batch
 from medsam_jax.metrics.surface import (
     average_surface_distance,
@@ -15,6 +16,8 @@ __all__ = [
     "hausdorff_distance",
     "iou",
     "iou_batch",
+    "label_scores",
+    "mask_scores",
     "normalized_surface_dice",
     "nsd_batch",
 ]

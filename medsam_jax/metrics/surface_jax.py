@@ -1,10 +1,13 @@
 """Normalized surface Dice on the accelerator: the definition of `surface`, jitted and batched.
 
-The 2D form packs 32 pixels to a word, marks the surface cells by bit operations, grows the other
-mask's surface column by column and row by row until the tolerance is used up, and counts bits. The
-counts are exact integers, so only the final lengths and division round.
+The 2D form packs 32 rows to a word, marks the surface cells by bit operations, grows the other
+mask's surface row by row and column by column until the tolerance is used up, and counts bits. The
+counts are exact integers, so only the final lengths and division round. Words hold rows, not
+columns, so that the last axis of every array stays long: a CPU works on 16 columns at a time.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -51,9 +54,10 @@ def nsd_batch(
         if spacing.shape not in ((2,), (batch, 2)):
             raise ValueError(f"spacing has shape {spacing.shape}; expected (2,) or ({batch}, 2)")
         rows = np.broadcast_to(spacing, (batch, 2))
-        reach = np.full((batch, height + 1), -1, np.int32)
+        reach = np.full((batch, width + 1), -1, np.int32)
         for pair in np.unique(rows, axis=0):
             table = reachable_columns(check_spacing(pair, 2), tolerance, (height + 1, width + 1))
+            table = _reachable_rows(table)
             reach[(rows == pair).all(axis=1), : len(table)] = table
         spacing = rows.astype(np.float32)
     return _nsd_packed(pred, target, spacing, reach)
@@ -74,25 +78,34 @@ def nsd_volume(
         raise ValueError("spacing of a volume must be known numbers, not a traced array")
     tolerance, spacing = check_tolerance(tolerance), check_spacing(spacing, 3)
     lattice = tuple(n + 1 for n in pred.shape)
-    table = reachable_columns(spacing, tolerance, lattice)
-    reach = np.full((lattice[0], lattice[1]), -1, np.int32)
+    table = _reachable_rows(reachable_columns(spacing, tolerance, lattice))
+    reach = np.full((lattice[0], lattice[2]), -1, np.int32)
     reach[tuple(slice(0, n) for n in table.shape)] = table
     areas = tables.surface_areas(tuple(spacing)).astype(np.float32)
     return _nsd_volume(pred, target, areas, reach)
 
 
+def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... columns"]:
+    """The same neighbourhood read the other way: how many rows away, by columns; -1 for none."""
+    columns = np.arange(reach.max() + 1)
+    return (reach[..., None, :] >= columns[:, None]).sum(axis=-1) - 1
+
+
 def _traced_reach(
     spacing: Float[Array, "b 2"], tolerance: float, height: int, width: int
-) -> Int[Array, "b h"]:
-    """`bitmask.reachable_columns` in float32 for spacing that is known only at run time."""
+) -> Int[Array, "b w"]:
+    """How many rows away a cell may be that is so many columns away; -1 where none is near enough.
+
+    `bitmask.reachable_columns`, of rows, in float32 for spacing that is known only at run time.
+    """
     row, column = spacing[:, :1], spacing[:, 1:]
-    rows = (jnp.arange(height) * row) ** 2
+    columns = (jnp.arange(width) * column) ** 2
 
-    def distance(columns):
-        return jnp.sqrt(rows + (columns * column) ** 2)
+    def distance(rows):
+        return jnp.sqrt((rows * row) ** 2 + columns)
 
-    guess = jnp.sqrt(jnp.maximum(tolerance**2 - rows, 0)) / column
-    guess = jnp.clip(jnp.floor(guess), 0, width - 1)
+    guess = jnp.sqrt(jnp.maximum(tolerance**2 - columns, 0)) / row
+    guess = jnp.clip(jnp.floor(guess), 0, height - 1)
     # The floor may be one off by rounding; the distance decides.
     best = jnp.where(distance(guess) <= tolerance, guess, guess - 1)
     best = jnp.where(distance(guess + 1) <= tolerance, guess + 1, best)
@@ -104,15 +117,16 @@ def _nsd_packed(
     pred: Bool[Array, "b h w"],
     target: Bool[Array, "b h w"],
     spacing: Float[Array, "b 2"],
-    reach: Int[Array, "b h+1"],
+    reach: Int[Array, "b w+1"],
 ) -> Float[Array, " b"]:
     batch = pred.shape[0]
-    masks = _pack(jnp.concatenate([pred, target]).astype(bool))  # [2B, H+2, W/32+1]
+    masks = jnp.concatenate([_pack(pred), _pack(target)])  # [2B, H/32+1, W+2]
     row, column = spacing[:, 0], spacing[:, 1]
     diagonal = 0.5 * jnp.hypot(row, column)
 
-    upper, lower = masks[:, :-1], masks[:, 1:]
-    a, b, c, d = _shift_up(upper), upper, _shift_up(lower), lower
+    c, d = masks[:, :, :-1], masks[:, :, 1:]
+    above = _shift_up(masks)
+    a, b = above[:, :, :-1], above[:, :, 1:]
     corner = a ^ b ^ c ^ d
     even = ~corner
     kinds = {  # by the table of `tables.contour_lengths`
@@ -145,13 +159,13 @@ def _nsd_volume(
     pred: Bool[Array, "d h w"],
     target: Bool[Array, "d h w"],
     areas: Float[Array, " 256"],
-    reach: Int[Array, "d+1 h+1"],
+    reach: Int[Array, "d+1 w+1"],
 ) -> Float[Array, ""]:
     within = total = 0.0
-    masks = [_pack(jnp.pad(mask.astype(bool), ((1, 1), (0, 0), (0, 0)))) for mask in (pred, target)]
+    masks = [jnp.pad(_pack(mask), ((1, 1), (0, 0), (0, 0))) for mask in (pred, target)]
     surfaces = [_volume_surface(words) for words in masks]
     for words, surface, other in zip(masks, surfaces, surfaces[::-1], strict=True):
-        size = areas[_volume_codes(words)]  # [D+1, H+1, columns]
+        size = areas[_volume_codes(words)]  # [D+1, rows, W+1]
         near = _unpack(_dilate_volume(other, reach) & surface)
         # One axis at a time: partial sums keep float32 to about 1e-7.
         within += jnp.where(near, size, 0).sum(-1).sum(-1).sum()
@@ -161,94 +175,97 @@ def _nsd_volume(
 
 def _volume_surface(words: UInt32[Array, "d h w"]) -> UInt32[Array, "d h w"]:
     some = every = words
-    for axis in (0, 1):
+    for axis in (0, 2):
         low = lax.slice_in_dim(some, 0, -1, axis=axis), lax.slice_in_dim(every, 0, -1, axis=axis)
         some = low[0] | lax.slice_in_dim(some, 1, None, axis=axis)
         every = low[1] & lax.slice_in_dim(every, 1, None, axis=axis)
     return (some | _shift_up(some)) & ~(every & _shift_up(every))
 
 
-def _volume_codes(words: UInt32[Array, "d h w"]) -> Int[Array, "d h columns"]:
+def _volume_codes(words: UInt32[Array, "d h w"]) -> Int[Array, "d rows w"]:
     """Code of `tables` of every cell."""
-    depth, height = words.shape[0] - 1, words.shape[1] - 1
+    depth, width = words.shape[0] - 1, words.shape[2] - 1
     code = 0
     for bit, (z, y, x) in enumerate(tables.CORNERS):
-        corner = words if x else _shift_up(words)
-        present = _unpack(corner[z : z + depth, y : y + height])
+        corner = words if y else _shift_up(words)
+        present = _unpack(corner[z : z + depth, :, x : x + width])
         code |= present.astype(jnp.int32) << bit
     return code
 
 
-def _unpack(words: UInt32[Array, "d h w"]) -> Bool[Array, "d h columns"]:
-    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
-    return bits.reshape(*words.shape[:2], -1).astype(bool)
+def _unpack(words: UInt32[Array, "d h w"]) -> Bool[Array, "d rows w"]:
+    bits = (words[:, :, None] >> jnp.arange(WORD, dtype=jnp.uint32)[:, None]) & 1
+    return bits.reshape(words.shape[0], -1, words.shape[2]).astype(bool)
 
 
 def _dilate_volume(
-    surface: UInt32[Array, "d h w"], reach: Int[Array, "d h"]
+    surface: UInt32[Array, "d h w"], reach: Int[Array, "d w"]
 ) -> UInt32[Array, "d h w"]:
     def grow_planes(plane, carry):
         near, up, down = carry
         near |= _dilate(up | down, reach[plane][None])
-        return near, _move(up, 0, -1), _move(down, 0, 1)
+        return near, _move_planes(up, -1), _move_planes(down, 1)
 
     start = (jnp.zeros_like(surface), surface, surface)
     return lax.fori_loop(0, jnp.sum(reach[:, 0] >= 0), grow_planes, start)[0]
 
 
-def _pack(masks: Bool[Array, "b h w"]) -> UInt32[Array, "b h+2 words"]:
-    """Packs columns to words, with a row of zeros above and below and a zero column at the end."""
+def _move_planes(words: UInt32[Array, "d h w"], step: int) -> UInt32[Array, "d h w"]:
+    """Moves the planes by one; zeros come in."""
+    kept = words[:-1] if step > 0 else words[1:]
+    return jnp.pad(kept, ((1, 0) if step > 0 else (0, 1), (0, 0), (0, 0)))
+
+
+def _pack(masks: Bool[Array, "b h w"]) -> UInt32[Array, "b words w+2"]:
+    """Packs rows to words, with a column of zeros on either side and a zero row at the end."""
     batch, height, width = masks.shape
-    words = width // WORD + 1
-    padded = jnp.pad(masks, ((0, 0), (1, 1), (0, words * WORD - width)))
-    bits = padded.reshape(batch, height + 2, words, WORD)
-    place = jnp.arange(WORD, dtype=jnp.uint32)
-    return jnp.sum(bits.astype(jnp.uint32) << place, axis=-1, dtype=jnp.uint32)
+    whole = height // WORD
+    masks = masks.astype(bool)
+    full = masks[:, : whole * WORD].reshape(batch, whole, WORD, width)
+    rest = masks[:, whole * WORD :][:, None]  # fewer rows than a word has, perhaps none
+    words = [_pack_rows(full), _pack_rows(rest)]
+    return jnp.pad(jnp.concatenate(words, axis=1), ((0, 0), (0, 0), (1, 1)))
+
+
+def _pack_rows(bits: Bool[Array, "b n rows w"]) -> UInt32[Array, "b n w"]:
+    """Row i of `rows` becomes bit i. Written out: as a sum it took five times as long on a CPU."""
+    rows = [bits[:, :, i].astype(jnp.uint32) << i for i in range(bits.shape[2])]
+    nothing = jnp.zeros((*bits.shape[:2], bits.shape[3]), jnp.uint32)
+    return functools.reduce(operator.or_, rows, nothing)
 
 
 def _shift_up(words: UInt32[Array, "b h w"]) -> UInt32[Array, "b h w"]:
-    """Moves every bit one column up."""
-    carry = jnp.pad(words[..., :-1] >> (WORD - 1), ((0, 0), (0, 0), (1, 0)))
+    """Moves every bit one row on."""
+    carry = jnp.pad(words[:, :-1] >> (WORD - 1), ((0, 0), (1, 0), (0, 0)))
     return (words << 1) | carry
 
 
 def _shift_down(words: UInt32[Array, "b h w"]) -> UInt32[Array, "b h w"]:
-    """Moves every bit one column down."""
-    carry = jnp.pad(words[..., 1:] << (WORD - 1), ((0, 0), (0, 0), (0, 1)))
+    """Moves every bit one row back."""
+    carry = jnp.pad(words[:, 1:] << (WORD - 1), ((0, 0), (0, 1), (0, 0)))
     return (words >> 1) | carry
 
 
-def _dilate(surface: UInt32[Array, "b h w"], reach: Int[Array, "b h"]) -> UInt32[Array, "b h w"]:
-    """Sets every cell that has a surface cell `rows` away and at most `reach[rows]` columns away.
+def _dilate(surface: UInt32[Array, "b h w"], reach: Int[Array, "b w"]) -> UInt32[Array, "b h w"]:
+    """Sets every cell that has a surface cell `columns` away and at most `reach[columns]` rows.
 
-    Both loops stop at the farthest row and column that any item of the batch can reach.
+    Both loops stop at the farthest column and row that any item of the batch can reach.
     """
+    width = surface.shape[2]
+    wide = jnp.pad(surface, ((0, 0), (0, 0), (width, width)))
 
-    def grow_rows(rows, carry):
-        near, up, down = carry
-        columns_allowed = reach[:, rows, None, None]
+    def grow_columns(columns, near):
+        left = lax.dynamic_slice_in_dim(wide, width - columns, width, axis=2)
+        right = lax.dynamic_slice_in_dim(wide, width + columns, width, axis=2)
+        rows_allowed = reach[:, columns, None, None]
 
-        def grow_columns(columns, carry):
-            near, left, right = carry
-            near |= jnp.where(columns <= columns_allowed, left | right, 0)
-            return near, _shift_down(left), _shift_up(right)
+        def grow_rows(rows, carry):
+            near, up, down = carry
+            near |= jnp.where(rows <= rows_allowed, up | down, 0)
+            return near, _shift_up(up), _shift_down(down)
 
-        both = up | down
-        near, _, _ = lax.fori_loop(
-            0, jnp.max(columns_allowed) + 1, grow_columns, (near, both, both)
-        )
-        return near, _move(up, 1, -1), _move(down, 1, 1)
+        both = left | right
+        return lax.fori_loop(0, jnp.max(rows_allowed) + 1, grow_rows, (near, both, both))[0]
 
-    last_row = jnp.max(jnp.sum(reach >= 0, axis=1))
-    start = (jnp.zeros_like(surface), surface, surface)
-    return lax.fori_loop(0, last_row, grow_rows, start)[0]
-
-
-def _move(words: UInt32[Array, "b h w"], axis: int, step: int) -> UInt32[Array, "b h w"]:
-    """Moves the words one step along an axis; zeros come in."""
-    padding = [(0, 0)] * words.ndim
-    padding[axis] = (1, 0) if step > 0 else (0, 1)
-    start = 0 if step > 0 else 1
-    size = words.shape[axis]
-    kept = lax.slice_in_dim(words, start, start + size - 1, axis=axis)
-    return jnp.pad(kept, padding)
+    last_column = jnp.max(jnp.sum(reach >= 0, axis=1))
+    return lax.fori_loop(0, last_column, grow_columns, jnp.zeros_like(surface))

@@ -30,6 +30,27 @@ def test_ellipsoid_of_known_volume_and_diameters(angle, spacing):
     assert measured["perpendicular_mm"] == pytest.approx(24, abs=1.5 * pixel)
 
 
+@pytest.mark.parametrize("tilt", [0, 25, 60])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 0.6, 0.9)])
+def test_ellipsoid_tilted_out_of_the_plane(tilt, spacing):
+    """Its largest section is through the centre: an ellipse known from the quadratic form."""
+    semi_axes, angle = (14.0, 24.0, 10.0), np.radians(tilt)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    form = turn @ np.diag(np.power(semi_axes, -2.0)) @ turn.T
+    shape = [int(60 / s) for s in spacing]
+    grids = [(np.arange(n) - (n - 1) / 2 + 0.13) * s for n, s in zip(shape, spacing, strict=True)]
+    points = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1)
+    mask = np.einsum("...i,ij,...j", points, form, points) <= 1
+    measured = measure(mask, spacing)
+    short, long = np.sort(2 / np.sqrt(np.linalg.eigvalsh(form[1:, 1:])))
+    assert measured["volume_ml"] == pytest.approx(4 / 3 * np.pi * 14 * 24 * 10 / 1000, rel=0.01)
+    pixel = max(spacing[1:])
+    assert measured["longest_mm"] == pytest.approx(long, abs=pixel)
+    assert measured["perpendicular_mm"] == pytest.approx(short, abs=1.5 * pixel)
+
+
 def test_single_voxel():
     mask = np.zeros((1, 3, 3), bool)
     mask[0, 1, 1] = True

@@ -102,8 +102,8 @@ def test_a_killed_run_goes_on(make, monkeypatch, models, tmp_path):
     parts.write_text("".join(lines[:6]) + lines[6][:40])  # a kill while the second batch is written
 
     scored = []
-    original = split.object_scores
-    monkeypatch.setattr(split, "object_scores", lambda *args: scored.append(0) or original(*args))
+    original = split.mask_scores
+    monkeypatch.setattr(split, "mask_scores", lambda *args: scored.append(0) or original(*args))
     assert make(shifts=(0, 5)).evaluate("low") == whole
     assert len(scored) == len(whole) - 6
     models.clear()

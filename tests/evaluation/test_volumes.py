@@ -94,7 +94,7 @@ def test_scores_in_the_scans_grid(manifest):
 def test_dice_equals_simpleitk(manifest, monkeypatch):
     """The very masks that are scored, given to SimpleITK's overlap filter."""
     scored = []
-    original = volumes.object_scores
+    original = volumes.mask_scores
 
     def keep(prediction, truth, *rest):
         scores = original(prediction, truth, *rest)
@@ -102,7 +102,7 @@ def test_dice_equals_simpleitk(manifest, monkeypatch):
             scored.append((prediction, truth, scores["dice"]))
         return scores
 
-    monkeypatch.setattr(volumes, "object_scores", keep)
+    monkeypatch.setattr(volumes, "mask_scores", keep)
     rows = evaluation(manifest).evaluate("0.5")
     assert len(scored) == len(rows) == 4
     for prediction, truth, dice in scored:
@@ -172,6 +172,38 @@ def test_pictures_are_scored_in_two_dimensions(tmp_path, monkeypatch):
 def test_label_that_a_case_lacks_is_refused_by_name(manifest):
     with pytest.raises(UserError, match=r"case one \(balls, CT\): --labels 2 is not in .*\[1, 3\]"):
         evaluation(manifest, labels=[1, 2]).evaluate("0.5")
+
+
+def test_a_mask_elsewhere_is_refused_by_name(manifest):
+    path = manifest.parent / "two_mask.nii.gz"
+    image = sitk.ReadImage(str(path))
+    image.SetOrigin((5000.0, 0.0, 0.0))
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(UserError, match=r"case two \(balls, MR\): .*two_mask.nii.gz"):
+        evaluation(manifest).evaluate("0.5")
+
+
+def test_a_mask_of_another_shape_is_refused_by_name(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    Image.fromarray(np.zeros((50, 60), np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(np.ones((60, 50), np.uint8)).save(tmp_path / "mask.png")
+    path = write_manifest(tmp_path / "cases.csv", [["p", "image.png", "mask.png", "US", "t"]])
+    with pytest.raises(UserError, match=r"case p \(t, US\): .*mask.png"):
+        evaluation(path).evaluate("0.5")
+
+
+def test_a_stack_without_spacing_is_refused_by_name(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    pages = [Image.fromarray(np.full((40, 50), 1, np.uint8)) for _ in range(3)]
+    for name in ("image", "mask"):
+        pages[0].save(tmp_path / f"{name}.tiff", save_all=True, append_images=pages[1:])
+    path = write_manifest(tmp_path / "cases.csv", [["p", "image.tiff", "mask.tiff", "US", "t"]])
+    with pytest.raises(UserError, match=r"case p \(t, US\): .*spacing .*nan.* positive mm"):
+        evaluation(path).evaluate("0.5")
 
 
 def test_labels_choose(manifest):

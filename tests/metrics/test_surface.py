@@ -142,6 +142,27 @@ def test_axis_permutation_with_permuted_spacing_changes_nothing():
             assert metric(*permuted) == pytest.approx(expected, abs=1e-12)
 
 
+def test_axis_permutation_of_the_jitted_forms():
+    rng = np.random.default_rng(4)
+    pred, target = rng.random((2, 4, 37, 70)) < 0.05
+    expected = [
+        normalized_surface_dice(p, t, (1.7, 0.6), 2.0) for p, t in zip(pred, target, strict=True)
+    ]
+    turned = pred.transpose(0, 2, 1), target.transpose(0, 2, 1)
+    for masks, spacing in (((pred, target), (1.7, 0.6)), (turned, (0.6, 1.7))):
+        scores = nsd_batch(*map(jnp.array, masks), spacing, 2.0)
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("height", [1, 31, 32, 33, 64])
+def test_heights_around_a_word(height):
+    rng = np.random.default_rng(height)
+    pred, target = rng.random((2, height, 9)) < 0.3
+    expected = normalized_surface_dice(pred, target, (1, 1), 1.5)
+    score = normalized_surface_dice(jnp.array(pred), jnp.array(target), (1, 1), 1.5)
+    assert score == pytest.approx(expected, abs=1e-6)
+
+
 def test_search_and_distances_agree(monkeypatch):
     rng = np.random.default_rng(2)
     pred, target = rng.random((2, 6, 20, 70)) < 0.02
