@@ -16,7 +16,7 @@ from typing import Any
 from absl import logging
 
 from datasets.medical_slices import card, metadata, slices
-from datasets.medical_slices.cases import Case, read_manifest
+from datasets.medical_slices.cases import Case, annotator_columns, read_manifest
 from datasets.medical_slices.medical_slices_dataset_builder import (
     Builder,
     Examples,
@@ -94,6 +94,11 @@ def _checked_cases(
         )
     good = [item for item in checked if not item.problems]
     warnings = [line for item in good for line in item.warnings] + _same_image_twice(good)
+    if others := annotator_columns(request.manifest):
+        warnings.append(
+            f"{request.manifest}: {', '.join(others)}: further annotators are not stored, every "
+            "slice has the objects of column mask; medsam_jax.evaluate --manifest scores them all"
+        )
     for line in problems + warnings:
         print(f"warning: {line}", flush=True)
     _check_content(request, good)

@@ -10,6 +10,9 @@ from medsam_jax.errors import UserError
 
 REQUIRED = ("case_id", "image", "mask", "modality", "task")
 OPTIONAL = ("split", "window")
+ANNOTATOR = (
+    "mask_"  # further annotators' masks in columns `mask_NAME`, read by the evaluation alone
+)
 SPLITS = ("train", "tune", "validation")
 
 
@@ -134,14 +137,24 @@ def _read_rows(path: pathlib.Path) -> list[tuple[int, list[str]]]:
 
 def _check_header(path: pathlib.Path, header: list[str]) -> None:
     missing = [name for name in REQUIRED if name not in header]
-    unknown = [name for name in header if name not in REQUIRED + OPTIONAL]
+    unknown = [
+        name
+        for name in header
+        if name not in REQUIRED + OPTIONAL and not name.startswith(ANNOTATOR)
+    ]
     repeated = [name for name, count in collections.Counter(header).items() if count > 1]
     if missing or unknown or repeated:
         raise UserError(
             f"{path}: header {','.join(header)!r}: missing {missing or 'none'}, unknown "
             f"{unknown or 'none'}, repeated {repeated or 'none'}; the columns are "
-            f"{','.join(REQUIRED)}[,split,window]"
+            f"{','.join(REQUIRED)}[,split,window,{ANNOTATOR}NAME...]"
         )
+
+
+def annotator_columns(path: str | pathlib.Path) -> list[str]:
+    """Columns of a manifest with further annotators' masks. Raises as `read_manifest`."""
+    header = _read_rows(pathlib.Path(path))[0][1]
+    return [name.strip() for name in header if name.strip().startswith(ANNOTATOR)]
 
 
 def _conflicts(cases: list[Case]) -> dict[int, str]:

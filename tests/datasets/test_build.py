@@ -314,6 +314,18 @@ def test_the_same_image_under_two_names_is_reported(tmp_path, capsys):
     assert line in find_dataset(tmp_path / "data").record["warnings"][0]
 
 
+def test_further_annotators_are_named_and_left_to_the_evaluation(tmp_path, capsys):
+    make_ct(tmp_path, "a")
+    rows = [("a", "a.nii.gz", "a_mask.nii.gz", "CT", "t", "train", "not_there.nii.gz")]
+    header = "case_id,image,mask,modality,task,split,mask_reader2"
+    manifest = write_manifest(tmp_path / "cases.csv", rows, header)
+    building.build(request(manifest, tmp_path / "data"))
+    line = "mask_reader2: further annotators are not stored"
+    assert line in capsys.readouterr().out
+    assert line in find_dataset(tmp_path / "data").record["warnings"][-1]
+    assert len(records(tmp_path / "data", "train")) == 6
+
+
 def test_a_windowed_ct_is_pointed_out(tmp_path, capsys):
     make_ct(tmp_path, "a")
     array = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz")))

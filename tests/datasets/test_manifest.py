@@ -62,6 +62,15 @@ def test_a_spreadsheets_csv_is_read(tmp_path):
     assert (found.row, found.case_id, found.image) == (2, "a,1", str(tmp_path / "i.nii"))
 
 
+def test_masks_of_further_annotators_are_known_columns(tmp_path):
+    header = "case_id,image,mask,modality,task,mask_b,mask_c d"
+    path = write_manifest(tmp_path / "a.csv", [("p", "i", "m", "CT", "t", "b", "")], header)
+    (found,), problems = cases.read_manifest(path, "d")
+    assert not problems
+    assert found.mask == str(tmp_path / "m")
+    assert cases.annotator_columns(path) == ["mask_b", "mask_c d"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
