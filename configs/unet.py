@@ -7,10 +7,9 @@ Commands:
   python -m medsam_jax.evaluate --checkpoint lite_medsam,runs/unet/box/best --data_dir DATA \
       --output results/unet
 
-Without the box: `--nobox_channel` in the first command. A specialist: a data set built from the
-rows of one task; one model for all tasks: a data set of all.
-
-Time and scores have not been measured yet; see docs/results.md.
+Without the box: `--nobox_channel` in the first command. A specialist: `--config.task=TASK`; without
+it one model for all tasks. The full width is for a GPU and has not been trained yet; a small one,
+for a CPU, is `unet_small.py`, with scores in docs/results.md.
 """
 
 import ml_collections

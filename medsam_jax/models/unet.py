@@ -221,6 +221,7 @@ def _configured(features: list[str], image_size: int, box_channel: bool) -> UNet
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it writes
     from medsam_jax.models.checkpoint import save_model
     from medsam_jax.models.common import flatten_state
 
@@ -233,7 +234,7 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    from absl import flags
+    from absl import flags, logging
 
     from medsam_jax import errors
 

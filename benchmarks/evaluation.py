@@ -1,0 +1,68 @@
+"""What scoring, prompts, reading and the journal add to the model's own time in an evaluation.
+
+    python -m benchmarks.evaluation --data_dir data --checkpoint lite_medsam
+
+The model's own time: the same slices and prompts, ready in memory, through `SlicePredictor` with
+the masks thrown away. Rounds of both alternate.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from medsam_jax.errors import run
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Data set written by datasets.build.")
+_SPLIT = flags.DEFINE_string("split", "validation", "Its split.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "lite_medsam", "Checkpoint directory or name.")
+_SLICES = flags.DEFINE_integer("slices", 32, "Slices to score, at most.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed passes of each.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Slices at a time.", lower_bound=1)
+
+
+def main(_) -> None:
+    from medsam_jax.evaluation import split
+    from medsam_jax.evaluation.journal import Journal
+    from medsam_jax.evaluation.predictor import SlicePredictor
+    from medsam_jax.evaluation.protocol import Protocol
+    from medsam_jax.models.checkpoint import load_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        evaluation = split.SplitEvaluation(
+            _DATA_DIR.value, _SPLIT.value, [Protocol()], 2.0, _BATCH.value, Path(folder)
+        )
+        positions = sorted(set(evaluation._positions.tolist()))[: _SLICES.value]
+        model = load_model(_CHECKPOINT.value)
+        predictor = SlicePredictor(model, _BATCH.value)
+        tasks = [
+            split._task(list(evaluation._objects(position)), predictor.preprocessing)
+            for position in positions
+        ]
+
+        def model_alone() -> None:
+            for _ in predictor.run(tasks):
+                pass
+
+        def evaluate() -> None:
+            evaluation._score(predictor, positions, Journal(Path(folder), {"time": time.time()}))
+
+        seconds = {model_alone: [], evaluate: []}
+        model_alone()  # compiles
+        for _ in range(_ROUNDS.value):
+            for function, found in seconds.items():
+                start = time.perf_counter()
+                function()
+                found.append(time.perf_counter() - start)
+    alone, whole = (float(np.median(found)) for found in seconds.values())
+    print(
+        f"{_CHECKPOINT.value}: {len(positions)} slices, model {alone:.2f} s, "
+        f"evaluation {whole:.2f} s: {100 * (whole / alone - 1):+.1f} %"
+    )
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("data_dir")
+    run(main)

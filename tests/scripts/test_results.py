@@ -1,0 +1,63 @@
+"""The results page: which rows are scored, and what the cells hold."""
+
+import numpy as np
+import pytest
+
+from medsam_jax.errors import UserError
+from medsam_jax.evaluation.tables import write_csv
+from scripts import results
+
+
+def row(checkpoint, task, dice, case="a"):
+    fields = {"checkpoint": checkpoint, "task": task, "modality": "CT", "case_id": case}
+    return fields | {"dice": str(dice), "nsd": str(dice / 2)}
+
+
+def test_manifests_are_merged_by_split_and_task(tmp_path):
+    (tmp_path / "in").mkdir()
+    rows = [
+        ("a", "a.nii", "m.nii", "CT", "liver", "train"),
+        ("b", "b.nii", "m.nii", "CT", "liver", "validation"),
+        ("c", "c.nii", "m.nii", "CT", "organs", "validation"),
+    ]
+    names = (*results.COLUMNS, "split")
+    write_csv(tmp_path / "in" / "x.csv", [dict(zip(names, one, strict=True)) for one in rows])
+    given = [tmp_path / "in" / "x.csv"]
+    results.merge_manifests(given, tmp_path / "out.csv", "validation", ["organs"])
+    (one,) = results.read_csv(tmp_path / "out.csv")
+    assert (one["case_id"], one["image"]) == ("b", str(tmp_path / "in" / "b.nii"))
+    with pytest.raises(UserError, match="no row of split tune"):
+        results.merge_manifests(given, tmp_path / "out.csv", "tune", [])
+
+
+def test_cells():
+    rows = [row("m", "t", x) for x in (0.2, 0.4, 0.9)] + [row("m", "t", np.nan)]
+    assert results.cell(rows, ["m"], "dice") == "0.400 (0.300-0.650)<br>0.500"
+    rows += [row("n", "t", x) for x in (0.6, 0.8, 1.0)]
+    assert results.cell(rows, ["m", "n"], "dice") == (
+        "0.600 [0.400, 0.800]<br>0.650 [0.500, 0.800]"
+    )
+
+
+def test_tables_have_a_column_for_each_model():
+    rows = [row("m", "t", 0.5), row("n", "t", 0.7), row("m", "u", 0.1), row("n", "u", 0.2)]
+    rows += [row(name, "t", 0.5, "b") for name in "mn"]
+    scores = {"internal": {"per_object.csv": rows, "per_slice.csv": rows}}
+    text = results.tables(scores, {"first": ["m"], "second": ["n"]}, "the command")
+    assert "```\nthe command\n```" in text
+    assert text.count("| data | task | cases |") == len(results.TABLES)
+    line = (
+        "| internal | t, CT | 2 | 2 | 0.500 (0.500-0.500)<br>0.500 | 0.600 (0.550-0.650)<br>0.600 |"
+    )
+    assert line in text
+
+
+@pytest.mark.parametrize("given", [["a"], ["=x"], ["a=x", "a=y"]])
+def test_models_that_cannot_be_meant(given):
+    with pytest.raises(UserError, match="--model"):
+        results.parse_models(given)
+
+
+def test_models_are_named():
+    given = results.parse_models(["a b=x", "c=y+z"])
+    assert given == {"a b": ["x"], "c": ["y", "z"]}
