@@ -2,7 +2,7 @@
 # make test        tests, without torch
 # make test-parity comparison with PyTorch, in an environment of its own
 # make lint        ruff check and format
-# make bench       side-by-side timings (SUITE=cpu|gpu, NAME=row)
+# make bench       side-by-side timings and their tables in docs/performance.md (SUITE=cpu|gpu, NAME=row)
 # make env         only the environment in .venv
 #
 # PYTHON=...       the interpreter the environments are made with (3.11 or later)
@@ -93,7 +93,8 @@ $(BENCH_STAMP):
 
 SUITE ?= cpu
 bench: $(BENCH_STAMP)
-	$(BENCH)/bin/python -m benchmarks.run --suite $(SUITE) $(if $(NAME),--only $(NAME))
+	$(BENCH)/bin/python -m benchmarks.run --suite $(SUITE) $(if $(NAME),--only "$(NAME)")
+	$(BENCH)/bin/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) $(PARITY) $(BENCH) demo build dist *.egg-info .pytest_cache .ruff_cache

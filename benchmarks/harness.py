@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import numpy as np
 from medsam_jax.errors import UserError
 
 SETTLE_SECONDS = 0.05  # between two calls: thread pools of the last one stop spinning
+_LEAST_ROUNDS = 3  # before the time for a row may end it
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the same work by several contenders, ours first."""
+    """One line of the table: the same work by several contenders, ours first.
+
+    With `compared` False the contenders are variants of ours whose outputs cannot be compared,
+    such as batch sizes; ratios are then of the time of one item.
+    """
 
     name: str
     suite: str  # "cpu" or "gpu"
@@ -44,15 +49,22 @@ class Row:
     targets: Mapping[str, float] = field(
         default_factory=dict
     )  # contender -> ours / theirs, at most
+    memory_targets: Mapping[str, float] = field(default_factory=dict)  # likewise, peak memory
     tolerance: float = 1e-4  # largest difference of outputs, as a fraction of the largest value
+    compared: bool = True
+    rounds: int = 15  # at most
+    precision: str = "float32"  # whose matrix peak is the limit
 
 
 @dataclass
 class Work:
     """What a contender's setup returns."""
 
-    run: object  # run(index) -> array or tuple of arrays; index picks one of several inputs
-    operations: float | None = None  # floating point operations of one call, where counted
+    run: Callable[[int], object]  # index of one of several inputs -> array or tuple of arrays
+    operations: float | None = None  # in matrix products of one call, where counted
+    bytes: float | None = None  # that one call must at least read and write, where counted
+    items: int = 1  # images, slices or prompts of one call
+    peak_memory: Callable[[], int] | None = None  # of an accelerator; the process's by default
 
 
 @dataclass
@@ -63,8 +75,10 @@ class Measurement:
     seconds: list[float]
     first_call: float  # the first call, compilation included
     peak_memory: int  # of the whole process, interpreter and libraries included
-    difference: float  # of outputs from ours, as a fraction of the largest value; 0 for ours
+    difference: float | None  # of outputs from ours, as a fraction of the largest value
     operations: float | None
+    bytes: float | None
+    items: int
     environment: dict[str, str]
     versions: dict[str, str]
 
@@ -111,20 +125,30 @@ class _Worker:
         self.process.wait()
 
 
-def measure(row: Row, *, rounds: int, cores: int) -> list[Measurement]:
+def measure(row: Row, *, rounds: int, seconds: float, cores: int) -> list[Measurement]:
     """Measures every contender of a row.
+
+    Args:
+      rounds: calls of each contender, at most; the row's own number where that is smaller.
+      seconds: after three rounds, none begins when this long has been spent on them.
+      cores: of the CPU, for each contender.
 
     Raises:
         UserError: a contender's process died, or its outputs differ from ours by more than the
             row's tolerance; nothing is timed then.
     """
+    rounds = min(rounds, row.rounds)
     with tempfile.TemporaryDirectory() as folder:
         workers = [_Worker(contender, cores, Path(folder)) for contender in row.contenders]
         try:
             results = _prepare(row, workers, Path(folder))
-            for worker in workers:  # a second call: the first may have left lazy work behind
-                worker.ask(do="run", index=0)
+            if rounds >= _LEAST_ROUNDS:  # a second call: the first may have left lazy work behind
+                for worker in workers:
+                    worker.ask(do="run", index=0)
+            start = time.monotonic()
             for r in range(rounds):
+                if r >= _LEAST_ROUNDS and time.monotonic() - start > seconds:
+                    break
                 for worker, result in itertools.islice(
                     itertools.cycle(zip(workers, results, strict=True)),
                     r % len(workers),
@@ -148,15 +172,12 @@ def _prepare(row: Row, workers: list[_Worker], folder: Path) -> list[Measurement
         ready = worker.ask(
             do="setup", setup=contender.setup, arguments=dict(contender.arguments), output=output
         )
-        with np.load(output) as archive:
-            outputs = [archive[key] for key in sorted(archive.files)]
-        ours = ours or outputs
-        difference = largest_difference(ours, outputs)
-        if not difference <= row.tolerance:
-            raise UserError(
-                f"{row.name}: outputs of {contender.name} differ from ours by {difference:.1e} of "
-                f"the largest value, more than {row.tolerance:.0e}; not timed"
-            )
+        difference = None
+        if row.compared:
+            with np.load(output) as archive:
+                outputs = [archive[key] for key in sorted(archive.files)]
+            ours = ours or outputs
+            difference = _checked_difference(row, contender, ours, outputs)
         results.append(
             Measurement(
                 name=contender.name,
@@ -165,11 +186,23 @@ def _prepare(row: Row, workers: list[_Worker], folder: Path) -> list[Measurement
                 peak_memory=0,
                 difference=difference,
                 operations=ready["operations"],
+                bytes=ready["bytes"],
+                items=ready["items"],
                 environment=dict(contender.environment),
                 versions=ready["versions"],
             )
         )
     return results
+
+
+def _checked_difference(row: Row, contender: Contender, ours, theirs) -> float:
+    difference = largest_difference(ours, theirs)
+    if not difference <= row.tolerance:
+        raise UserError(
+            f"{row.name}: outputs of {contender.name} differ from ours by {difference:.1e} of "
+            f"the largest value, more than {row.tolerance:.0e}; not timed"
+        )
+    return difference
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:

@@ -1,5 +1,12 @@
-"""What the numbers were measured on: the machine's name and its two physical limits."""
+"""What the numbers were measured on: the machine's name and its physical limits.
 
+    python -m benchmarks.machine
+
+prints the limits as JSON; the benchmarks ask for them so, in a process that then gives its memory
+back.
+"""
+
+import json
 import os
 import platform
 import time
@@ -24,21 +31,31 @@ def describe(cores: int) -> dict[str, str]:
     }
 
 
-def limits(size: int = 2048, repeats: int = 5) -> dict[str, float]:
+def gpu() -> str | None:
+    """The name of jax's first GPU, or None without one."""
+    import jax
+
+    return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else None
+
+
+def limits(repeats: int = 5) -> dict[str, float]:
     """Measured peaks of the default jax device.
 
-    Returns `operations` per second of a float32 matrix product, and `bytes` per second read and
-    written while adding one to an array of 256 MiB; the best of a few calls each.
+    Returns `operations` and `operations_bf16` per second of a matrix product in either type, and
+    `bytes` per second read and written while adding one to an array; the best of a few calls each.
     """
     import jax
     import jax.numpy as jnp
 
-    matrix = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32))
-    array = jnp.zeros(2**26, jnp.float32)
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    side = {"gpu": 8192}.get(jax.default_backend(), 2048)
+    matrix = jnp.asarray(np.random.default_rng(0).standard_normal((side, side), np.float32))
+    array = jnp.zeros(2**26, jnp.float32)  # 256 MiB
+    exact = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    half = jax.jit(lambda a: jnp.matmul(a, a))
     add = jax.jit(lambda a: a + 1)
     return {
-        "operations": 2 * size**3 / _best(product, matrix, repeats),
+        "operations": 2 * side**3 / _best(exact, matrix, repeats),
+        "operations_bf16": 2 * side**3 / _best(half, matrix.astype(jnp.bfloat16), repeats),
         "bytes": 2 * array.nbytes / _best(add, array, repeats),
     }
 
@@ -51,3 +68,12 @@ def _best(function, argument, repeats: int) -> float:
         function(argument).block_until_ready()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def main() -> None:
+    """Prints the limits."""
+    print(json.dumps(limits()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,98 +1,231 @@
-"""Results of a run as JSON, and as the Markdown table that `docs/performance.md` holds."""
+"""Results of runs as JSON, one entry a row, and as the tables of `docs/performance.md`.
+
+    python -m benchmarks.report --results docs/performance.json --document docs/performance.md
+
+replaces what stands between the two marks of the document by tables of the JSON file.
+"""
 
 import dataclasses
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from absl import flags
 
 from benchmarks.harness import Measurement, Row
+from medsam_jax.errors import UserError, run
+
+_RESULTS = flags.DEFINE_string("results", "docs/performance.json", "What benchmarks.run wrote.")
+_DOCUMENT = flags.DEFINE_string("document", "docs/performance.md", "Where the tables go.")
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+COLUMNS = (
+    "row",
+    "contender",
+    "seconds",
+    "items/s",
+    "ratio",
+    "target",
+    "difference",
+    "first call, s",
+    "peak memory, MB",
+    "memory ratio",
+    "limit, s",
+    "of limit",
+)
+EXPLANATION = """\
+Seconds are medians (quartiles) of interleaved calls after warm-up; the ratio is ours over theirs,
+below 1 is faster, with the quartiles of the ratio within rounds. Where contenders are variants of
+ours (no difference given), the ratio is the first's time per item over this one's. Difference is
+the largest of the outputs, as a fraction of the largest value. The first call includes compilation.
+Memory is the peak of the whole process, libraries included (on a GPU, of the device's allocator).
+The limit is the larger of matrix operations over the measured matrix peak and of bytes of arguments
+and results over the measured bandwidth; "of limit" is the limit over our median."""
 
 
-def ratio(ours: Measurement, theirs: Measurement) -> tuple[float, float, float]:
-    """Ours over theirs: the ratio of medians, and the quartiles of the ratio within rounds."""
-    rounds = np.asarray(ours.seconds) / np.asarray(theirs.seconds)
+def entry(
+    row: Row,
+    measurements: list[Measurement],
+    machine: Mapping[str, str],
+    limits: Mapping[str, float],
+    command: str,
+) -> dict[str, Any]:
+    """One row's results as JSON types."""
+    return {
+        "name": row.name,
+        "suite": row.suite,
+        "targets": dict(row.targets),
+        "memory_targets": dict(row.memory_targets),
+        "precision": row.precision,
+        "command": command,
+        "machine": dict(machine),
+        "limits": dict(limits),
+        "contenders": [dataclasses.asdict(m) | {"median": m.median} for m in measurements],
+    }
+
+
+def merge(path: Path, entries: Iterable[dict[str, Any]], order: Iterable[str]) -> None:
+    """Writes entries into a results file, in place of earlier ones of the same suite and name.
+
+    Args:
+      order: names as they follow one another in the table; others keep their place after them.
+    """
+    rows = {(e["suite"], e["name"]): e for e in (*read(path), *entries)}
+    rank = {name: position for position, name in enumerate(order)}
+    ordered = sorted(rows.values(), key=lambda e: (e["suite"], rank.get(e["name"], len(rank))))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps({"rows": ordered}, indent=1) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The entries of a results file; none where there is no file."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Time per item, ours over theirs: of the medians, and its quartiles within rounds."""
+    items = theirs["items"] / ours["items"]
+    rounds = items * np.asarray(ours["seconds"]) / np.asarray(theirs["seconds"])
     low, high = np.percentile(rounds, [25, 75])
-    return ours.median / theirs.median, float(low), float(high)
+    return items * ours["median"] / theirs["median"], float(low), float(high)
 
 
-def markdown(
-    results: list[tuple[Row, list[Measurement]]], machine: dict, limits: dict, command: str
-) -> str:
-    """The whole report. Ratios are ours over theirs, so below 1 is faster."""
-    lines = ["Made by `" + command + "`.", ""]
-    lines += [f"* {key}: {value}" for key, value in machine.items()]
-    lines += [
-        f"* measured peak: {limits['operations'] / 1e9:.0f} GFLOP/s in float32 matrix products, "
-        f"{limits['bytes'] / 1e9:.0f} GB/s",
-        "",
-        "Seconds are medians (quartiles) of interleaved calls after warm-up; ratio is ours over "
-        "theirs, with the quartiles of the ratio within rounds. Difference is the largest, as a "
-        "fraction of the largest output. Memory is the peak of the whole process. Limit is the "
-        "time that the counted operations need at the measured peak.",
-        "",
-        "| row | contender | seconds | ratio | target | difference | first call, s "
-        "| peak memory, MB | memory ratio | limit, s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+def summary(entry: dict[str, Any]) -> list[str]:
+    """A line for each contender, for the terminal."""
+    ours, lines = entry["contenders"][0], []
+    for result in entry["contenders"]:
+        compared = "" if result is ours else f", ratio {ratio(ours, result)[0]:.2f}"
+        target = entry["targets"].get(result["name"])
+        compared += "" if target is None else f" (target {target:.2f})"
+        lines.append(f"  {result['name']}: {_short(result['median'])} s{compared}")
+    return lines
+
+
+def markdown(entries: list[dict[str, Any]]) -> str:
+    """A section for each suite: machine, table and versions."""
+    sections = []
+    for suite in ("cpu", "gpu"):
+        if found := [e for e in entries if e["suite"] == suite]:
+            sections += [f"### Suite {suite}", "", *_machine(found), "", EXPLANATION, ""]
+            sections += [_cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
+            sections += [line for e in found for line in _lines(e)]
+            sections += ["", *_versions(found), ""]
+    return "\n".join(sections)
+
+
+def _machine(entries: list[dict[str, Any]]) -> list[str]:
+    described: dict[str, set[str]] = {}
+    for e in entries:
+        peak, bandwidth = _peak(e), e["limits"]["bytes"]
+        facts = dict(e["machine"])
+        facts[f"measured {e['precision']} matrix peak, GFLOP/s"] = f"{peak / 1e9:.0f}"
+        facts["measured bandwidth, GB/s"] = f"{bandwidth / 1e9:.0f}"
+        for name, value in facts.items():
+            described.setdefault(name, set()).add(value)
+    return [
+        f"* {name}: {next(iter(values)) if len(values) == 1 else _range(values)}"
+        for name, values in described.items()
     ]
-    for row, measurements in results:
-        lines += [_line(row, measurements[0], result, limits) for result in measurements]
-    versions = {k: v for _, found in results for m in found for k, v in m.versions.items()}
-    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + "."]
-    for name, settings in _settings(results).items():
-        lines.append(f"{name}: `{settings}`.")
-    return "\n".join(lines) + "\n"
 
 
-def _line(row: Row, ours: Measurement, result: Measurement, limits: dict) -> str:
-    low, high = np.percentile(result.seconds, [25, 75])
-    cells = [row.name, result.name, f"{result.median:.3f} ({low:.3f} to {high:.3f})"]
+def _range(values: set[str]) -> str:
+    try:
+        low, *_, high = sorted(values, key=float)
+    except ValueError:
+        return "; ".join(sorted(values))
+    return f"{low} to {high} before different rows"
+
+
+def _peak(entry: Mapping[str, Any]) -> float:
+    return entry["limits"]["operations" if entry["precision"] == "float32" else "operations_bf16"]
+
+
+def _lines(entry: dict[str, Any]) -> list[str]:
+    ours = entry["contenders"][0]
+    return [_line(entry, ours, result) for result in entry["contenders"]]
+
+
+def _line(entry: dict[str, Any], ours: dict[str, Any], result: dict[str, Any]) -> str:
+    low, high = np.percentile(result["seconds"], [25, 75])
+    seconds = f"{_short(result['median'])} ({_short(low)} to {_short(high)})"
+    rate = f"{result['items'] / result['median']:.3g}"
+    cells = [entry["name"], result["name"], seconds, rate]
     if result is ours:
-        limit = f"{result.operations / limits['operations']:.3f}" if result.operations else ""
         cells += ["", "", ""]
         memory = ""
     else:
-        limit = ""
-        memory = f"{ours.peak_memory / result.peak_memory:.2f}"
         middle, low, high = ratio(ours, result)
-        target = row.targets.get(result.name)
-        verdict = (
-            "" if target is None else f"{target:.2f} {'met' if middle <= target else 'missed'}"
-        )
-        cells += [f"{middle:.2f} ({low:.2f} to {high:.2f})", verdict, f"{result.difference:.1e}"]
-    cells += [f"{result.first_call:.1f}", f"{result.peak_memory / 1e6:.0f}", memory, limit]
+        cells += [
+            f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            _verdict(middle, entry["targets"].get(result["name"])),
+            "" if result["difference"] is None else f"{result['difference']:.1e}",
+        ]
+        share = ours["peak_memory"] / result["peak_memory"]
+        memory = f"{share:.2f}"
+        if verdict := _verdict(share, entry["memory_targets"].get(result["name"])):
+            memory += f", target {verdict}"
+    limit = _limit(entry, result)
+    cells += [f"{result['first_call']:.1f}", f"{result['peak_memory'] / 1e6:.0f}", memory]
+    cells += [_short(limit), f"{limit / result['median']:.0%}"] if limit else ["", ""]
+    return _cells(cells)
+
+
+def _verdict(value: float, target: float | None) -> str:
+    return "" if target is None else f"{target:.2f} {'met' if value <= target else '**missed**'}"
+
+
+def _limit(entry: dict[str, Any], result: dict[str, Any]) -> float:
+    operations, moved = result["operations"] or 0.0, result["bytes"] or 0.0
+    return max(operations / _peak(entry), moved / entry["limits"]["bytes"])
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.3g}"
+
+
+def _cells(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _settings(results: list[tuple[Row, list[Measurement]]]) -> dict[str, str]:
-    """Environment of the contenders that need one, such as allocator settings."""
-    return {
-        m.name: " ".join(f"{k}={v}" for k, v in m.environment.items())
-        for _, measurements in results
-        for m in measurements
-        if m.environment
+def _versions(entries: list[dict[str, Any]]) -> list[str]:
+    """Versions, and the environment of contenders that need one, such as allocator settings."""
+    every = [c for e in entries for c in e["contenders"]]
+    versions = {name: version for c in every for name, version in c["versions"].items()}
+    lines = ["Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + "."]
+    settings = {
+        c["name"]: " ".join(f"{k}={v}" for k, v in c["environment"].items())
+        for c in every
+        if c["environment"]
     }
+    return lines + [f"{name}: `{values}`." for name, values in settings.items()]
 
 
-def write(folder: Path, results, machine: dict, limits: dict, command: str) -> None:
-    """Writes `results.json` and `results.md` into the folder, each complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = {
-        "command": command,
-        "machine": machine,
-        "limits": limits,
-        "rows": [
-            {"name": row.name, "targets": dict(row.targets)}
-            | {"contenders": [dataclasses.asdict(m) | {"median": m.median} for m in found]}
-            for row, found in results
-        ],
-    }
-    texts = {
-        "results.json": json.dumps(data, indent=1),
-        "results.md": markdown(results, machine, limits, command),
-    }
-    for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text)
-        os.replace(partial, folder / name)
+def update(document: Path, entries: list[dict[str, Any]]) -> None:
+    """Puts the tables between the marks of a document. Raises UserError where it has none."""
+    text = document.read_text() if document.exists() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise UserError(f"{document}: needs one line {BEGIN} and one {END}; the tables go between")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    _write(document, f"{before}{BEGIN}\n\n{markdown(entries)}\n{END}{after}")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def main(argv) -> None:
+    """See the module."""
+    del argv
+    results = Path(_RESULTS.value)
+    if not results.exists():
+        raise UserError(f"{results}: no such file; python -m benchmarks.run --output={results}")
+    update(Path(_DOCUMENT.value), read(results))
+
+
+if __name__ == "__main__":
+    run(main)

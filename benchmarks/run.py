@@ -1,60 +1,110 @@
 """Times this library beside its peers.
 
     python -m benchmarks.run --suite cpu
-    python -m benchmarks.run --suite cpu --only encoder --rounds 5
+    python -m benchmarks.run --suite cpu --only "decoder, 64" --rounds 5
 
-`make bench` runs it in an environment that holds the peers. A row whose outputs differ is
-reported and not timed; the exit status is then 1.
+`make bench` runs it in an environment that holds the peers, then makes the tables of
+`docs/performance.md`. A row replaces its earlier results in the file and leaves those of others, so
+a suite can be run in pieces. A row whose outputs differ is reported and not timed; the exit status
+is then 1.
 """
 
+import json
 import os
 import shlex
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 from absl import flags
 
-from benchmarks import data, lite_medsam, machine, metrics, report
-from benchmarks.harness import measure
+from benchmarks import (
+    data,
+    decoder,
+    gpu,
+    lite_medsam,
+    machine,
+    metrics,
+    report,
+    startup,
+    training,
+    variants,
+    weights,
+)
+from benchmarks.harness import Row, measure
 from medsam_jax.errors import UserError, run
 
 _SUITE = flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Which rows: those for a CPU or a GPU.")
 _ONLY = flags.DEFINE_string("only", None, "Only rows whose name contains this.")
+_LIST = flags.DEFINE_bool("list", False, "Print the names of the rows and end.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed calls of each contender.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 30.0, "After three rounds, a row takes no longer.")
+_POINTS = flags.DEFINE_integer("points", 32, "Points per side of automatic masks.", lower_bound=1)
 _CORES = flags.DEFINE_integer("cores", None, "CPU cores for each contender; all when not given.")
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder for results.json and .md.")
+_OUTPUT = flags.DEFINE_string("output", "docs/performance.json", "Results file; rows are replaced.")
 
 
 def main(argv) -> None:
     del argv
-    every = (*lite_medsam.ROWS, *metrics.ROWS, *data.ROWS)
-    rows = [row for row in every if row.suite == _SUITE.value]
-    if not rows:
-        raise UserError(f"--suite={_SUITE.value}: has no rows yet; use --suite=cpu")
+    rows = [row for row in every_row(_POINTS.value) if row.suite == _SUITE.value]
     chosen = [row for row in rows if _ONLY.value is None or _ONLY.value in row.name]
     if not chosen:
-        names = ", ".join(row.name for row in rows)
+        names = "; ".join(row.name for row in rows)
         raise UserError(f"--only={_ONLY.value}: no such row; those of {_SUITE.value}: {names}")
+    if _LIST.value:
+        print("\n".join(row.name for row in chosen))
+        return
     cores = _CORES.value or len(os.sched_getaffinity(0))
-    described, limits = machine.describe(cores), machine.limits()
+    described = machine.describe(cores)
+    if _SUITE.value == "gpu":
+        described["gpu"] = _ask("from benchmarks.machine import gpu; print(gpu() or '')")
+        if not described["gpu"]:
+            raise UserError("--suite=gpu: jax finds no GPU here; these rows wait for one")
     command = shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]])
-    results, failures = [], []
+    print("measuring the machine's limits", flush=True)
+    limits = json.loads(_ask("from benchmarks.machine import main; main()"))
+    failures = []
     for row in chosen:
+        start = time.monotonic()
         print(f"{row.name}: {', '.join(c.name for c in row.contenders)}", flush=True)
         try:
-            results.append((row, measure(row, rounds=_ROUNDS.value, cores=cores)))
+            found = measure(row, rounds=_ROUNDS.value, seconds=_SECONDS.value, cores=cores)
         except UserError as error:
             failures.append(str(error))
             print(f"error: {error}", file=sys.stderr, flush=True)
             continue
-        for result in results[-1][1]:
-            print(f"  {result.name}: {result.median:.4f} s", flush=True)
-        report.write(Path(_OUTPUT.value), results, described, limits, command)
-    if results:
-        print(report.markdown(results, described, limits, command))
-        print(f"written to {_OUTPUT.value}/results.md and results.json")
+        entry = report.entry(row, found, described, limits, command)
+        report.merge(Path(_OUTPUT.value), [entry], [row.name for row in rows])
+        print("\n".join(report.summary(entry)), flush=True)
+        print(f"  {time.monotonic() - start:.0f} s for this row", flush=True)
     if failures:
         raise UserError(f"{len(failures)} of {len(chosen)} rows failed: {'; '.join(failures)}")
+    print(f"written to {_OUTPUT.value}; python -m benchmarks.report makes the tables")
+
+
+def every_row(points: int) -> list[Row]:
+    """Of both suites; `points` per side of automatic masks."""
+    return [
+        *lite_medsam.ROWS,
+        *decoder.ROWS,
+        decoder.automatic_row(points),
+        *training.ROWS,
+        *variants.ROWS,
+        *data.ROWS,
+        *metrics.ROWS,
+        *weights.ROWS,
+        *startup.ROWS,
+        *gpu.ROWS,
+    ]
+
+
+def _ask(code: str) -> str:
+    """The last line that Python code prints, in a process that then frees the device's memory."""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if answer.returncode:
+        raise UserError(f"measuring the machine: {answer.stderr.strip().splitlines()[-1]}")
+    return (answer.stdout.strip().splitlines() or [""])[-1]
 
 
 if __name__ == "__main__":

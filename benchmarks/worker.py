@@ -11,7 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "onnxruntime", "transformers", "monai", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "torch",
+    "onnxruntime",
+    "transformers",
+    "segment_anything",
+    "monai",
+    "numpy",
+)
 
 
 def main() -> None:
@@ -31,7 +41,7 @@ def main() -> None:
             work.run(request["index"])
             answer = {"seconds": time.perf_counter() - start}
         else:
-            answer = {"peak_memory": _peak_memory()}
+            answer = {"peak_memory": (work.peak_memory or _peak_memory)()}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -48,7 +58,8 @@ def _setup(request: dict):
     for package in PACKAGES:
         if package in sys.modules:
             versions[package] = importlib.metadata.version(package)
-    return work, {"first_call": first_call, "operations": work.operations, "versions": versions}
+    counted = {"operations": work.operations, "bytes": work.bytes, "items": work.items}
+    return work, {"first_call": first_call, "versions": versions, **counted}
 
 
 def _peak_memory() -> int:

@@ -1,14 +1,11 @@
-import json
-
 import numpy as np
 import pytest
 
-from benchmarks import lite_medsam, report
+from benchmarks import run as command
 from benchmarks.harness import Contender, Row, largest_difference, measure
 from medsam_jax.errors import UserError
 
 SLEEPER = "tests.benchmarks.contenders:sleeper"
-LIMITS = {"operations": 1e11, "bytes": 1e10}
 
 
 def _row(*contenders, **kwargs):
@@ -25,42 +22,43 @@ def test_difference_of_other_shapes_is_refused():
         largest_difference([np.zeros(2)], [np.zeros(3)])
 
 
-def test_measures_rounds_and_ratio_and_writes_both_reports(tmp_path):
+def test_measures_every_contender_in_every_round():
     ours = Contender("ours", SLEEPER, {"seconds": 0.02})
     theirs = Contender("theirs", SLEEPER, {"seconds": 0.08}, {"SETTING": "1"})
-    row = _row(ours, theirs, targets={"theirs": 0.5})
-    results = measure(row, rounds=3, cores=1)
-
+    results = measure(_row(ours, theirs), rounds=3, seconds=10, cores=1)
     assert [len(result.seconds) for result in results] == [3, 3]
-    middle, low, high = report.ratio(*results)
-    assert 0.15 < middle < 0.5  # a sleep is never shorter than asked, and seldom much longer
-    assert low <= high
+    # A sleep is never shorter than asked, and seldom much longer.
+    assert 0.15 < results[0].median / results[1].median < 0.5
     assert all(result.peak_memory > 10e6 for result in results)
+    assert results[1].environment == {"SETTING": "1"}
 
-    report.write(tmp_path, [(row, results)], {"processor": "test"}, LIMITS, "a command")
-    text = (tmp_path / "results.md").read_text()
-    assert "| a row | theirs |" in text
-    assert "0.50 met" in text
-    assert "| 0.040 |" in text  # 4 GFLOP at 100 GFLOP/s
-    assert "theirs: `SETTING=1`" in text
-    saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved["rows"][0]["contenders"][1]["seconds"] == results[1].seconds
+
+def test_ends_after_three_rounds_when_the_time_is_up():
+    ours = Contender("ours", SLEEPER, {"seconds": 0.05})
+    (result,) = measure(_row(ours), rounds=15, seconds=0.1, cores=1)
+    assert len(result.seconds) == 3
+    (result,) = measure(_row(ours, rounds=2), rounds=15, seconds=0.1, cores=1)
+    assert len(result.seconds) == 2
 
 
 def test_different_outputs_are_not_timed():
     ours = Contender("ours", SLEEPER, {"seconds": 0.0})
     theirs = Contender("theirs", SLEEPER, {"seconds": 0.0, "value": 1.01})
     with pytest.raises(UserError, match="outputs of theirs differ from ours by 5.0e-03"):
-        measure(_row(ours, theirs), rounds=1, cores=1)
+        measure(_row(ours, theirs), rounds=1, seconds=1, cores=1)
+    variants = measure(_row(ours, theirs, compared=False), rounds=1, seconds=1, cores=1)
+    assert [variant.difference for variant in variants] == [None, None]
 
 
 def test_a_contender_that_dies_is_named_with_its_last_words():
     ours = Contender("ours", "tests.benchmarks.contenders:dies")
     with pytest.raises(UserError, match="ours: its process ended: RuntimeError: no such library"):
-        measure(_row(ours), rounds=1, cores=1)
+        measure(_row(ours), rounds=1, seconds=1, cores=1)
 
 
-def test_targets_name_contenders_of_their_row():
-    for row in lite_medsam.ROWS:
-        assert set(row.targets) <= {contender.name for contender in row.contenders[1:]}
-    assert len({row.name for row in lite_medsam.ROWS}) == len(lite_medsam.ROWS)
+def test_rows_have_names_of_their_own_and_targets_for_their_contenders():
+    rows = command.every_row(points=32)
+    assert len({(row.suite, row.name) for row in rows}) == len(rows)
+    for row in rows:
+        others = {contender.name for contender in row.contenders[1:]}
+        assert set(row.targets) | set(row.memory_targets) <= others, row.name

@@ -1,0 +1,190 @@
+"""Rows of the mask decoder: prompts on one embedding, a prediction, automatic masks."""
+
+from functools import partial
+
+import numpy as np
+
+from benchmarks.counting import least_work
+from benchmarks.data import ct_slice
+from benchmarks.harness import Contender, Row, Work
+from benchmarks.models import (
+    INPUTS,
+    KEEP_BUFFERS,
+    jax_lite_medsam,
+    segment_anything_lite_medsam,
+    stand_in_embedding,
+    torch_lite_medsam,
+)
+
+SIDE = 512  # of the image that is set, pixels
+
+
+def point_prompts(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Single foreground points: coordinates [P, 1, 2] in pixels of the input, labels [P, 1]."""
+    rng = np.random.default_rng(1)
+    labels = np.ones((count, 1), np.int32)
+    return [(rng.uniform(0, 255, (count, 1, 2)).astype(np.float32), labels) for _ in range(INPUTS)]
+
+
+def jax_decoder(prompts: int) -> Work:
+    """Point prompts on one embedding: prompt encoder and decoder, three masks each."""
+    import jax
+
+    functional = jax_lite_medsam()
+    embedding = jax.device_put(stand_in_embedding()[None])
+    names = ("prompt_encoder.", "mask_decoder.")
+    used = {name: x for name, x in functional.arrays.items() if name.startswith(names)}
+    unused = {name: x for name, x in functional.arrays.items() if name not in used}
+
+    @jax.jit
+    def decode(arrays, embedding, coords, labels):
+        model = functional.bind({**unused, **arrays})
+        return model.decode(embedding, points=(coords, labels), multimask_output=True)
+
+    inputs = [
+        (jax.device_put(coords[None]), jax.device_put(labels[None]))
+        for coords, labels in point_prompts(prompts)
+    ]
+
+    def run(index):
+        logits, iou = jax.block_until_ready(decode(used, embedding, *inputs[index % INPUTS]))
+        return logits[0], iou[0]
+
+    return Work(run, items=prompts, **least_work(decode, used, embedding, *inputs[0]))
+
+
+def torch_decoder(prompts: int) -> Work:
+    """As `jax_decoder`."""
+    from tests.parity.torch_models import torch_decode
+
+    model, embedding = torch_lite_medsam(), stand_in_embedding()
+    inputs = [{"points": coords, "labels": labels} for coords, labels in point_prompts(prompts)]
+    return Work(lambda i: torch_decode(model, embedding, inputs[i % INPUTS], True), items=prompts)
+
+
+def boxes() -> list[np.ndarray]:
+    """Boxes [4] in pixels of the image."""
+    return [np.array([60.0 + 20 * i, 80.0, 300.0 + 20 * i, 330.0]) for i in range(INPUTS)]
+
+
+def _answer(masks, scores, low_res_logits) -> tuple[np.ndarray, ...]:
+    """Masks by area: one pixel on the threshold may fall on either side."""
+    return masks.mean(axis=(1, 2)), scores, low_res_logits
+
+
+def jax_prediction() -> Work:
+    """`Predictor.predict` with a box on an image that is set, masks at the image's size."""
+    from medsam_jax.inference.predictor import EncodedImage, Predictor
+
+    predictor = Predictor(jax_lite_medsam().bind(jax_lite_medsam().arrays))
+    predictor.use([EncodedImage(stand_in_embedding(), (SIDE, SIDE), (256, 256))])
+    prompts = boxes()
+
+    def run(index):
+        return _answer(*predictor.predict(box=prompts[index % INPUTS], multimask_output=False))
+
+    return Work(run)
+
+
+def torch_prediction() -> Work:
+    """`SamPredictor.predict` with the same embedding set."""
+    import torch
+
+    predictor = _sam_predictor(0.0, 1.0)
+    predictor.features = torch.from_numpy(stand_in_embedding()).permute(2, 0, 1)[None].contiguous()
+    predictor.original_size, predictor.input_size = (SIDE, SIDE), (256, 256)
+    predictor.is_image_set = True
+    prompts = boxes()
+
+    def run(index):
+        return _answer(*predictor.predict(box=prompts[index % INPUTS], multimask_output=False))
+
+    return Work(run)
+
+
+def _sam_predictor(pixel_mean: float, pixel_std: float):
+    from tests.parity.torch_models import stub_torchvision
+
+    with stub_torchvision():
+        from segment_anything import SamPredictor
+    return SamPredictor(segment_anything_lite_medsam(pixel_mean, pixel_std))
+
+
+# LiteMedSAM answers points with predicted IoUs of 0.1 to 0.2, so SAM's 0.88 would leave nothing to
+# filter, enlarge or compare.
+AUTOMATIC = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.8, "points_per_batch": 64}
+
+
+def jax_automatic(points: int) -> Work:
+    """`AutomaticMaskGenerator` by a grid of points on a CT-like slice."""
+    from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
+
+    model = jax_lite_medsam().bind(jax_lite_medsam().arrays)
+    generator = AutomaticMaskGenerator(model, points_per_side=points, prompts="points", **AUTOMATIC)
+    image, _ = ct_slice(SIDE)
+    return Work(lambda i: _coverage(generator.generate(image)), items=points**2)
+
+
+def torch_automatic(points: int) -> Work:
+    """`SamAutomaticMaskGenerator` of the same model; it is given our resized image."""
+    from medsam_jax.data.preprocess import get_recipe, resize_image
+    from tests.parity.torch_models import stub_torchvision
+
+    with stub_torchvision():
+        from segment_anything import SamAutomaticMaskGenerator
+    image, _ = ct_slice(SIDE)
+    resized, _ = resize_image(image, get_recipe("lite"))
+    low, high = float(resized.min()), float(resized.max())
+    model = segment_anything_lite_medsam(low, high - low)
+    generator = SamAutomaticMaskGenerator(model, points_per_side=points, **AUTOMATIC)
+    generator.predictor.transform.apply_image = lambda image: resized
+    colours = np.repeat(image[:, :, None], 3, axis=-1)
+    return Work(lambda i: _coverage(generator.generate(colours)), items=points**2)
+
+
+def _coverage(records: list[dict]) -> tuple[np.ndarray, ...]:
+    """Of how many masks each pixel is part, and how many there are.
+
+    A mask on the edge of a threshold, or of suppression, may be kept by one side only.
+    """
+    cover = sum((r["segmentation"].astype(np.float32) for r in records), np.zeros((SIDE, SIDE)))
+    return cover, np.array([len(records)])
+
+
+def _both(name: str, function: str, arguments: dict, *, kept: bool = False) -> tuple:
+    contenders = [
+        Contender("medsam_jax", f"benchmarks.decoder:jax_{function}", arguments),
+        Contender("PyTorch", f"benchmarks.decoder:torch_{function}", arguments),
+    ]
+    if kept:
+        contenders.append(
+            Contender("PyTorch, buffers kept", contenders[1].setup, arguments, KEEP_BUFFERS)
+        )
+    return name, "cpu", tuple(contenders)
+
+
+def _decoder_row(prompts: int, targets: dict[str, float]) -> Row:
+    name = f"decoder, {prompts} point prompts on one embedding"
+    return Row(
+        *_both(name, "decoder", {"prompts": prompts}, kept=True),
+        targets=targets,
+        memory_targets={"PyTorch": 1.0},
+    )
+
+
+def automatic_row(points: int) -> Row:
+    """Automatic masks with `points` per side; SAM's own default is 32."""
+    return Row(
+        *_both(f"automatic masks, {points} x {points} points", "automatic", {"points": points}),
+        targets={"PyTorch": 0.5},
+        memory_targets={"PyTorch": 1.0},
+        tolerance=0.05,  # see `_coverage`
+        rounds=2,  # PyTorch takes a minute and more
+    )
+
+
+ROWS = (
+    *map(partial(_decoder_row, targets={}), (1, 16)),
+    _decoder_row(64, {"PyTorch": 0.5}),
+    Row(*_both("a box on an image that is set", "prediction", {}), targets={"PyTorch": 1.0}),
+)

@@ -1,0 +1,56 @@
+"""The models that rows compare: ours and PyTorch's, with the same weights."""
+
+import os
+from functools import cache
+
+import numpy as np
+
+# PyTorch returns large buffers to the system after each layer and faults their pages in again;
+# with these settings glibc keeps them. Both ways of running it are in the table.
+KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+INPUTS = 4  # different inputs that calls take turns with
+
+
+def jax_lite_medsam():
+    """Our LiteMedSAM with the released weights, as a `Functional`."""
+    from medsam_jax import load_model
+    from medsam_jax.models.common import Functional
+
+    return Functional(load_model("lite_medsam"))
+
+
+def torch_lite_medsam():
+    """The authors' LiteMedSAM with the released weights, on as many threads as there are cores."""
+    import torch
+
+    from tests.parity.torch_models import load_torch_lite_medsam
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return load_torch_lite_medsam()
+
+
+def segment_anything_lite_medsam(pixel_mean: float, pixel_std: float):
+    """PyTorch LiteMedSAM inside segment_anything's `Sam`, which its predictor and generator need.
+
+    Args:
+      pixel_mean, pixel_std: one image's least value and its range; then `Sam.preprocess` is
+        LiteMedSAM's normalisation of that image.
+    """
+    from tests.parity.torch_models import stub_torchvision
+
+    with stub_torchvision():
+        from segment_anything.modeling import Sam
+    model = torch_lite_medsam()
+    return Sam(
+        model.image_encoder,
+        model.prompt_encoder,
+        model.mask_decoder,
+        [pixel_mean] * 3,
+        [pixel_std] * 3,
+    ).eval()
+
+
+@cache
+def stand_in_embedding() -> np.ndarray:
+    """[64, 64, 256] with the spread of real embeddings, which a LayerNorm ends."""
+    return np.random.default_rng(2).standard_normal((64, 64, 256), np.float32)

@@ -1,0 +1,110 @@
+"""Rows of weights: a PyTorch file of SAM ViT-B's size to a model that is ready, and its memory."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import Contender, Row, Work
+
+CONVERTED = "converted"
+PROBE = "mask_decoder.iou_token"  # compared: one small tensor of the model
+
+
+def _write(path: Path, converted: bool) -> None:
+    """Random weights under segment_anything's names, 375 MB; and, if asked, converted."""
+    from medsam_jax.models.checkpoint import abstract_model
+    from medsam_jax.models.common import flatten_state
+    from medsam_jax.models.sam import SamConfig
+    from weights_converter.convert import convert
+    from weights_converter.names import torch_leaf
+    from weights_converter.pth_writer import write_pth
+    from weights_converter.tensors import LazyTensor
+
+    rng, tensors = np.random.default_rng(0), {}
+    for our_name, variable in flatten_state(abstract_model(SamConfig.vit_b())).items():
+        name, leaf = torch_leaf(our_name, len(variable.shape))
+        value = 0.02 * rng.standard_normal(variable.shape, np.float32)
+        tensors[name] = LazyTensor.of(leaf.to_torch(value))
+    write_pth(str(path), tensors)
+    if converted:
+        convert(str(path), str(path.parent / CONVERTED))
+
+
+def _prepared(converted: bool = False) -> tuple[tempfile.TemporaryDirectory, Path]:
+    """A folder with the file in it, written by a process of its own: its memory is not measured."""
+    import multiprocessing
+
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name) / "sam_vit_b.pth"
+    writer = multiprocessing.get_context("spawn").Process(target=_write, args=(path, converted))
+    writer.start()
+    writer.join()
+    return folder, path
+
+
+def converted() -> Work:
+    """The file to a checkpoint directory of ours."""
+    from weights_converter.convert import convert
+
+    folder, path = _prepared()
+
+    def run(index, folder=folder):
+        directory = path.parent / CONVERTED
+        convert(str(path), str(directory), overwrite=True)
+        return np.array([sum(f.stat().st_size for f in directory.rglob("*")) / 1e9])
+
+    return Work(run, bytes=2 * path.stat().st_size)
+
+
+def loaded() -> Work:
+    """A checkpoint directory of ours to a model."""
+    import jax
+
+    from medsam_jax import load_model
+    from medsam_jax.models.common import flatten_state
+
+    folder, path = _prepared(converted=True)
+    directory = path.parent / CONVERTED
+
+    def run(index, folder=folder):
+        arrays = jax.block_until_ready(flatten_state(load_model(str(directory))))
+        return np.asarray(arrays[f"{PROBE}.embedding"])
+
+    return Work(run, bytes=path.stat().st_size)
+
+
+def torch_loaded() -> Work:
+    """`torch.load`, then segment_anything's `build_sam_vit_b` around it."""
+    from tests.parity.torch_models import stub_torchvision
+
+    with stub_torchvision():
+        from segment_anything import sam_model_registry
+    folder, path = _prepared()
+
+    def run(index, folder=folder):
+        model = sam_model_registry["vit_b"](checkpoint=str(path))
+        return model.get_parameter(f"{PROBE}.weight").detach().numpy()
+
+    return Work(run, bytes=path.stat().st_size)
+
+
+ROWS = (
+    Row(
+        "weights of ViT-B to a model",
+        "cpu",
+        (
+            Contender("medsam_jax, converted before", "benchmarks.weights:loaded"),
+            Contender("PyTorch, segment_anything", "benchmarks.weights:torch_loaded"),
+        ),
+        memory_targets={"PyTorch, segment_anything": 1.0},
+        rounds=5,
+    ),
+    Row(
+        "weights of ViT-B converted",
+        "cpu",
+        (Contender("medsam_jax", "benchmarks.weights:converted"),),
+        compared=False,
+        rounds=3,
+    ),
+)

@@ -1,0 +1,28 @@
+"""Compiled programs outlive the process that compiled them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import jax
+from medsam_jax.cache import keep_compiled_programs
+keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x + 1)(1.0).block_until_ready()
+"""
+
+
+def compiled_files(folder: Path) -> set[str]:
+    root = Path(__file__).parents[1]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["MEDSAM_JAX_CACHE"] = str(folder)
+    subprocess.run([sys.executable, "-c", CODE], cwd=root, check=True, env=environment)
+    return {path.name for path in folder.rglob("*-cache")}
+
+
+def test_a_second_process_compiles_nothing_anew(tmp_path):
+    first = compiled_files(tmp_path)
+    assert first
+    assert compiled_files(tmp_path) == first
