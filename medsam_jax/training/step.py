@@ -238,5 +238,6 @@ def init_state(
 ) -> TrainState:
     """The state before the first step."""
     trained, _ = opt.split_frozen(arrays, labels)
-    ema = trained if config.ema_decay else {}
+    # Copies: a step donates the state, and no buffer can be given away twice.
+    ema = jax.tree.map(jnp.copy, trained) if config.ema_decay else {}
     return TrainState(jnp.zeros((), jnp.int32), dict(arrays), tx.init(arrays), ema)

@@ -29,6 +29,7 @@ def fields(tiny_checkpoint, built) -> dict:
         "batch_size": 4,
         "eval_batch_size": 8,
         "learning_rate": 1e-3,
+        "ema_decay": 0.5,
         "num_steps": 8,
         "eval_every": 4,
         "checkpoint_every": 2,
