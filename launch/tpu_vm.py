@@ -1,0 +1,40 @@
+"""Trains on all hosts of a Cloud TPU VM or pod slice, by `gcloud ... ssh --worker=all`.
+
+Example:
+  python -m launch.tpu_vm --tpu=v5e-16 --zone=us-west4-a --chips=16 --directory=medsam_jax \\
+      --config=configs/medsam_v2.py --workdir=/mnt/shared/v2 --data_dir=/mnt/shared/data --dry_run
+
+Every host needs the repository at --directory with `pip install -e . "jax[tpu]"` done, and the
+workdir and the data set on a file system that all hosts see (Filestore, or a bucket by gcsfuse).
+A preempted slice is made anew and the same command given again: the run goes on from its last
+checkpoint. SIGTERM to one host (maintenance) saves and stops all of them, with status 143.
+"""
+
+import shlex
+
+from absl import flags
+
+from launch import common
+from medsam_jax import errors
+
+_TPU = flags.DEFINE_string("tpu", None, "Name of the TPU VM.")
+_ZONE = flags.DEFINE_string("zone", None, "Its zone.")
+_PROJECT = flags.DEFINE_string("project", None, "Its project; gcloud's own where not given.")
+_CHIPS = flags.DEFINE_integer("chips", None, "Devices of all hosts together, to check the batch.")
+_DIRECTORY = flags.DEFINE_string("directory", "medsam_jax", "The repository on the hosts.")
+
+
+def main(_) -> None:
+    common.check_positive("chips")
+    train = common.training_command(_CHIPS.value, ["--multihost"])
+    # exec: a signal to the session's shell must reach the training process.
+    remote = f"cd {shlex.quote(_DIRECTORY.value)} && exec {shlex.join(train)}"
+    command = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", _TPU.value, f"--zone={_ZONE.value}"]
+    if _PROJECT.value:
+        command.append(f"--project={_PROJECT.value}")
+    common.submit([*command, "--worker=all", f"--command={remote}"])
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required([*common.REQUIRED, "tpu", "zone", "chips"])
+    errors.run(main)

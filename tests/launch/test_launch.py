@@ -1,0 +1,142 @@
+"""Launchers say what they would submit; it is valid, and bad arguments are refused before."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMMON = ["--config=configs/demo.py", "--workdir=/shared/run 1", "--data_dir=/shared/data"]
+TRAIN = "python -m medsam_jax.train --config configs/demo.py --workdir '/shared/run 1'"
+JOBSET = ["--name=run", "--image=registry/image", "--claim=disk"]
+TPU = ["--tpu=slice", "--zone=us-west4-a", "--chips=4"]
+
+
+def launch(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"launch.{name}", *COMMON, "--dry_run", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def dry_run(name: str, *arguments: str) -> tuple[str, str]:
+    """The command and its input."""
+    run = launch(name, *arguments)
+    assert run.returncode == 0, run.stderr
+    first, _, text = run.stdout.partition("\n")
+    return first.removeprefix("# would run: ").removesuffix(", with this input:"), text
+
+
+def slurm_options(text: str) -> dict[str, str]:
+    lines = [line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH ")]
+    return dict(line.removeprefix("--").partition("=")[::2] for line in lines)
+
+
+@pytest.fixture
+def fake_slurm(tmp_path):
+    """srun that ends as $STATUS says; what it and scontrol were asked is in `calls`."""
+    for name, status in (("srun", '"$STATUS"'), ("scontrol", "0")):
+        script = tmp_path / name
+        script.write_text(f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/calls\nexit {status}\n')
+        script.chmod(0o755)
+
+    def run(text: str, status: int) -> tuple[int, list[str]]:
+        (tmp_path / "calls").write_text("")
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+        env["STATUS"] = str(status)
+        ended = subprocess.run(["bash", "-c", text], env=env, capture_output=True).returncode
+        return ended, (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+def test_one_slurm_node(fake_slurm):
+    command, text = dry_run("slurm", "--gpus_per_node=4", "--set=learning_rate=1e-4")
+    assert command == "sbatch"
+    options = slurm_options(text)
+    assert options["nodes"] == options["ntasks-per-node"] == "1"
+    assert (options["gpus-per-node"], options["cpus-per-task"]) == ("4", "32")
+    assert options["signal"] == "TERM@180"
+    assert "requeue" in options
+    assert "--multihost" not in text
+    assert f"{TRAIN} --config.data_dir=/shared/data --config.learning_rate=1e-4\n" in text
+
+    status, calls = fake_slurm(text, 143)
+    assert status == 143
+    assert calls[0].startswith("srun --kill-on-bad-exit=1 python -m medsam_jax.train")
+    assert calls[1:] == ["scontrol requeue 17"]
+    for status in (0, 1):
+        assert fake_slurm(text, status) == (status, calls[:1])
+
+
+def test_many_slurm_nodes():
+    _, text = dry_run(
+        "slurm", "--nodes=2", "--gpus_per_node=4", "--option=--partition=gpu", "--notice_seconds=60"
+    )
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    options = slurm_options(text)
+    assert (options["nodes"], options["ntasks-per-node"]) == ("2", "4")
+    assert (options["partition"], options["signal"]) == ("gpu", "TERM@60")
+    assert text.count(" --multihost\n") == 1
+
+
+def test_tpu_slice():
+    command, text = dry_run("tpu_vm", *TPU, "--directory=a b")
+    words = shlex.split(command)
+    assert words[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "slice"]
+    assert words[6:8] == ["--zone=us-west4-a", "--worker=all"]
+    remote = words[8].removeprefix("--command=")
+    assert remote.startswith(f"cd 'a b' && exec {TRAIN}")
+    assert remote.endswith(" --multihost")
+    assert text == ""
+    assert subprocess.run(["bash", "-n"], input=remote, text=True).returncode == 0
+
+
+def test_jobset_of_gpus():
+    command, text = dry_run(
+        "jobset", *JOBSET, "--pods=2", "--devices_per_pod=4", "--node_selector=pool=a100"
+    )
+    assert command == "kubectl apply --namespace=default -f -"
+    whole = yaml.safe_load(text)
+    assert (whole["apiVersion"], whole["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = whole["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert (spec["parallelism"], spec["completions"], spec["completionMode"]) == (2, 2, "Indexed")
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "a100"}
+    (container,) = pod["containers"]
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 4}}
+    shell, flag, script = container["command"]
+    assert (shell, flag) == ("bash", "-c")
+    assert script.startswith(f"exec {TRAIN}")
+    port = container["ports"][0]["containerPort"]
+    assert f"--coordinator=run-hosts-0-0.run:{port} --num_processes=2" in script
+    echoed = subprocess.run(
+        ["bash", "-c", script.replace("exec python", "printf '%s\\n'", 1)],
+        env={"JOB_COMPLETION_INDEX": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert echoed.stdout.splitlines()[-1] == "--process_id=1"
+    assert "/shared/run 1" in echoed.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("slurm", ["--config=configs/none.py"], "--config: configs/none.py is not a file"),
+        ("slurm", ["--set=learning_rat=1"], "--set: 'learning_rat=1' names no field"),
+        ("slurm", ["--nodes=3"], "config.batch_size / accumulation_steps: 8 is not a multiple"),
+        ("slurm", ["--gpus_per_node=0"], "--gpus_per_node: 0 given"),
+        ("tpu_vm", TPU[:2], "--chips"),
+        ("jobset", [*JOBSET, "--name=Run_1"], "--name: 'Run_1' given"),
+    ],
+)
+def test_bad_arguments_are_refused(name, arguments, message):
+    run = launch(name, *arguments)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
