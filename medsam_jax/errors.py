@@ -1,13 +1,45 @@
 """Errors that a user can act on, and the one way our command lines report them."""
 
+import contextlib
+import errno
+import os
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
 
 
 class UserError(Exception):
     """Bad input or configuration: one line that names file or field, the value and the remedy."""
+
+
+@contextlib.contextmanager
+def disk_space(place: str | os.PathLike) -> Iterator[None]:
+    """Turns a disk that is full while the block writes into a `UserError` that names `place`."""
+    try:
+        yield
+    except Exception as error:  # ArrayRecord and TensorStore raise kinds of their own
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left" not in str(error) and "quota exceeded" not in str(error):
+            raise
+        raise UserError(
+            f"{place}: the disk is full; free some space and give the same command again"
+        ) from None
+
+
+def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
+    """Refuses to start writing `needed` bytes into a directory whose disk has less left.
+
+    Raises:
+      UserError: naming the directory and both sizes.
+    """
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{place}: {what} need {needed / 2**30:.2f} GiB and {free / 2**30:.2f} are free; free "
+            "some space or name another directory"
+        )
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -21,7 +53,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             print(f"error: unexpected argument {argv[1]!r}; see --help", file=sys.stderr)
             sys.exit(1)
         try:
-            main(argv)
+            with disk_space("output"):
+                main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

@@ -23,7 +23,8 @@ import numpy as np
 
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.preprocess import Preprocessing
-from medsam_jax.errors import UserError
+from medsam_jax.distributed import wait_for_all
+from medsam_jax.errors import UserError, disk_space, require_space
 from medsam_jax.progress import progress
 
 SLICES_PER_SHARD = 32
@@ -103,23 +104,28 @@ def open_or_build(
       batch_size: slices that are encoded together.
 
     Raises:
-      UserError: the directory holds embeddings of another encoder, data set, contract or type.
+      UserError: the directory holds embeddings of another encoder, data set, contract or type, or
+        its disk is too small for them.
     """
     directory = Path(directory)
     _claim(directory, key)
+    wait_for_all(f"claimed {directory}")
     records, _ = open_dataset(data_dir, split)
     count = math.ceil(len(records) / SLICES_PER_SHARD)
     paths = [directory / f"{split}-{i:05d}-of-{count:05d}.array_record" for i in range(count)]
     mine = range(jax.process_index(), count, jax.process_count())
     missing = [shard for shard in mine if not paths[shard].exists()]
+    slice_bytes = math.prod(key["shape"]) * jnp.dtype(key["dtype"]).itemsize
+    all_missing = sum(not path.exists() for path in paths)  # of all processes: they share the disk
+    needed = min(all_missing * SLICES_PER_SHARD, len(records)) * slice_bytes
+    require_space(directory, needed, f"embeddings of {split}")
+    wait_for_all(f"counted embeddings of {split}")
     for shard in progress(missing, f"embedding {split}") if missing else ():
         start = shard * SLICES_PER_SHARD
         positions = range(start, min(start + SLICES_PER_SHARD, len(records)))
-        _write_shard(paths[shard], records, positions, encode, batch_size)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"embeddings of {split}")
+        with disk_space(paths[shard]):
+            _write_shard(paths[shard], records, positions, encode, batch_size)
+    wait_for_all(f"embeddings of {split}")
     return Embeddings(paths, key["shape"], key["dtype"])
 
 

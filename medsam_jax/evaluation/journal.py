@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from medsam_jax.errors import disk_space
+
 Row = dict[str, Any]
 
 
@@ -36,8 +38,12 @@ class Journal:
         return rows
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Adds rows for good: they are on disk when this returns."""
-        with self._path.open("a") as file:
+        """Adds rows for good: they are on disk when this returns.
+
+        Raises:
+          UserError: the disk is full; what was written of the rows is dropped at the next start.
+        """
+        with disk_space(self._path), self._path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())

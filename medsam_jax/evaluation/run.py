@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from medsam_jax.errors import UserError
+from medsam_jax.errors import UserError, disk_space
 from medsam_jax.evaluation import split as split_route
 from medsam_jax.evaluation import volumes as volume_route
 from medsam_jax.evaluation.protocol import Protocol
@@ -63,21 +63,22 @@ def evaluate(
     if jax.process_index() != 0:
         return
     print(f"writing tables and figures to {output}", flush=True)
-    write_report(
-        output,
-        rows,
-        title=evaluation.title,
-        settings={
-            "checkpoints": ", ".join(f"`{checkpoint}`" for checkpoint in checkpoints),
-            "prompt": f"{prompt}, seed {seed}",
-            "NSD tolerance": f"{tolerance:g} {evaluation.unit}; {kind}",
-        },
-        unit=evaluation.unit,
-        tolerance=tolerance,
-        draw=evaluation.picture,
-        hidden=hidden,
-        slice_rows=evaluation.slice_rows,
-    )
+    with disk_space(output):
+        write_report(
+            output,
+            rows,
+            title=evaluation.title,
+            settings={
+                "checkpoints": ", ".join(f"`{checkpoint}`" for checkpoint in checkpoints),
+                "prompt": f"{prompt}, seed {seed}",
+                "NSD tolerance": f"{tolerance:g} {evaluation.unit}; {kind}",
+            },
+            unit=evaluation.unit,
+            tolerance=tolerance,
+            draw=evaluation.picture,
+            hidden=hidden,
+            slice_rows=evaluation.slice_rows,
+        )
     print((output / "summary.md").resolve())
 
 

@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
-from medsam_jax.errors import UserError
+from medsam_jax.errors import UserError, disk_space, require_space
 from medsam_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -33,18 +33,21 @@ class TrainCheckpoints:
         return ocp.CheckpointManager(self.directory.absolute(), options=options)
 
     def save(self, step: int, state: TrainState, data: Any, progress: dict[str, Any]) -> None:
-        """Starts to save; `progress` is small JSON: best score, evaluations since."""
+        """Starts to save; `progress` is small JSON: best score, evaluations since.
+
+        Raises:
+          UserError: the disk is full, also when the save before this one found it so.
+        """
         if step == self._last_step:
             return
         self._last_step = step
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=CheckpointSave(data),
-                progress=ocp.args.JsonSave(progress),
-            ),
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=CheckpointSave(data),
+            progress=ocp.args.JsonSave(progress),
         )
+        with disk_space(self.directory):
+            self._manager.save(step, args=items)
 
     def restore_latest(
         self, template: TrainState, data: Any
@@ -55,9 +58,13 @@ class TrainCheckpoints:
         `STEP.unreadable` with a warning, and the one before is taken.
 
         Raises:
-          UserError: there are checkpoints and none can be read.
+          UserError: there are checkpoints and none can be read, or too little space for more.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(template))
+        # One more than is kept, while it is written.
+        more = max(self._keep + 1 - len(steps), 1)
+        require_space(self.directory, more * size, f"{more} checkpoints")
         for step in steps:
             try:
                 restored = self._manager.restore(
@@ -90,9 +97,10 @@ class TrainCheckpoints:
         self._manager = self._open()
 
     def close(self) -> None:
-        """Waits for the last save."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the last save. Raises UserError where the disk is full."""
+        with disk_space(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _abstract(state: TrainState) -> TrainState:

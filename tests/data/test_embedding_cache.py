@@ -1,0 +1,84 @@
+"""The embedding cache: goes on where it stopped, refuses by name, says that a disk is full.
+
+Embeddings here are the mean colour of a slice, so that each tells which slice it is of.
+"""
+
+import numpy as np
+import pytest
+
+from medsam_jax.data import embedding_cache
+from medsam_jax.data.datasets import open_dataset
+from medsam_jax.errors import UserError
+
+KEY = {"encoder weights": "a", "preprocessing": {}, "data set": "b", "shape": [1, 1, 3]}
+KEY |= {"dtype": "float32"}
+
+
+@pytest.fixture
+def build(built, tmp_path, monkeypatch):
+    """Builds the training split in shards of four slices; tells how many slices were encoded."""
+    monkeypatch.setattr(embedding_cache, "SLICES_PER_SHARD", 4)
+    encoded = []
+
+    def encode(images, valid_shape):
+        encoded.append(len(images))
+        return images.mean(axis=(1, 2), keepdims=True).astype(np.float32)
+
+    def run(**changes):
+        encoded.clear()
+        directory = tmp_path / "cache"
+        made = embedding_cache.open_or_build(directory, KEY | changes, built, "train", encode, 2)
+        return made, sum(encoded)
+
+    return run
+
+
+def test_embeddings_are_those_of_the_slices_in_order(build, built):
+    made, encoded = build()
+    records, _ = open_dataset(built, "train")
+    assert len(made) == len(records) > 8
+    assert encoded >= len(records)
+    for position in (0, 3, 4, len(records) - 1):
+        expected = records[position]["image"].mean(axis=(0, 1), keepdims=True)
+        np.testing.assert_array_equal(made[position], expected.astype(np.float32))
+
+
+def test_a_stopped_pass_goes_on(build, tmp_path):
+    whole = values(build()[0])
+    shards = sorted((tmp_path / "cache").glob("*.array_record"))
+    content = shards[1].read_bytes()
+    shards[1].unlink()
+    shards[1].with_suffix(".tmp").write_bytes(content[: len(content) // 2])
+    made, encoded = build()
+    assert encoded == 4, "one shard is missing"
+    assert values(made) == whole
+    assert build()[1] == 0
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def values(embeddings) -> list[list[float]]:
+    return [embeddings[position].ravel().tolist() for position in range(len(embeddings))]
+
+
+@pytest.mark.parametrize("name", KEY)
+def test_a_foreign_cache_is_refused_by_what_differs(build, name):
+    build()
+    other = {"shape": [1, 1, 4], "preprocessing": {"image_size": 1}}.get(name, "other")
+    with pytest.raises(UserError, match=f"cache: made with another {name}; name another"):
+        build(**{name: other})
+
+
+def test_a_full_disk_is_one_line(build, monkeypatch):
+    class Writer:
+        def __init__(self, path, options):
+            self._path = path
+
+        def write(self, record):
+            raise RuntimeError(f"write() failed: No space left on device; writing {self._path}")
+
+    module = "array_record.python.array_record_module.ArrayRecordWriter"
+    with monkeypatch.context() as patched:
+        patched.setattr(module, Writer)
+        with pytest.raises(UserError, match=r"train-00000-of-.*: the disk is full"):
+            build()
+    assert build()[1] > 0, "nothing half-written is taken up"
