@@ -28,6 +28,7 @@ class SamConfig:
     decoder_num_heads: int = 8
     decoder_mlp_dim: int = 2048
     dtype: str = "float32"  # of the computation; parameters stay float32
+    automatic_prompts: str = ""  # of automatic masks: "points", "boxes", or "": by the recipe
 
     @classmethod
     def lite_medsam(cls) -> "SamConfig":
