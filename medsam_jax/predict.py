@@ -1,15 +1,23 @@
-"""Masks for prompts on a picture, a slice or a volume, written beside an overlay and their scores.
+"""Masks of pictures, slices and volumes, written beside overlays and a record of each object.
 
 Examples:
   python -m medsam_jax.predict --checkpoint lite_medsam --image photo.png --box 20,30,180,160 \\
       --output results
   python -m medsam_jax.predict --checkpoint lite_medsam --image ct.nii.gz --modality CT \\
       --slice 40 --box 160,120,260,210 --output results
+  python -m medsam_jax.predict --checkpoint lite_medsam --image scans --prompts prompts.json \\
+      --output results
+  python -m medsam_jax.predict --checkpoint lite_medsam --image dicom_series \\
+      --prompt_mask rough.nii.gz --follow off --output results
   python -m medsam_jax.predict --checkpoint lite_medsam --image photo.png --auto --output results
 
-Every --box is an object; all --point together are one. In a volume the prompts lie on --slice and
-objects are followed to both sides. Writes NAME_mask (label i is the i-th object) in the format and
-on the grid of the input, NAME_overlay.png and NAME.json.
+Every --box is an object; all --point together are one. In a volume these lie on --slice and the
+object is followed to both sides (--follow). A JSON file names images and holds prompts for each:
+{"ct.nii.gz": [{"label": 5, "name": "liver", "slice": 40, "box": [160, 120, 260, 210]}]}.
+
+Writes NAME_mask in the format and on the grid of the input (a DICOM SEG for a DICOM series),
+NAME_overlay.png, NAME_montage.png for volumes, NAME.json with scores, sizes and diameters, and
+coco.json for pictures. A folder run goes on where it stopped and ends with a list of what failed.
 """
 
 from pathlib import Path
@@ -23,46 +31,78 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Checkpoint directory or name of known weights.", required=True
 )
 _IMAGE = flags.DEFINE_string(
-    "image", None, "Image file of any known format, or a DICOM series folder.", required=True
+    "image",
+    None,
+    "Image file of any known format, a DICOM series folder, or a folder of these.",
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
 _BOX = flags.DEFINE_multi_string("box", [], "x0,y0,x1,y1 in pixels of the slice; one per object.")
 _POINT = flags.DEFINE_multi_string("point", [], "x,y,label; label 1 is the object, 0 is not.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "JSON file of prompts by image; see above.")
+_PROMPT_MASK = flags.DEFINE_string(
+    "prompt_mask",
+    None,
+    "Mask whose labels are prompted by their boxes, slice by slice; for a folder of images, a "
+    "folder of masks named as the images.",
+)
 _AUTO = flags.DEFINE_bool("auto", False, "Find all objects of a picture or slice, without prompts.")
-_MODALITY = flags.DEFINE_string("modality", None, "CT means Hounsfield units; else MR, US, ...")
+_MODALITY = flags.DEFINE_string(
+    "modality", None, "CT means Hounsfield units; else MR, US, ... DICOM files say it themselves."
+)
 _WINDOW = flags.DEFINE_string("window", None, "CT window of the checkpoint's recipe, e.g. lung.")
 _SLICE = flags.DEFINE_integer("slice", None, "Slice of a volume that the prompts lie on, from 0.")
-_PROPAGATE = flags.DEFINE_bool("propagate", True, "Follow objects through the volume.")
+_FOLLOW = flags.DEFINE_string(
+    "follow",
+    "propagate",
+    "Slices of a volume without prompts: propagate from those with, interpolate boxes between "
+    "them, or off.",
+)
+_LARGEST = flags.DEFINE_bool(
+    "largest_component", False, "Keep the largest connected part of each object."
+)
+_HOLES = flags.DEFINE_bool("fill_holes", False, "Fill what an object encloses.")
+_FORMAT = flags.DEFINE_string(
+    "mask_format", None, "Instead of the input's own: nii.gz, nii, nrrd, mha, png, tif or dcm."
+)
+_GIF = flags.DEFINE_bool("gif", False, "Also write a GIF of a volume's slices.")
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
     keep_compiled_programs()
-    from medsam_jax.inference.files import Request, predict_file
+    from medsam_jax.inference.files import Request
+    from medsam_jax.inference.folder import predict_path
 
-    predict_file(
+    predict_path(
         Request(
             checkpoint=_CHECKPOINT.value,
             image=_IMAGE.value,
             output=Path(_OUTPUT.value),
-            boxes=[_numbers("--box", text, 4) for text in _BOX.value],
-            points=[_numbers("--point", text, 3) for text in _POINT.value],
+            boxes=[_numbers("--box", text, "x0,y0,x1,y1") for text in _BOX.value],
+            points=[_numbers("--point", text, "x,y,label") for text in _POINT.value],
+            prompts=_PROMPTS.value,
+            prompt_mask=_PROMPT_MASK.value,
             auto=_AUTO.value,
             modality=_MODALITY.value,
             window=_WINDOW.value,
             slice_index=_SLICE.value,
-            propagate=_PROPAGATE.value,
+            follow=_FOLLOW.value,
+            largest_component=_LARGEST.value,
+            fill_holes=_HOLES.value,
+            mask_format=_FORMAT.value,
+            gif=_GIF.value,
         )
     )
 
 
-def _numbers(flag: str, text: str, count: int) -> list[float]:
+def _numbers(flag: str, text: str, form: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != count:
-        raise errors.UserError(f"{flag}: {text!r}; give {count} numbers with commas between")
+    if len(numbers) != len(form.split(",")):
+        raise errors.UserError(f"{flag}: {text!r}; give {form}, numbers with commas between")
     return numbers
 
 

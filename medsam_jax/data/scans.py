@@ -158,16 +158,43 @@ def _from_sitk(image: Any, path: str) -> Scan:
     return Scan(array, tuple(reversed(image.GetSpacing())), affine, path)
 
 
+def is_dicom(path: str) -> bool:
+    """Whether a path is read as DICOM: a folder, or a file named .dcm."""
+    file = pathlib.Path(path.split("#")[0])
+    return file.is_dir() or file.suffix.lower() == ".dcm"
+
+
+def list_series(folder: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
+    """UID -> files in the order of slices, of each DICOM series directly in a folder."""
+    import SimpleITK as sitk
+
+    with _no_itk_warnings():
+        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        return {
+            uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in uids
+        }
+
+
+def dicom_files(path: str) -> tuple[str, ...]:
+    """The files of a DICOM path (`is_dicom`), one a slice, in the order of the array's slices.
+
+    Raises:
+      UserError: no series, or several and none chosen.
+    """
+    folder, _, wanted = path.partition("#")
+    if not pathlib.Path(folder).is_dir():
+        return (path,)
+    found = list_series(folder)
+    return found[_choose_series(path, wanted, found)]
+
+
 def _read_dicom_series(path: str) -> Scan:
     import SimpleITK as sitk
 
-    folder, _, wanted = path.partition("#")
     reader = sitk.ImageSeriesReader()
     reader.MetaDataDictionaryArrayUpdateOn()
+    reader.SetFileNames(dicom_files(path))
     with _no_itk_warnings():
-        uids = reader.GetGDCMSeriesIDs(folder)
-        found = {uid: reader.GetGDCMSeriesFileNames(folder, uid) for uid in uids}
-        reader.SetFileNames(found[_choose_series(path, wanted, found)])
         try:
             image = reader.Execute()
         except RuntimeError as error:

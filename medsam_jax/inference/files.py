@@ -1,24 +1,33 @@
-"""From an image file and prompts to files: masks on the input's grid, an overlay, scores."""
+"""From one image file and its prompts to files: mask, overlay, record; montage and GIF of volumes.
+
+The record, NAME.json, is written last: where it is, the other files are whole.
+"""
 
 import dataclasses
-import json
-import os
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.pictures import SUFFIXES as PICTURE_SUFFIXES
-from medsam_jax.data.scans import Scan, read_scan, slice_axis
+from medsam_jax.data.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis
 from medsam_jax.errors import UserError
+from medsam_jax.evaluation import burden
+from medsam_jax.inference import object_prompts, outputs
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
+from medsam_jax.inference.coco import annotate
+from medsam_jax.inference.dicom_seg import require_highdicom, write_dicom_seg
+from medsam_jax.inference.object_prompts import ObjectPrompts, arguments
 from medsam_jax.inference.predictor import Predictor
-from medsam_jax.inference.volume import VolumePredictor
+from medsam_jax.inference.volume import VolumePredictor, clean
 from medsam_jax.models.checkpoint import load_model
 from medsam_jax.models.sam import Sam
 
-_KEPT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+# Only CT changes what is done: HU and a window. The list catches misspellings of it.
+MODALITIES = ("CT", "MR", "MRI", "US", "PT", "PET", "NM", "XR", "CR", "DX", "MG", "XA", "RF", "OCT")
+MODALITIES += ("FUNDUS", "ENDOSCOPY", "DERMOSCOPY", "MICROSCOPY", "PATHOLOGY", "OTHER")
+FOLLOW = ("propagate", "interpolate", "off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +37,19 @@ class Request:
     checkpoint: str
     image: str
     output: Path
-    boxes: list[list[float]]
-    points: list[list[float]]  # x, y, label
+    boxes: list[list[float]] = dataclasses.field(default_factory=list)
+    points: list[list[float]] = dataclasses.field(default_factory=list)  # x, y, label
+    prompts: str | None = None  # JSON file
+    prompt_mask: str | None = None  # file, or folder of files named as the images
     auto: bool = False
     modality: str | None = None
     window: str | None = None
     slice_index: int | None = None
-    propagate: bool = True
+    follow: str = "propagate"  # between and beyond prompted slices, see FOLLOW
+    largest_component: bool = False
+    fill_holes: bool = False
+    mask_format: str | None = None
+    gif: bool = False
 
 
 @dataclasses.dataclass
@@ -42,175 +57,324 @@ class Segmentation:
     """Labels of slices along the first axis, and what to say of each object."""
 
     labels: np.ndarray  # int32 [Z, H, W]
-    objects: list[dict[str, Any]]
+    objects: list[dict[str, Any]]  # each with "label", "name", "prompts", ...
 
 
-def predict_file(request: Request) -> None:
-    """Reads, predicts and writes; prints one line for each file and each object not found.
+class FilePredictor:
+    """Answers one image after another; the model is loaded for the first one.
 
     Raises:
-      UserError: prompts and `auto` that do not go together, a volume without `slice_index`, and
-        what reading, prompting and writing raise; nothing is left half-written.
+      UserError: a request that contradicts itself, an unreadable prompt file, an output folder that
+        cannot be written.
     """
-    _check(request)
-    scan = read_scan(request.image)
-    axis = slice_axis(scan)
-    slices = np.moveaxis(scan.array, axis, 0)
-    start = _start_slice(request, len(slices))
-    model = load_model(request.checkpoint)
-    if not isinstance(model, Sam):
-        raise UserError(f"{request.checkpoint}: takes no prompts; use a SAM or MedSAM checkpoint")
-    predictor = Predictor(model)
-    volume = VolumePredictor(predictor)
-    volume.set_volume(slices, request.modality, request.window)
-    if request.auto:
-        found = _find_all(predictor, volume, start)
-    else:
-        found = _follow_prompts(volume, request, start)
-    labels = np.moveaxis(found.labels, 0, axis)
-    _describe(found, labels, scan)
-    _write(request, scan, labels, found.objects, _overlay(volume, found, request, start))
+
+    def __init__(self, request: Request):
+        _check(request)
+        outputs.check_writable(request.output)
+        self.request = request
+        self._by_image = object_prompts.from_json(request.prompts) if request.prompts else {}
+        self._by_flags = object_prompts.from_flags(request.boxes, request.points)
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        model = load_model(self.request.checkpoint)
+        if not isinstance(model, Sam):
+            raise UserError(
+                f"{self.request.checkpoint}: takes no prompts; use a SAM or MedSAM checkpoint"
+            )
+        return Predictor(model)
+
+    def settings(self, image: str, mask: str | None) -> dict[str, Any]:
+        """What the outputs of an image depend on, JSON-able; equal settings need no second run."""
+        kept = dataclasses.asdict(self.request)
+        for name in ("image", "output", "prompts", "prompt_mask"):
+            del kept[name]
+        files = [image.split("#")[0], *([mask] if mask else [])]
+        checkpoint = Path(self.request.checkpoint) / "model.json"
+        files += [str(checkpoint)] if checkpoint.exists() else []
+        modified = {file: Path(file).stat().st_mtime_ns for file in files if Path(file).exists()}
+        prompts = [dataclasses.asdict(o) for o in self._by_image.get(_key(image), [])]
+        return outputs.jsonable(kept | {"modified": modified, "prompts": prompts})
+
+    def run(self, image: str, name: str, mask: str | None = None) -> list[Path]:
+        """Reads, predicts and writes; says which objects came out empty.
+
+        Args:
+          image: as `read_scan` takes it.
+          name: of the outputs.
+          mask: a mask whose labels' boxes are the prompts.
+
+        Returns:
+          The files written, the record last.
+
+        Raises:
+          UserError: what reading, prompting and writing raise; nothing is left half-written.
+        """
+        request = self.request
+        scan = read_scan(image)
+        axis = slice_axis(scan)
+        slices = np.moveaxis(scan.array, axis, 0)
+        suffix = outputs.mask_suffix(image, len(slices), request.mask_format)
+        if suffix == ".dcm":
+            require_highdicom()
+        modality = _modality(request, image, scan)
+        objects = self._objects(image, scan, axis, mask, len(slices))
+        volume = VolumePredictor(self._predictor)
+        volume.set_volume(slices, modality, request.window)
+        if request.auto:
+            found = _find_all(self._predictor, volume, _start(request, image, len(slices)))
+        else:
+            found = self._follow(volume, objects)
+        _measure(found, scan.spacing, axis)
+        _tell_empty(name, found.objects)
+        return self._write(image, name, scan, axis, volume.slices, found, suffix, modality, mask)
+
+    def _objects(
+        self, image: str, scan: Scan, axis: int, mask: str | None, count: int
+    ) -> list[ObjectPrompts]:
+        """The objects to look for, each prompt on a slice that exists."""
+        if self.request.auto:
+            return []
+        if mask is not None:
+            return object_prompts.from_mask(mask, scan, axis)
+        if self.request.prompts:
+            if _key(image) not in self._by_image:
+                known = ", ".join(list(self._by_image)[:5])
+                raise UserError(
+                    f"{image}: has no prompts in {self.request.prompts} (which names {known}); "
+                    f"add {_key(image)!r}"
+                )
+            objects = self._by_image[_key(image)]
+        else:
+            objects = self._by_flags
+        placed = []
+        for found in objects:
+            slices = {}
+            for index, prompt in found.slices.items():
+                at = _start(self.request, image, count) if index is None else index
+                if at >= count:
+                    raise UserError(f"{image}: a prompt is on slice {at}; it has 0 to {count - 1}")
+                slices[at] = prompt
+            placed.append(dataclasses.replace(found, slices=slices))
+        return placed
+
+    def _follow(self, volume: VolumePredictor, objects: list[ObjectPrompts]) -> Segmentation:
+        """Objects one after another; where they overlap the one with the better score stays."""
+        for found in objects:  # all are checked before the first is encoded
+            volume.clear_prompts()
+            _prompt(volume, found)
+        labels = np.zeros(volume.slices.shape[:3], np.int32)
+        best = np.full(labels.shape, -np.inf, np.float32)
+        records = []
+        for found in objects:
+            volume.clear_prompts()
+            _prompt(volume, found)
+            mask, scores = self._answer(volume)
+            if self.request.largest_component or self.request.fill_holes:
+                mask = clean(mask, self.request.largest_component, self.request.fill_holes)
+            mask &= scores[:, None, None] > best
+            labels[mask] = found.label
+            best = np.where(mask, scores[:, None, None], best)
+            reached = np.flatnonzero(np.isfinite(scores)).tolist()
+            records.append(
+                {
+                    "label": found.label,
+                    "name": found.name,
+                    "prompts": [{"slice": i} | prompt for i, prompt in found.slices.items()],
+                    "predicted_iou": float(np.nanmean(scores)),
+                    "slice_scores": {index: float(scores[index]) for index in reached},
+                }
+            )
+        return Segmentation(labels, records)
+
+    def _answer(self, volume: VolumePredictor) -> tuple[np.ndarray, np.ndarray]:
+        if len(volume.slices) == 1 or self.request.follow == "off":
+            return volume.predict_slices()
+        if self.request.follow == "interpolate":
+            return volume.interpolate()
+        return volume.propagate()
+
+    def _write(
+        self,
+        image: str,
+        name: str,
+        scan: Scan,
+        axis: int,
+        slices: np.ndarray,
+        found: Segmentation,
+        suffix: str,
+        modality: str | None,
+        mask: str | None,
+    ) -> list[Path]:
+        from medsam_jax.inference import drawing
+
+        output, is_picture = self.request.output, len(slices) == 1
+        labels = np.moveaxis(found.labels, 0, axis)
+        names = {r["label"]: r["name"] or f"object {r['label']}" for r in found.objects}
+
+        def write_mask(path: Path) -> None:
+            if suffix == ".dcm":
+                files, checkpoint = dicom_files(image), self.request.checkpoint
+                write_dicom_seg(path, labels, files, names, checkpoint, not self.request.auto)
+            else:
+                outputs.write_mask(path, scan, labels)
+
+        shown = _slice_to_show(found)
+        prompts = [p for r in found.objects for p in r["prompts"] if p["slice"] == shown]
+        overlay = drawing.draw(slices[shown], found.labels[shown], prompts)
+        files = {f"{name}_mask{suffix}": write_mask}
+        files[f"{name}_overlay.png"] = lambda path: outputs.write_picture(path, overlay)
+        if not is_picture:
+            tiles = drawing.montage(slices, found.labels)
+            files[f"{name}_montage.png"] = lambda path: outputs.write_picture(path, tiles)
+            if self.request.gif:
+                files[f"{name}.gif"] = lambda path: drawing.write_gif(path, slices, found.labels)
+        for file, write in files.items():
+            outputs.write_whole(output / file, write)
+        spacing = [*np.take(scan.spacing, [axis]), *np.delete(scan.spacing, axis)]
+        record = {
+            "image": image,
+            "checkpoint": self.request.checkpoint,
+            "modality": modality,
+            "is_picture": is_picture,
+            "shape": list(found.labels.shape[1 if is_picture else 0 :]),
+            "slice_axis": axis,
+            "spacing_mm": [float(side) for side in spacing],
+            "files": list(files),
+            "objects": found.objects,
+            "settings": self.settings(image, mask),
+        }
+        outputs.write_json(output / f"{name}.json", record)
+        return [output / file for file in (*files, f"{name}.json")]
 
 
 def _check(request: Request) -> None:
-    prompted = bool(request.boxes or request.points)
-    if request.auto == prompted:
-        raise UserError("prompt: give --auto or prompts (--box, --point), one of the two")
-    if len(request.boxes) > 1 and request.points:
+    ways = {
+        "--box, --point": bool(request.boxes or request.points),
+        "--prompts": bool(request.prompts),
+        "--prompt_mask": bool(request.prompt_mask),
+        "--auto": request.auto,
+    }
+    given = [way for way, is_given in ways.items() if is_given]
+    if len(given) != 1:
         raise UserError(
-            f"--point: points go with one --box, not with {len(request.boxes)}; run once per object"
+            f"prompt: {' and '.join(given) or 'nothing'} given; give one of {'; '.join(ways)}"
         )
+    if request.modality is not None and request.modality.upper() not in MODALITIES:
+        raise UserError(
+            f"--modality: {request.modality!r} is unknown; use one of {', '.join(MODALITIES)}"
+        )
+    if request.window and (request.modality or "CT").upper() != "CT":
+        raise UserError(
+            f"--window: {request.window!r} is for CT, the modality is {request.modality}; leave it "
+            "out"
+        )
+    for name, value, known in (
+        ("--follow", request.follow, FOLLOW),
+        ("--mask_format", request.mask_format, (None, *outputs.MASK_FORMATS)),
+    ):
+        if value not in known:
+            raise UserError(f"{name}: {value!r}; use one of {', '.join(filter(None, known))}")
 
 
-def _start_slice(request: Request, count: int) -> int:
+def _key(image: str) -> str:
+    """How a JSON file of prompts names an image."""
+    folder, hash_, uid = image.partition("#")
+    return Path(folder).resolve().name + hash_ + uid
+
+
+def _start(request: Request, image: str, count: int) -> int:
+    """The slice that the command line names."""
     if count == 1:
         return 0
     if request.slice_index is None:
-        raise UserError(f"{request.image}: has {count} slices; say which by --slice")
+        raise UserError(f"{image}: has {count} slices; say which by --slice")
     if not 0 <= request.slice_index < count:
-        raise UserError(f"--slice: {request.slice_index}; {request.image} has 0 to {count - 1}")
+        raise UserError(f"--slice: {request.slice_index}; {image} has 0 to {count - 1}")
     return request.slice_index
+
+
+def _modality(request: Request, image: str, scan: Scan) -> str | None:
+    """As given, or a DICOM file's own; says so where numbers look like HU and nobody said CT."""
+    modality = request.modality
+    if modality is None and is_dicom(image):
+        modality = _dicom_modality(image)
+    if request.window and (modality or "").upper() != "CT":
+        raise UserError(f"--window: {request.window!r} needs --modality CT; {image} has {modality}")
+    if request.window and scan.array.dtype == np.uint8:
+        raise UserError(f"--window: {image} has 8 bits, windowed already; leave the window out")
+    if modality is None and scan.array.min() < -500:
+        print(f"{image}: values down to {scan.array.min():g} look like HU; give --modality CT")
+    return modality
+
+
+def _dicom_modality(image: str) -> str | None:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(dicom_files(image)[0])
+    reader.ReadImageInformation()
+    tag = "0008|0060"
+    return reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else None
+
+
+def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:
+    for index, prompt in found.slices.items():
+        try:
+            volume.add_prompt(index, **arguments(prompt))
+        except UserError as error:
+            raise UserError(f"object {found.label}, slice {index}: {error}") from None
 
 
 def _find_all(predictor: Predictor, volume: VolumePredictor, start: int) -> Segmentation:
     answers = AutomaticMaskGenerator(predictor).generate(volume.slices[start])
     labels = np.zeros(volume.slices.shape[:3], np.int32)
     labels[start] = label_map(answers, labels.shape[1:])
-    answers = sorted(answers, key=lambda answer: -answer["area"])
-    keys = ("predicted_iou", "stability_score", "point_coords", "prompt_box")
-    return Segmentation(labels, [{k: a[k] for k in keys if k in a} for a in answers])
+    records = []
+    for label, answer in enumerate(sorted(answers, key=lambda a: -a["area"]), start=1):
+        prompts: list[dict[str, Any]] = [{"slice": start}]
+        scores = {key: answer[key] for key in ("predicted_iou", "stability_score")}
+        records.append({"label": label, "name": None, "prompts": prompts} | scores)
+    return Segmentation(labels, records)
 
 
-def _follow_prompts(volume: VolumePredictor, request: Request, start: int) -> Segmentation:
-    """Objects one after another; where they overlap the one with the better score stays."""
-    points = np.array(request.points, float).reshape(-1, 3)
-    prompts: list[dict[str, Any]] = [{"box": box} for box in request.boxes] or [{}]
-    if len(points):
-        prompts[0] |= {"point_coords": points[:, :2], "point_labels": points[:, 2].astype(int)}
-    labels = np.zeros(volume.slices.shape[:3], np.int32)
-    best = np.full(labels.shape, -np.inf, np.float32)
-    objects = []
-    for label, prompt in enumerate(prompts, start=1):
-        volume.clear_prompts()
-        volume.add_prompt(start, **prompt)
-        mask, scores = volume.propagate() if request.propagate else volume.predict_slices()
-        mask &= scores[:, None, None] > best
-        labels[mask] = label
-        best = np.where(mask, scores[:, None, None], best)
-        record = {name: np.asarray(value).tolist() for name, value in prompt.items()}
-        reached = np.flatnonzero(np.isfinite(scores)).tolist()
-        objects.append({**record, "predicted_iou": float(scores[start]), "slices": reached})
-    return Segmentation(labels, objects)
+def _measure(found: Segmentation, spacing: Sequence[float], axis: int) -> None:
+    """Adds to each object its size, its diameters and, in a picture, COCO's fields."""
+    from scipy import ndimage
+
+    labels = found.labels
+    spacing = (spacing[axis], *np.delete(spacing, axis))
+    is_known = bool(np.isfinite(spacing[1:]).all())
+    unit, sides = ("mm", spacing[1:]) if is_known else ("px", (1.0, 1.0))
+    extents = ndimage.find_objects(labels)
+    for record in found.objects:
+        label = record["label"]
+        extent = extents[label - 1] if label <= len(extents) else None
+        mask = labels[extent] == label if extent else np.zeros((1, 1, 1), bool)
+        measured = burden.measure(mask, (1.0, *sides))
+        size = int(np.count_nonzero(mask))
+        if len(labels) == 1:
+            record["area_px"] = size
+            if is_known:
+                record["area_mm2"] = size * float(np.prod(sides))
+            record |= annotate(labels[0] == label)
+        else:
+            record["voxels"] = size
+            record["volume_ml"] = size * float(np.prod(spacing)) / 1000
+        for name in ("longest", "perpendicular"):
+            record[f"{name}_{unit}"] = measured[f"{name}_mm"]
 
 
-def _describe(found: Segmentation, labels: np.ndarray, scan: Scan) -> None:
-    """Adds label, voxels and volume; says which objects came out empty."""
-    voxel_ml = float(np.prod(scan.spacing)) / 1000
-    for label, record in enumerate(found.objects, start=1):
-        voxels = int(np.count_nonzero(labels == label))
-        record |= {"label": label, "voxels": voxels}
-        if np.isfinite(voxel_ml):
-            record["volume_ml"] = voxels * voxel_ml
-        if voxels == 0:
-            print(f"object {label}: nothing found; its mask is empty")
-    if not found.objects:
-        print("no object found; the mask is empty")
+def _tell_empty(name: str, objects: list[dict[str, Any]]) -> None:
+    for record in objects:
+        if not record.get("voxels", record.get("area_px")):
+            print(f"{name}: object {record['label']}: nothing found; its mask is empty")
+    if not objects:
+        print(f"{name}: no object found; the mask is empty")
 
 
-def _overlay(volume, found: Segmentation, request: Request, start: int) -> np.ndarray:
-    """The prompted slice with the outlines of all objects and the prompts."""
-    from medsam_jax.evaluation.figures import overlay
-
-    image = volume.slices[start]
-    if image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, axis=2)
-    nothing = np.zeros(image.shape[:2], bool)
-    box = np.array(request.boxes[0]) if len(request.boxes) == 1 else None
-    points = np.array(request.points)[:, :2] if request.points else None
-    return overlay(image, nothing, found.labels[start] > 0, box, points)
-
-
-def _write(request: Request, scan: Scan, labels, objects, picture: np.ndarray) -> None:
-    name = _name(request.image)
-    mask_path = request.output / f"{name}_mask{_mask_suffix(request.image)}"
-    overlay_path = request.output / f"{name}_overlay.png"
-    scores_path = request.output / f"{name}.json"
-    report = {"image": request.image, "checkpoint": request.checkpoint, "objects": objects}
-    try:
-        request.output.mkdir(parents=True, exist_ok=True)
-        _whole(mask_path, lambda path: _write_mask(path, scan, labels))
-        _whole(overlay_path, lambda path: _write_png(path, picture))
-        _whole(scores_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
-    except OSError as error:
-        raise UserError(
-            f"{request.output}: cannot be written ({error.strerror or error})"
-        ) from None
-    for path in (mask_path, overlay_path, scores_path):
-        print(path)
-
-
-def _name(image: str) -> str:
-    name = Path(image.split("#")[0]).name
-    for suffix in (*_KEPT_SUFFIXES, *PICTURE_SUFFIXES, ".npz", ".dcm"):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def _mask_suffix(image: str) -> str:
-    """The input's own; PNG for pictures, NIfTI for DICOM and arrays, MetaImage in one file."""
-    lower = image.lower()
-    if lower.endswith(PICTURE_SUFFIXES):
-        return ".png"
-    suffix = next((suffix for suffix in _KEPT_SUFFIXES if lower.endswith(suffix)), ".nii.gz")
-    return ".mha" if suffix == ".mhd" else suffix
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes under another name first; the suffix stays, since it selects the format."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_mask(path: Path, scan: Scan, labels: np.ndarray) -> None:
-    largest = int(labels.max(initial=0))
-    dtype = np.uint8 if largest < 256 else np.uint16
-    if path.suffix == ".png":
-        _write_png(path, labels[0].astype(dtype))
-        return
-    import SimpleITK as sitk
-
-    try:
-        sitk.WriteImage(scan.to_image(labels.astype(dtype)), str(path), useCompression=True)
-    except RuntimeError as error:
-        raise OSError(str(error).splitlines()[-1]) from None
-
-
-def _write_png(path: Path, array: np.ndarray) -> None:
-    from PIL import Image
-
-    Image.fromarray(array).save(path)
+def _slice_to_show(found: Segmentation) -> int:
+    """The prompted slice with most objects' pixels; without any, that with most of them."""
+    pixels = np.count_nonzero(found.labels, axis=(1, 2))
+    prompted = {p["slice"] for record in found.objects for p in record["prompts"]}
+    return max(prompted or range(len(pixels)), key=lambda index: pixels[index])

@@ -14,10 +14,9 @@ from jaxtyping import Bool, Float, Int
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
 from medsam_jax.inference.predictor import EncodedImage, Predictor
+from medsam_jax.inference.prompts import read_prompts
 from medsam_jax.models.sam import Sam
 from medsam_jax.progress import progress
-
-_SLICES_AT_ONCE = 8
 
 
 class VolumePredictor:
@@ -30,6 +29,7 @@ class VolumePredictor:
       least_overlap: and where a mask shares less than this part of the smaller of it and the mask
         next door.
       most_growth: and where a mask is larger than the mask next door by more than this factor.
+      batch_size: slices that are encoded together.
     """
 
     def __init__(
@@ -39,12 +39,14 @@ class VolumePredictor:
         least_score: float = 0.75,
         least_overlap: float = 0.5,
         most_growth: float = 2.0,
+        batch_size: int = 8,
     ):
         self.predictor = Predictor.of(model)
         self.margin = margin
         self.least_score = least_score
         self.least_overlap = least_overlap
         self.most_growth = most_growth
+        self.batch_size = batch_size
         self._slices: np.ndarray | None = None
         self._encoded: dict[int, EncodedImage] = {}
         self._prompts: dict[int, dict[str, Any]] = {}
@@ -70,23 +72,26 @@ class VolumePredictor:
         self._encoded, self._prompts = {}, {}
 
     def save_embeddings(self, path: str | os.PathLike) -> None:
-        """Encodes what is not encoded yet and writes all slices to an `.npz` (4 MB a slice)."""
-        order = range(len(self._require_slices()))
-        self.predictor.use([self._encode(index) for index in progress(order, "encoding slices")])
-        self.predictor.save_embedding(path)
+        """Writes the slices that were encoded so far to an `.npz`: 4 MB a slice (LiteMedSAM).
+
+        Raises:
+          UserError: none was encoded.
+        """
+        order = sorted(self._encoded)
+        self.predictor.use([self._encoded[index] for index in order])
+        self.predictor.save_embedding(path, slices=order, volume_shape=self.slices.shape)
 
     def load_embeddings(self, path: str | os.PathLike) -> None:
         """Takes the slices of a file by `save_embeddings`, for the volume that is set.
 
         Raises:
-          UserError: as `Predictor.load_embedding`, and for slices of another number or size.
+          UserError: as `Predictor.load_embedding`, and for a volume of another size.
         """
-        slices = self._require_slices()
-        self.predictor.load_embedding(path)
-        encoded = self.predictor.images
-        if [image.original_shape for image in encoded] != [slices.shape[1:3]] * len(slices):
+        shape = self._require_slices().shape
+        notes = self.predictor.load_embedding(path)
+        if tuple(notes.get("volume_shape", ())) != shape:
             raise UserError(f"{path}: made of another volume; encode this one again")
-        self._encoded = dict(enumerate(encoded))
+        self._encoded = dict(zip(notes["slices"].tolist(), self.predictor.images, strict=True))
 
     def add_prompt(
         self,
@@ -98,12 +103,15 @@ class VolumePredictor:
         """Points or a box of the object on one slice, as of `Predictor.predict`; replaces earlier.
 
         Raises:
-          UserError: no volume is set, or it has no such slice.
+          UserError: no volume is set, it has no such slice, or the prompt is not one of a single
+            object; see `read_prompts`.
         """
         slices = self._require_slices()
         if not 0 <= slice_index < len(slices):
             raise UserError(f"slice {slice_index}: the volume has slices 0 to {len(slices) - 1}")
         prompt = {"point_coords": point_coords, "point_labels": point_labels, "box": box}
+        if read_prompts(slices.shape[1:3], 0, **prompt).count > 1:
+            raise UserError("prompt: of several objects; add one, and clear_prompts for the next")
         self._prompts[slice_index] = {k: v for k, v in prompt.items() if v is not None}
 
     def clear_prompts(self) -> None:
@@ -183,8 +191,8 @@ class VolumePredictor:
         """The slice's embedding; its neighbours are encoded along with it, once."""
         if index not in self._encoded:
             slices = self._require_slices()
-            first = index - index % _SLICES_AT_ONCE
-            block = range(first, min(first + _SLICES_AT_ONCE, len(slices)))
+            first = index - index % self.batch_size
+            block = range(first, min(first + self.batch_size, len(slices)))
             encoded = self.predictor.encode([slices[i] for i in block])
             self._encoded |= dict(zip(block, encoded, strict=True))
         return self._encoded[index]
@@ -205,13 +213,22 @@ class VolumePredictor:
         return self._prompts
 
 
-def clean(mask: Bool[np.ndarray, "z h w"], connected: bool = True) -> Bool[np.ndarray, "z h w"]:
-    """Keeps the largest 26-connected component and fills what is enclosed in three dimensions."""
+def clean(
+    mask: Bool[np.ndarray, "z h w"], largest: bool = True, holes: bool = True
+) -> Bool[np.ndarray, "z h w"]:
+    """Keeps the largest 26-connected component, and fills what is enclosed in three dimensions.
+
+    One slice is a picture: what is enclosed in two dimensions is filled.
+    """
     from scipy import ndimage
 
-    if connected and mask.any():
+    if largest and mask.any():
         components, _ = ndimage.label(mask, np.ones((3, 3, 3)))
         sizes: Int[np.ndarray, " n"] = np.bincount(components.ravel())
         sizes[0] = 0
         mask = components == sizes.argmax()
+    if not holes:
+        return mask
+    if len(mask) == 1:
+        return ndimage.binary_fill_holes(mask[0])[None]
     return ndimage.binary_fill_holes(mask)

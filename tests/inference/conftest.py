@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from medsam_jax.inference.files import FilePredictor
 from medsam_jax.inference.predictor import Predictor
+from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.models.common import flatten_state, update_state
 from medsam_jax.models.sam import Sam, SamConfig
 
@@ -41,3 +43,18 @@ def compiled_predictor(model):
 def predictor(compiled_predictor):
     """Without an image; shares what earlier tests compiled."""
     return Predictor.of(compiled_predictor)
+
+
+@pytest.fixture
+def bright(monkeypatch, compiled_predictor):
+    """Files are answered, without a model's arithmetic, by the bright pixels in the box."""
+
+    def predict(self, index, prompt):
+        x0, y0, x1, y1 = np.asarray(prompt["box"]).astype(int)
+        mask = np.zeros(self.slices.shape[1:3], bool)
+        window = slice(y0, y1 + 1), slice(x0, x1 + 1)
+        mask[window] = self.slices[index][window] > 127
+        return mask, 0.9
+
+    monkeypatch.setattr(VolumePredictor, "_predict", predict)
+    monkeypatch.setattr(FilePredictor, "_predictor", compiled_predictor)

@@ -1,8 +1,6 @@
-"""The predict command: masks on the input's grid, labels, scores; bad input leaves nothing."""
+"""The predict command through a real (tiny) model: what is written, what the record says."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,10 @@ import SimpleITK as sitk
 from PIL import Image
 
 from medsam_jax.data.scans import read_scan
-from medsam_jax.errors import UserError
-from medsam_jax.inference.files import Request, predict_file
-from medsam_jax.inference.predictor import Predictor
-from medsam_jax.models.checkpoint import load_model, save_model
+from medsam_jax.inference.files import FilePredictor, Request
+from medsam_jax.inference.folder import predict_path
+from medsam_jax.inference.mask_records import decode_rle, encode_rle
+from medsam_jax.models.checkpoint import save_model
 from medsam_jax.models.common import flatten_state
 
 
@@ -25,120 +23,156 @@ def checkpoint(model, tmp_path_factory) -> str:
     return str(directory)
 
 
+@pytest.fixture
+def compiled(monkeypatch, compiled_predictor):
+    """Requests use the model that other tests have compiled."""
+    monkeypatch.setattr(FilePredictor, "_predictor", compiled_predictor)
+
+
 @pytest.fixture(scope="module")
 def scan_path(tmp_path_factory) -> Path:
-    """Oblique, anisotropic and away from the origin: 5 slices of 40 x 30."""
-    voxels = np.random.default_rng(0).normal(100, 30, (5, 30, 40)).astype(np.float32)
+    voxels = np.random.default_rng(0).normal(100, 30, (3, 30, 40)).astype(np.float32)
     image = sitk.GetImageFromArray(np.abs(voxels))
     image.SetSpacing((0.7, 0.9, 4.0))
-    image.SetOrigin((-20.0, 11.0, 300.0))
-    angle = 0.3
-    cos, sin = np.cos(angle), np.sin(angle)
-    image.SetDirection((cos, -sin, 0, sin, cos, 0, 0, 0, 1))
-    path = tmp_path_factory.mktemp("scan") / "oblique.nii.gz"
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
     sitk.WriteImage(image, str(path))
     return path
 
 
-def request(checkpoint, image, output, **changes) -> Request:
-    settings = {"boxes": [], "points": [], "modality": "MR"} | changes
-    return Request(checkpoint=checkpoint, image=str(image), output=output, **settings)
+def picture(path: Path, shape=(33, 47, 3)) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).save(path)
+    return path
 
 
-def test_volume_lands_on_the_input(checkpoint, scan_path, tmp_path):
+def test_volume(compiled, scan_path, tmp_path):
     boxes = [[5, 4, 30, 20], [20, 10, 39, 29]]
-    predict_file(request(checkpoint, scan_path, tmp_path, boxes=boxes, slice_index=2))
-    names = ["oblique.json", "oblique_mask.nii.gz", "oblique_overlay.png"]
+    settings = {"modality": "MR", "slice_index": 1, "gif": True}
+    predict_path(Request("tiny", str(scan_path), tmp_path, boxes=boxes, **settings))
+    names = ["scan.gif", "scan.json", "scan_mask.nii.gz", "scan_montage.png", "scan_overlay.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    image, mask = sitk.ReadImage(str(scan_path)), sitk.ReadImage(str(tmp_path / names[1]))
-    for corner in ((0, 0, 0), (39, 29, 4), (7, 3, 1)):
-        np.testing.assert_allclose(
-            mask.TransformIndexToPhysicalPoint(corner),
-            image.TransformIndexToPhysicalPoint(corner),
-            atol=1e-3,
-        )
-    labels = sitk.GetArrayFromImage(mask)
-    report = json.loads((tmp_path / names[0]).read_text())
-    assert [record["label"] for record in report["objects"]] == [1, 2]
-    for record, box in zip(report["objects"], boxes, strict=True):
-        voxels = np.count_nonzero(labels == record["label"])
-        assert record["voxels"] == voxels
-        assert record["volume_ml"] == pytest.approx(voxels * 0.7 * 0.9 * 4 / 1000, rel=1e-5)
-        assert record["box"] == box
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "scan_mask.nii.gz")))
+    record = json.loads((tmp_path / "scan.json").read_text())
+    assert record["spacing_mm"] == pytest.approx([4.0, 0.9, 0.7], rel=1e-6)
+    assert [found["label"] for found in record["objects"]] == [1, 2]
+    for found, box in zip(record["objects"], boxes, strict=True):
+        voxels = np.count_nonzero(labels == found["label"])
+        assert found["voxels"] == voxels
+        assert found["volume_ml"] == pytest.approx(voxels * 0.7 * 0.9 * 4 / 1000, rel=1e-5)
+        assert found["prompts"] == [{"slice": 1, "box": box}]
+        scores = list(found["slice_scores"].values())
+        assert found["predicted_iou"] == pytest.approx(np.mean(scores))
+    with Image.open(tmp_path / "scan.gif") as gif:
+        assert 1 <= gif.n_frames <= 3
 
 
-def test_one_slice_equals_the_predictor(checkpoint, scan_path, tmp_path):
+def test_through_a_checkpoint_as_the_predictor(checkpoint, predictor, scan_path, tmp_path):
     box = [5, 4, 30, 20]
-    predict_file(
-        request(checkpoint, scan_path, tmp_path, boxes=[box], slice_index=3, propagate=False)
-    )
-    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "oblique_mask.nii.gz")))
-    predictor = Predictor(load_model(checkpoint))
+    settings = {"modality": "MR", "slice_index": 2, "follow": "off"}
+    predict_path(Request(checkpoint, str(scan_path), tmp_path, boxes=[box], **settings))
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "scan_mask.nii.gz")))
     volume = read_scan(scan_path).array
     grey = predictor.normalise(volume.reshape(-1, 40), "MR").reshape(volume.shape)
-    predictor.set_normalised([grey[3]])
+    predictor.set_normalised([grey[2]])
     masks, _, _ = predictor.predict(box=box, multimask_output=False)
-    assert ((labels[3] == 1) != masks[0]).mean() < 1e-3  # batches of 5 and of 1 round differently
-    assert not labels[[0, 1, 2, 4]].any()
+    assert ((labels[2] == 1) != masks[0]).mean() < 1e-3  # batches of 3 and of 1 round differently
+    assert not labels[[0, 1]].any()
 
 
-def test_picture_with_points(checkpoint, tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (33, 47, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "photo.PNG")
-    output = tmp_path / "out"
+def test_picture_with_points(compiled, tmp_path):
     points = [[20, 10, 1], [3, 30, 0]]
-    predict_file(request(checkpoint, tmp_path / "photo.PNG", output, points=points, modality=None))
+    output = tmp_path / "out"
+    predict_path(Request("tiny", str(picture(tmp_path / "photo.PNG")), output, points=points))
     labels = np.asarray(Image.open(output / "photo_mask.png"))
     assert labels.shape == (33, 47)
-    [record] = json.loads((output / "photo.json").read_text())["objects"]
-    assert record["point_coords"] == [[20, 10], [3, 30]]
-    assert record["voxels"] == np.count_nonzero(labels)
-    assert "volume_ml" not in record
+    [found] = json.loads((output / "photo.json").read_text())["objects"]
+    assert found["prompts"] == [{"slice": 0, "points": points}]
+    assert found["area_px"] == np.count_nonzero(labels)
+    assert "volume_ml" not in found
+    assert "longest_px" in found
+    assert not (output / "photo_montage.png").exists()
     overlay = np.asarray(Image.open(output / "photo_overlay.png"))
     assert overlay.shape[0] / overlay.shape[1] == pytest.approx(33 / 47)
+    coco = json.loads((output / "coco.json").read_text())
+    assert coco["images"] == [{"id": 1, "file_name": "photo.PNG", "height": 33, "width": 47}]
+    [annotation] = coco["annotations"]
+    assert annotation["area"] == found["area_px"]
+    assert _decompressed(annotation["segmentation"]) == encode_rle(labels == 1)["counts"]
 
 
-def test_automatic_mode(checkpoint, tmp_path, capsys):
-    picture = np.random.default_rng(0).integers(0, 256, (33, 47), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "photo.png")
-    predict_file(request(checkpoint, tmp_path / "photo.png", tmp_path / "out", auto=True))
+def _decompressed(rle) -> list[int]:
+    """COCO's run lengths from their text, written from the format's description."""
+    counts, value, shift = [], 0, 0
+    for character in rle["counts"]:
+        digit = ord(character) - 48
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            if digit & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return counts
+
+
+def test_automatic_mode(compiled, tmp_path, capsys):
+    image = picture(tmp_path / "photo.png", (33, 47))
+    predict_path(Request("tiny", str(image), tmp_path / "out", auto=True))
     labels = np.asarray(Image.open(tmp_path / "out" / "photo_mask.png"))
     objects = json.loads((tmp_path / "out" / "photo.json").read_text())["objects"]
     assert len(objects) == labels.max()
     if not objects:
-        assert "no object found" in capsys.readouterr().out
+        assert "photo: no object found; the mask is empty" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, "give --auto or prompts"),
-        ({"auto": True, "boxes": [[0, 0, 5, 5]]}, "one of the two"),
-        ({"boxes": [[0, 0, 5, 5]]}, "has 5 slices; say which by --slice"),
-        ({"boxes": [[0, 0, 5, 5]], "slice_index": 5}, "--slice: 5; .* has 0 to 4"),
-        ({"boxes": [[0, 0, 5, 5]] * 2, "points": [[1, 1, 1]]}, "points go with one --box"),
-        ({"boxes": [[50, 0, 60, 5]], "slice_index": 1}, "outside the image of 40 x 30"),
-        ({"points": [[5, 5, 7]], "slice_index": 1}, "point_labels: 7"),
-    ],
-)
-def test_bad_requests_leave_nothing(checkpoint, scan_path, tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
-        predict_file(request(checkpoint, scan_path, tmp_path / "out", **changes))
-    assert not (tmp_path / "out").exists()
+def test_multi_page_tiff_keeps_its_pages(compiled, tmp_path):
+    pages = [
+        Image.fromarray(p) for p in np.random.default_rng(0).integers(0, 256, (3, 20, 24), np.uint8)
+    ]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    request = Request("tiny", str(tmp_path / "stack.tif"), tmp_path / "out", boxes=[[2, 2, 20, 15]])
+    predict_path(Request(**(vars(request) | {"slice_index": 1})))
+    with Image.open(tmp_path / "out" / "stack_mask.tif") as mask:
+        assert mask.n_frames == 3
 
 
-def test_unwritable_output(checkpoint, tmp_path):
-    Image.fromarray(np.eye(20, dtype=np.uint8) * 255).save(tmp_path / "photo.png")
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="file: cannot be written"):
-        predict_file(
-            request(checkpoint, tmp_path / "photo.png", tmp_path / "file", boxes=[[1, 1, 9, 9]])
-        )
+def test_rle_in_the_record_is_the_mask(bright, tmp_path):
+    array = np.zeros((20, 30), np.uint8)
+    array[4:9, 10:22] = 250
+    Image.fromarray(array).save(tmp_path / "a.png")
+    predict_path(Request("m", str(tmp_path / "a.png"), tmp_path / "out", boxes=[[8, 2, 25, 12]]))
+    [found] = json.loads((tmp_path / "out" / "a.json").read_text())["objects"]
+    counts = _decompressed(found["segmentation"])
+    mask = decode_rle({"size": [20, 30], "counts": counts})
+    np.testing.assert_array_equal(mask, array > 0)
+    assert found["bbox"] == [10, 4, 12, 5]
+    # Outlines run halfway between pixels: corners are cut by half a pixel.
+    assert found["longest_px"] == pytest.approx(np.hypot(12, 4), abs=0.1)
 
 
-def test_command_line_reports_one_line(tmp_path):
-    command = [sys.executable, "-m", "medsam_jax.predict", "--checkpoint", "lite_medsam"]
-    command += ["--image", "absent.png", "--output", str(tmp_path), "--box", "1,2,3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "error: --box: '1,2,3'; give 4 numbers with commas between\n"
+def test_other_formats_on_request(bright, scan_path, tmp_path):
+    request = {"boxes": [[2, 2, 20, 20]], "slice_index": 1, "modality": "MR"}
+    predict_path(Request("m", str(scan_path), tmp_path, **request, mask_format="nrrd"))
+    mask = sitk.ReadImage(str(tmp_path / "scan_mask.nrrd"))
+    assert mask.GetSpacing() == pytest.approx((0.7, 0.9, 4.0), rel=1e-6)
+
+
+def test_empty_masks_are_said_and_written(bright, tmp_path, capsys):
+    Image.fromarray(np.pad(np.full((4, 4), 200, np.uint8), 8)).save(tmp_path / "a.png")
+    predict_path(Request("m", str(tmp_path / "a.png"), tmp_path / "out", boxes=[[0, 0, 5, 5]]))
+    assert "a: object 1: nothing found; its mask is empty" in capsys.readouterr().out
+    assert not np.asarray(Image.open(tmp_path / "out" / "a_mask.png")).any()
+    [found] = json.loads((tmp_path / "out" / "a.json").read_text())["objects"]
+    assert (found["area_px"], found["longest_px"], found["bbox"]) == (0, 0, [0, 0, 0, 0])
+
+
+def test_largest_component_and_holes(bright, tmp_path):
+    array = np.zeros((30, 30), np.uint8)
+    array[5:15, 5:15] = 250
+    array[9:11, 9:11] = 0
+    array[20:22, 20:22] = 250
+    Image.fromarray(array).save(tmp_path / "a.png")
+    settings = {"boxes": [[0, 0, 29, 29]], "largest_component": True, "fill_holes": True}
+    predict_path(Request("m", str(tmp_path / "a.png"), tmp_path / "out", **settings))
+    expected = np.zeros((30, 30), np.uint8)
+    expected[5:15, 5:15] = 1
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a_mask.png")), expected)

@@ -1,0 +1,105 @@
+"""Masks of a DICOM series as a DICOM Segmentation object (binary, one segment a label)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+import medsam_jax
+from medsam_jax.errors import UserError
+
+
+def require_highdicom() -> None:
+    """Raises UserError, saying what to install, where `highdicom` is absent."""
+    try:
+        import highdicom  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "DICOM SEG: highdicom is not installed; pip install 'medsam-jax[dicom]', or choose "
+            "another format, e.g. --mask_format nii.gz"
+        ) from None
+
+
+def write_dicom_seg(
+    path: Path,
+    labels: Int[np.ndarray, "z y x"],
+    sources: Sequence[str],
+    names: dict[int, str],
+    checkpoint: str,
+    prompted: bool = True,
+) -> None:
+    """Writes a label map that lies on the slices of a series, referring to them.
+
+    Args:
+      labels: 0 is background.
+      sources: the series' files in the order of `labels`' first axis (or one multi-frame file).
+      names: of each label. Segments are numbered from 1 in the order of labels, as DICOM requires.
+      checkpoint: named as the algorithm's model.
+      prompted: whether a person (semi-automatic) or nobody (automatic) said where the objects are.
+
+    Raises:
+      UserError: highdicom is absent, or the series lacks what a SEG must refer to.
+    """
+    require_highdicom()
+    import highdicom as hd
+    import pydicom
+
+    series = [_with_identifiers(pydicom.dcmread(file)) for file in sources]
+    present = sorted(names) or [1]  # a SEG has one segment at least; it may be empty
+    numbers = np.zeros(max(int(labels.max(initial=0)), present[-1]) + 1, np.uint16)
+    numbers[present] = np.arange(1, len(present) + 1)
+    dtype = np.uint8 if len(present) < 256 else np.uint16
+    descriptions = [
+        _describe(number, names.get(label, f"label {label}"), prompted)
+        for number, label in enumerate(present, start=1)
+    ]
+    try:
+        segmentation = hd.seg.Segmentation(
+            source_images=series,
+            pixel_array=numbers[labels].astype(dtype),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=descriptions,
+            series_instance_uid=hd.UID(),
+            series_number=100,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="medsam_jax",
+            manufacturer_model_name=Path(checkpoint).name[:64],
+            software_versions=medsam_jax.__version__,
+            device_serial_number="0",
+            series_description=f"medsam_jax {Path(checkpoint).name}"[:64],
+        )
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{sources[0]}: a DICOM SEG cannot refer to this series ({error}); choose another "
+            "format, e.g. --mask_format nii.gz"
+        ) from None
+    segmentation.save_as(path)
+
+
+def _with_identifiers(dataset):
+    """Anonymisers blank class and instance; the file's own header still has them."""
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        if not dataset.get(keyword):
+            setattr(dataset, keyword, dataset.file_meta.get(f"MediaStorage{keyword}"))
+    return dataset
+
+
+def _describe(number: int, name: str, prompted: bool):
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    kinds = hd.seg.SegmentAlgorithmTypeValues
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:64],
+        segmented_property_category=codes.SCT.Tissue,  # what it is of is not known here
+        segmented_property_type=codes.SCT.Tissue,
+        algorithm_type=kinds.SEMIAUTOMATIC if prompted else kinds.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="medsam_jax",
+            version=medsam_jax.__version__,
+            family=codes.DCM.ArtificialIntelligence,
+        ),
+    )

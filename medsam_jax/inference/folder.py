@@ -1,0 +1,135 @@
+"""Runs the predict command on an image, or on a folder, which goes on where it stopped."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from medsam_jax.data.pictures import SUFFIXES as PICTURE_SUFFIXES
+from medsam_jax.data.scans import list_series
+from medsam_jax.errors import UserError
+from medsam_jax.inference.coco import write_coco
+from medsam_jax.inference.files import FilePredictor, Request
+from medsam_jax.inference.outputs import SCAN_SUFFIXES, OutputError, stem
+from medsam_jax.progress import progress
+
+_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
+
+
+def predict_path(request: Request) -> None:
+    """Predicts an image, or every image of a folder, and lists what was written.
+
+    In a folder, images whose outputs are there with the same settings are skipped, and one that
+    fails does not stop the others.
+
+    Raises:
+      UserError: see `FilePredictor`; for a folder also when any image failed, each named before.
+    """
+    predictor = FilePredictor(request)
+    images = find_images(request.image)
+    if images is None:
+        mask = _mask_of(request, request.image, alone=True)
+        for path in predictor.run(request.image, stem(request.image), mask):
+            print(path)
+    else:
+        _run_folder(predictor, images)
+    coco = write_coco(request.output)
+    if coco:
+        print(coco)
+
+
+def find_images(path: str) -> list[str] | None:
+    """Images and DICOM series of a folder, sorted; None where the path is a single image.
+
+    A folder with nothing but one DICOM series is that image. Series may also lie in subfolders,
+    one level down. Raises UserError for a folder with neither.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    files = [p for p in folder.iterdir() if p.name.lower().endswith(_SUFFIXES)]
+    images = [str(p) for p in files if not p.name.startswith(".")]
+    if not images and list_series(folder):
+        return None
+    for inner in (p for p in folder.iterdir() if p.is_dir()):
+        series = sorted(list_series(inner))
+        images += [str(inner)] if len(series) == 1 else [f"{inner}#{uid}" for uid in series]
+    if not images:
+        raise UserError(
+            f"{path}: no image in this folder; known are {', '.join(_SUFFIXES)} and DICOM series"
+        )
+    return sorted(images)
+
+
+def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
+    request = predictor.request
+    if request.output.resolve() == Path(request.image).resolve():
+        raise UserError(f"--output: {request.output} is the folder of the images; give another")
+    names = _names(images)
+    failures, skipped = [], 0
+    for image in progress(images, "images"):
+        try:
+            mask = _mask_of(request, image, alone=False)
+            if _is_finished(predictor, image, names[image], mask):
+                skipped += 1
+            else:
+                predictor.run(image, names[image], mask)
+        except OutputError:
+            raise
+        except UserError as error:
+            text = str(error)
+            failures.append(text if image in text else f"{image}: {text}")
+    done = len(images) - skipped - len(failures)
+    print(
+        f"{request.output}: {done} images done, {skipped} skipped (finished earlier), "
+        f"{len(failures)} failed"
+    )
+    if failures:
+        write_coco(request.output)
+        for text in failures:
+            print(f"failed: {text}", file=sys.stderr)
+        raise UserError(f"{len(failures)} of {len(images)} images failed; they are named above")
+
+
+def _names(images: list[str]) -> dict[str, str]:
+    """Names of outputs: stems, or whole file names where stems are the same."""
+    counts = Counter(stem(image).lower() for image in images)
+    names = {}
+    for image in images:
+        folder, _, uid = image.partition("#")
+        whole = Path(folder).name + (f"_{uid}" if uid else "")
+        names[image] = stem(image) if counts[stem(image).lower()] == 1 else whole
+    return names
+
+
+def _mask_of(request: Request, image: str, alone: bool) -> str | None:
+    """The mask that prompts an image: the file given, or the file named as the image in a folder.
+
+    A folder of masks may add "_mask" to the names, as this command does.
+    """
+    if request.prompt_mask is None:
+        return None
+    given = Path(request.prompt_mask)
+    if alone and not (given.is_dir() and not list_series(given)):
+        return request.prompt_mask
+    if not given.is_dir():
+        raise UserError(f"--prompt_mask: {given} is no folder; give one mask for each image")
+    wanted = (stem(image), f"{stem(image)}_mask")
+    found = sorted(p for p in given.iterdir() if p.is_file() and stem(p.name) in wanted)
+    found = [p for p in found if p.name.lower().endswith(_SUFFIXES)]
+    if len(found) != 1:
+        listed = ", ".join(p.name for p in found) or "none"
+        raise UserError(f"{image}: its mask in {given} must be one {wanted[0]}.*; found {listed}")
+    return str(found[0])
+
+
+def _is_finished(predictor: FilePredictor, image: str, name: str, mask: str | None) -> bool:
+    """Whether the record is there, made with the same settings, and all files that it names."""
+    output = predictor.request.output
+    try:
+        record = json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
+        files = [output / file for file in record["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    settings = record.get("settings") == predictor.settings(image, mask)
+    return settings and all(file.exists() for file in files)

@@ -1,0 +1,144 @@
+"""What the predict command is asked to find: objects prompted by flags, a JSON file or a mask.
+
+The JSON file names images and lists prompts for each:
+
+    {"photo.png": [{"box": [20, 30, 180, 160], "name": "lesion"},
+                   {"points": [[40, 50, 1], [60, 70, 0]]}],
+     "ct.nii.gz": [{"label": 5, "name": "liver", "slice": 40, "box": [160, 120, 260, 210]},
+                   {"label": 5, "slice": 52, "box": [150, 118, 262, 215]}]}
+
+Keys are file names without folders (of a DICOM series, its folder's). A prompt has a `box`
+[x0, y0, x1, y1], `points` [x, y, 1 or 0], or both; `slice` counts from 0; `label` is its number in
+the mask, by default its place in the list. Prompts of one label on several slices are one object.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.data.prompts import box_from_mask
+from medsam_jax.data.scans import Scan, read_mask
+from medsam_jax.errors import UserError
+
+_FIELDS = ("label", "name", "slice", "box", "points")
+_LARGEST_LABEL = 65535  # what a mask of 16 bits holds
+
+
+@dataclasses.dataclass
+class ObjectPrompts:
+    """An object to find: its number in the mask, its name, and its prompts by slice."""
+
+    label: int
+    name: str | None = None
+    # Slice -> box and points as given; the key None is the slice that the command line names.
+    slices: dict[int | None, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+def arguments(prompt: dict[str, Any]) -> dict[str, Any]:
+    """A prompt's box and points as arguments of `Predictor.predict`."""
+    given: dict[str, Any] = {}
+    if "box" in prompt:
+        given["box"] = prompt["box"]
+    if "points" in prompt:
+        points = np.array(prompt["points"], float)
+        given |= {"point_coords": points[:, :2], "point_labels": points[:, 2]}
+    return given
+
+
+def from_flags(boxes: list[list[float]], points: list[list[float]]) -> list[ObjectPrompts]:
+    """Every box is an object; points refine the only box, or are one object.
+
+    Raises:
+      UserError: points with several boxes.
+    """
+    if len(boxes) > 1 and points:
+        raise UserError(
+            f"--point: points go with one --box, not with {len(boxes)}; give --prompts, a JSON file"
+        )
+    prompts: list[dict[str, Any]] = [{"box": box} for box in boxes] or [{}]
+    if points:
+        prompts[0]["points"] = points
+    return [ObjectPrompts(label, None, {None: p}) for label, p in enumerate(prompts, start=1)]
+
+
+def from_json(path: str | Path) -> dict[str, list[ObjectPrompts]]:
+    """Objects of each image that a JSON file names; the module says what it holds.
+
+    Raises:
+      UserError: no such file, no JSON, or a prompt that does not follow the schema; file, image and
+        prompt are named.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is not JSON ({error}); correct it there") from None
+    if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
+        raise UserError(f"{path}: give an object of image names, each with a list of prompts")
+    return {image: _objects(f"{path}: {image}", prompts) for image, prompts in content.items()}
+
+
+def _objects(where: str, prompts: list[Any]) -> list[ObjectPrompts]:
+    if not prompts:
+        raise UserError(f"{where}: its list of prompts is empty; add one, or leave the image out")
+    objects: dict[int, ObjectPrompts] = {}
+    for place, prompt in enumerate(prompts, start=1):
+        here = f"{where}, prompt {place}"
+        _check(here, prompt)
+        label = prompt.get("label", place)
+        found = objects.setdefault(label, ObjectPrompts(label))
+        found.name = prompt.get("name", found.name)
+        index = prompt.get("slice")
+        if index in found.slices:
+            at = "" if index is None else f" on slice {index}"
+            raise UserError(f"{here}: label {label} has a prompt{at} already; use another label")
+        found.slices[index] = {key: prompt[key] for key in ("box", "points") if key in prompt}
+    return list(objects.values())
+
+
+def _check(here: str, prompt: Any) -> None:
+    if not isinstance(prompt, dict):
+        raise UserError(f"{here}: {prompt!r}; give an object with box or points")
+    unknown = sorted(set(prompt) - set(_FIELDS))
+    if unknown:
+        raise UserError(f"{here}: unknown field {unknown[0]!r}; use {', '.join(_FIELDS)}")
+    if "box" not in prompt and "points" not in prompt:
+        raise UserError(f"{here}: has neither box nor points; give one of them")
+    for key, least, most in (("label", 1, _LARGEST_LABEL), ("slice", 0, None)):
+        value = prompt.get(key, least)
+        if type(value) is not int or value < least or (most is not None and value > most):
+            raise UserError(f"{here}: {key} {value!r}; give a whole number from {least}")
+    if "box" in prompt and not _are_numbers(prompt["box"], 4):
+        raise UserError(f"{here}: box {prompt['box']!r}; give [x0, y0, x1, y1]")
+    points = prompt.get("points", [[0, 0, 1]])
+    if not isinstance(points, list) or not points or not all(_are_numbers(p, 3) for p in points):
+        raise UserError(f"{here}: points {points!r}; give [[x, y, label], ...], label 1 or 0")
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and all(type(number) in (int, float) for number in value)
+    )
+
+
+def from_mask(path: str | Path, scan: Scan, axis: int) -> list[ObjectPrompts]:
+    """Every label of a mask is an object, prompted by its box on each slice that it is in.
+
+    Raises:
+      UserError: as `read_mask`, and for labels above 65535.
+    """
+    labels = np.moveaxis(read_mask(path, scan), axis, 0)
+    if labels.max() > _LARGEST_LABEL:
+        raise UserError(f"{path}: label {labels.max()}; renumber the labels, 1 to {_LARGEST_LABEL}")
+    objects: dict[int, ObjectPrompts] = {}
+    for index, plane in enumerate(labels):
+        for label in np.unique(plane[plane > 0]).tolist():
+            found = objects.setdefault(label, ObjectPrompts(label))
+            found.slices[index] = {"box": box_from_mask(plane == label).tolist()}
+    return [objects[label] for label in sorted(objects)]

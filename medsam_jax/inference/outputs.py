@@ -1,0 +1,128 @@
+"""Names and formats of what the predict command writes, each file whole or not at all."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.data.pictures import SUFFIXES as PICTURE_SUFFIXES
+from medsam_jax.data.scans import Scan, is_dicom
+from medsam_jax.errors import UserError
+
+SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
+MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")
+
+
+class OutputError(UserError):
+    """The output folder cannot be written: no use in going on with the next image."""
+
+
+def check_writable(output: Path) -> None:
+    """Raises OutputError before any work where the folder can be neither made nor written to."""
+    existing = output
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise OutputError(f"{output}: cannot be written ({existing} is a file); name a folder")
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"{output}: cannot be written (no permission); choose another folder")
+
+
+def stem(image: str) -> str:
+    """What outputs of an image are named after: its file without suffix, its folder's name."""
+    name = Path(image.split("#")[0]).resolve().name
+    for suffix in (*SCAN_SUFFIXES, *PICTURE_SUFFIXES, ".dcm"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def mask_suffix(image: str, slices: int, wanted: str | None = None) -> str:
+    """Of the mask's file: the input's own; PNG for pictures, a DICOM SEG for DICOM.
+
+    `.mhd` becomes `.mha`, one file instead of two; MedSAM's `.npz` becomes NIfTI.
+
+    Args:
+      slices: how many there are.
+      wanted: one of `MASK_FORMATS` instead.
+
+    Raises:
+      UserError: a wanted format that cannot hold this mask.
+    """
+    lower = image.lower()
+    if wanted == "png" and slices > 1:
+        raise UserError(f"--mask_format png: {image} has {slices} slices; use tif, nii.gz or nrrd")
+    if wanted == "dcm" and not is_dicom(image):
+        raise UserError(f"--mask_format dcm: {image} is no DICOM series that a SEG could refer to")
+    if wanted:
+        return f".{wanted}"
+    if is_dicom(image):
+        return ".dcm"
+    if lower.endswith(PICTURE_SUFFIXES):
+        return ".png" if slices == 1 else ".tif"
+    suffix = next((suffix for suffix in SCAN_SUFFIXES if lower.endswith(suffix)), ".nii.gz")
+    return {".mhd": ".mha", ".npz": ".nii.gz"}.get(suffix, suffix)
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes under another name first; the suffix stays, since it selects the format.
+
+    Raises:
+      OutputError: the folder cannot be made or written to.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(
+            f"{path.parent}: cannot be written ({reason}); free or change it"
+        ) from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON; numbers that are not finite become null."""
+    text = json.dumps(jsonable(content), indent=2, allow_nan=False)
+    write_whole(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+
+
+def jsonable(value: Any) -> Any:
+    """What `json.loads` would give back: keys are strings, tuples lists, NaN and infinity None."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_mask(path: Path, scan: Scan, labels: np.ndarray) -> None:
+    """Writes a label map [Z, Y, X] on the scan's grid as a picture or through SimpleITK."""
+    largest = int(labels.max(initial=0))
+    labels = labels.astype(np.uint8 if largest < 256 else np.uint16)
+    if path.suffix in (".png", ".tif"):
+        write_picture(path, *labels)
+        return
+    import SimpleITK as sitk
+
+    try:
+        sitk.WriteImage(scan.to_image(labels), str(path), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[-1]) from None
+
+
+def write_picture(path: Path, *pages: np.ndarray) -> None:
+    """Writes one picture [Y, X] or [Y, X, 3], or the pages of a TIFF."""
+    from PIL import Image
+
+    images = [Image.fromarray(page) for page in pages]
+    more = {"save_all": True, "append_images": images[1:]} if len(images) > 1 else {}
+    images[0].save(path, **more)

@@ -1,0 +1,152 @@
+"""Folder runs: what is found, skipped, done again, and how one bad file is reported."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsam_jax.errors import UserError
+from medsam_jax.inference import files
+from medsam_jax.inference.files import FilePredictor, Request
+from medsam_jax.inference.folder import find_images, predict_path
+from medsam_jax.inference.outputs import OutputError
+
+BOXES = [[3, 3, 18, 12]]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, name in enumerate(("a.png", "b.png", "c.jpg", "c.png")):
+        array = np.zeros((16, 24), np.uint8)
+        array[5:10, 5 : 10 + number] = 255
+        Image.fromarray(array).save(images / name)
+    (images / "notes.txt").write_text("no image")
+    return images
+
+
+def request(folder, **changes) -> Request:
+    return Request("m", str(folder), folder.parent / "out", **({"boxes": BOXES} | changes))
+
+
+@pytest.fixture
+def ran(bright, monkeypatch):
+    """Names of the images that are predicted, as they are."""
+    names = []
+    run = FilePredictor.run
+
+    def spy(self, image, name, mask=None):
+        names.append(name)
+        return run(self, image, name, mask)
+
+    monkeypatch.setattr(FilePredictor, "run", spy)
+    return names
+
+
+def test_all_images_and_one_coco_file(ran, folder, capsys):
+    predict_path(request(folder))
+    assert ran == ["a", "b", "c.jpg", "c.png"]  # equal stems keep their suffixes
+    assert "4 images done, 0 skipped (finished earlier), 0 failed" in capsys.readouterr().out
+    coco = json.loads((folder.parent / "out" / "coco.json").read_text())
+    assert [i["file_name"] for i in coco["images"]] == ["a.png", "b.png", "c.jpg", "c.png"]
+    assert [a["area"] for a in coco["annotations"]][:2] == [25, 30]
+    assert coco["categories"] == [{"id": 1, "name": "object"}]
+
+
+def test_goes_on_where_it_stopped(ran, folder, monkeypatch, capsys):
+    """Interrupted within the third image: it leaves nothing, the first two are not done again."""
+    write_json = files.outputs.write_json
+
+    def interrupted(path, content):
+        if path.name == "c.jpg.json":
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    monkeypatch.setattr(files.outputs, "write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_path(request(folder))
+    output = folder.parent / "out"
+    assert not list(output.glob(".partial*"))
+    monkeypatch.setattr(files.outputs, "write_json", write_json)
+    ran.clear()
+    predict_path(request(folder))
+    assert ran == ["c.jpg", "c.png"]
+    assert "2 images done, 2 skipped (finished earlier), 0 failed" in capsys.readouterr().out
+    (output / "a_overlay.png").unlink()  # an output that has gone is made again
+    ran.clear()
+    predict_path(request(folder))
+    assert ran == ["a"]
+
+
+def test_other_settings_or_images_are_done_again(ran, folder):
+    predict_path(request(folder))
+    ran.clear()
+    Image.fromarray(np.full((16, 24), 255, np.uint8)).save(folder / "b.png")
+    predict_path(request(folder))
+    assert ran == ["b"]
+    ran.clear()
+    predict_path(request(folder, boxes=[[0, 0, 9, 9]]))
+    assert ran == ["a", "b", "c.jpg", "c.png"]
+
+
+def test_one_bad_file_does_not_stop_the_others(ran, folder, capsys):
+    (folder / "b.png").write_bytes(b"")
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(folder / "d.png")  # the box misses it
+    with pytest.raises(UserError, match="2 of 5 images failed"):
+        predict_path(request(folder))
+    shown = capsys.readouterr()
+    failed = [line for line in shown.err.splitlines() if line.startswith("failed:")]
+    assert len(failed) == 2
+    assert "b.png: is empty (0 bytes)" in failed[0]
+    assert "d.png" in failed[1]
+    assert "outside the image of 2 x 2" in failed[1]
+    assert "3 images done, 0 skipped (finished earlier), 2 failed" in shown.out
+
+
+def test_a_full_disk_stops_the_run(ran, folder, monkeypatch):
+    def full(path, scan, labels):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.outputs, "write_mask", full)
+    with pytest.raises(OutputError, match="out: cannot be written .No space left"):
+        predict_path(request(folder))
+    assert ran == ["a"]
+    assert not any((folder.parent / "out").iterdir())
+
+
+def test_prompts_by_image(ran, folder):
+    prompts = {
+        "a.png": [{"box": BOXES[0], "label": 4, "name": "cell"}],
+        "b.png": [{"box": [0] * 4}],
+    }
+    path = folder.parent / "prompts.json"
+    path.write_text(json.dumps(prompts))
+    with pytest.raises(UserError, match="2 of 4 images failed"):
+        predict_path(request(folder, boxes=[], prompts=str(path)))
+    mask = np.asarray(Image.open(folder.parent / "out" / "a_mask.png"))
+    assert set(np.unique(mask)) == {0, 4}
+
+
+def test_masks_by_image(ran, folder):
+    masks = folder.parent / "masks"
+    masks.mkdir()
+    for name in ("a.png", "b_mask.png"):
+        mask = np.zeros((16, 24), np.uint8)
+        mask[4:11, 4:14] = 2
+        Image.fromarray(mask).save(masks / name)
+    with pytest.raises(UserError, match="2 of 4 images failed"):
+        predict_path(request(folder, boxes=[], prompt_mask=str(masks)))
+    mask = np.asarray(Image.open(folder.parent / "out" / "b_mask.png"))
+    assert np.count_nonzero(mask == 2) == 30
+
+
+def test_what_a_folder_holds(folder, tmp_path):
+    assert find_images(str(folder / "a.png")) is None
+    assert [image.rsplit("/", 1)[1] for image in find_images(str(folder))][-1] == "c.png"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no image in this folder"):
+        find_images(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="is the folder of the images"):
+        predict_path(Request("m", str(folder), folder, boxes=BOXES))
