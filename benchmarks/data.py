@@ -42,7 +42,7 @@ def ours(recipe: str) -> Work:
         writer.write(encode_image(stored[:, :, 0]).getvalue() + encode_mask(mask).getvalue())
         return stored, mask
 
-    return Work(run)
+    return Work(run, bytes=image.nbytes + labels.nbytes)
 
 
 def medsam(size: int) -> Work:

@@ -34,7 +34,7 @@ def numpy_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
             score = normalized_surface_dice(pred, target, spacing, TOLERANCE)
         return np.array([score])
 
-    return Work(run)
+    return Work(run, bytes=2 * repeats * pred.nbytes)
 
 
 def surface_distance_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
@@ -51,12 +51,51 @@ def surface_distance_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
     return Work(run)
 
 
+def numpy_dice(shape, semi_axes) -> Work:
+    """Our NumPy form."""
+    from medsam_jax.metrics import dice
+
+    (pred,), (target,) = ellipsoids(shape, semi_axes)
+    return Work(lambda index: np.array([dice(pred, target)]), bytes=2 * pred.nbytes)
+
+
+def surface_distance_dice(shape, semi_axes) -> Work:
+    metrics = _surface_distance()
+    (pred,), (target,) = ellipsoids(shape, semi_axes)
+    return Work(lambda index: np.array([metrics.compute_dice_coefficient(target, pred)]))
+
+
+def monai_dice(shape, semi_axes, count=1) -> Work:
+    """MONAI's `compute_dice` of one or several pairs."""
+    import torch
+    from monai.metrics import compute_dice
+
+    pred, target = (torch.from_numpy(m)[:, None] for m in ellipsoids(shape, semi_axes, count))
+    return Work(lambda index: compute_dice(pred, target)[:, 0].numpy(), items=count)
+
+
+def jitted_dice(shape, semi_axes, count) -> Work:
+    """Our jitted form, masks already on the device."""
+    import jax.numpy as jnp
+
+    from medsam_jax.metrics import dice_batch
+
+    pred, target = map(jnp.asarray, ellipsoids(shape, semi_axes, count))
+    return Work(
+        lambda index: dice_batch(pred, target).block_until_ready(),
+        bytes=2 * pred.nbytes,
+        items=count,
+    )
+
+
 def numpy_distances(shape, semi_axes, spacing) -> Work:
     """Our HD95."""
     from medsam_jax.metrics import hausdorff_distance
 
     (pred,), (target,) = ellipsoids(shape, semi_axes)
-    return Work(lambda index: np.array([hausdorff_distance(pred, target, spacing)]))
+    return Work(
+        lambda index: np.array([hausdorff_distance(pred, target, spacing)]), bytes=2 * pred.nbytes
+    )
 
 
 def surface_distance_distances(shape, semi_axes, spacing) -> Work:
@@ -78,7 +117,11 @@ def jitted_batch(size, radius, count) -> Work:
     from medsam_jax.metrics import nsd_batch
 
     pred, target = map(jnp.asarray, ellipsoids((size, size), (radius, radius), count))
-    return Work(lambda index: nsd_batch(pred, target, (1.0, 1.0), TOLERANCE).block_until_ready())
+    return Work(
+        lambda index: nsd_batch(pred, target, (1.0, 1.0), TOLERANCE).block_until_ready(),
+        bytes=2 * pred.nbytes,
+        items=count,
+    )
 
 
 def surface_distance_batch(size, radius, count) -> Work:
@@ -92,7 +135,7 @@ def surface_distance_batch(size, radius, count) -> Work:
             scores.append(metrics.compute_surface_dice_at_tolerance(distances, TOLERANCE))
         return np.array(scores)
 
-    return Work(run)
+    return Work(run, items=count)
 
 
 def monai_batch(size, radius, count) -> Work:
@@ -116,7 +159,7 @@ def monai_batch(size, radius, count) -> Work:
         )
         return scores[:, 0].numpy()
 
-    return Work(run)
+    return Work(run, items=count)
 
 
 def _surface_distance():
@@ -155,6 +198,13 @@ def _batch(suite: str) -> Row:
     return Row("NSD, 64 masks of 256 x 256, jitted", suite, contenders, targets, tolerance=1e-5)
 
 
+def _dice(name: str, ours: str, arguments: dict, theirs: tuple[str, ...], **options) -> Row:
+    names = {"surface_distance_dice": "surface-distance", "monai_dice": "MONAI"}
+    contenders = [Contender("medsam_jax", f"benchmarks.metrics:{ours}", arguments)]
+    contenders += [Contender(names[f], f"benchmarks.metrics:{f}", arguments) for f in theirs]
+    return Row(name, "cpu", tuple(contenders), tolerance=1e-6, **options)
+
+
 VOLUME = {"shape": (64, 512, 512), "semi_axes": (20, 80, 80), "spacing": (3.0, 0.7, 0.7)}
 ROWS = (
     _object(**VOLUME, target=0.2),
@@ -171,5 +221,17 @@ ROWS = (
         tolerance=1e-6,
     ),
     _batch("cpu"),
+    _dice(
+        "DSC, one object in 64 x 512 x 512",
+        "numpy_dice",
+        {"shape": VOLUME["shape"], "semi_axes": VOLUME["semi_axes"]},
+        ("surface_distance_dice", "monai_dice"),
+    ),
+    _dice(
+        "DSC, 64 masks of 256 x 256, jitted",
+        "jitted_dice",
+        {"shape": (256, 256), "semi_axes": (60, 60), "count": 64},
+        ("monai_dice",),
+    ),
     _batch("gpu"),
 )
