@@ -1,4 +1,4 @@
-"""What automatic mask generation does with masks: run lengths, boxes, stability, suppression.
+"""What automatic mask generation does on the host: run lengths, clean-up, crops, grids of prompts.
 
 Definitions of segment_anything/utils/amg.py, written for NumPy; COCO's compressed run lengths are
 made here, without pycocotools.
@@ -6,10 +6,11 @@ made here, without pycocotools.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt8
 
 
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
@@ -19,6 +20,31 @@ def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     runs = np.diff(np.concatenate([[0], edges, [flat.size]]))
     counts = runs.tolist() if not flat[0] else [0, *runs.tolist()]
     return {"size": list(mask.shape), "counts": counts}
+
+
+def encode_packed(
+    packed: UInt8[np.ndarray, "w bytes"],
+    box: Sequence[int],
+    crop_box: Sequence[int],
+    image_shape: tuple[int, int],
+) -> Int[np.ndarray, " runs"]:
+    """Counts as `encode_rle`'s, of a mask of a crop with a column's pixels packed eight to a byte.
+
+    Args:
+      packed: columns of the crop, or more; what lies beyond the crop is not read.
+      box: x0, y0, x1, y1 of the mask in the image; only its columns are unpacked.
+      crop_box: of the crop in the image.
+      image_shape: (H, W) of the image.
+    """
+    height, width = image_shape
+    left, top, _, bottom = crop_box
+    first, last = int(box[0]), int(box[2])
+    columns = np.zeros((last - first + 1, height), np.int8)
+    inside = packed[first - left : last - left + 1]
+    columns[:, top:bottom] = np.unpackbits(inside, axis=1, count=bottom - top)
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + first * height
+    runs = np.diff(edges, prepend=0, append=height * width)
+    return (runs[:-1] if runs[-1] == 0 else runs).astype(np.int32)
 
 
 def decode_rle(rle: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
@@ -41,45 +67,12 @@ def compress_rle(rle: dict[str, Any]) -> dict[str, Any]:
     return {"size": rle["size"], "counts": "".join(text)}
 
 
-def stability_score(logits: Float[np.ndarray, "h w"], threshold: float, offset: float) -> float:
-    """IoU of the masks at `threshold` + and - `offset`; 0 where the larger one is empty."""
-    larger = np.count_nonzero(logits > threshold - offset)
-    return np.count_nonzero(logits > threshold + offset) / larger if larger else 0.0
-
-
 def mask_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of the extreme pixels; zeros for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         return 0, 0, 0, 0
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
-
-
-def suppress(
-    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], iou_threshold: float
-) -> list[int]:
-    """Greedy non-maximum suppression: indices kept, best score first (torchvision's `nms`)."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    kept = []
-    while order.size:
-        best, order = order[0], order[1:]
-        kept.append(int(best))
-        low = np.maximum(boxes[best, :2], boxes[order, :2])
-        high = np.minimum(boxes[best, 2:], boxes[order, 2:])
-        overlap = np.clip(high - low, 0, None).prod(axis=1)
-        union = area[best] + area[order] - overlap
-        order = order[overlap <= iou_threshold * union]
-    return kept
-
-
-def touches_crop_edge(box, crop_box, image_shape: tuple[int, int], atol: float = 20.0) -> bool:
-    """Whether a box ends within `atol` pixels of its crop's edge, where the image goes on."""
-    height, width = image_shape
-    near_crop = np.abs(np.subtract(box, crop_box)) <= atol
-    near_image = np.abs(np.subtract(box, (0, 0, width, height))) <= atol
-    return bool((near_crop & ~near_image).any())
 
 
 def remove_small_regions(

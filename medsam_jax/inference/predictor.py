@@ -28,6 +28,7 @@ from medsam_jax.data.preprocess import (
     restore_masks,
 )
 from medsam_jax.errors import UserError
+from medsam_jax.inference.mask_filters import Enlargement, enlargement
 from medsam_jax.inference.prompts import Prompts, pack, read_prompts
 from medsam_jax.models.common import Functional
 from medsam_jax.models.sam import Sam
@@ -277,6 +278,32 @@ class Predictor:
         logits, scores = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         return [(logits[i, : p.count], scores[i, : p.count]) for i, p in enumerate(prompts)]
 
+    def decode_on_device(
+        self, prompts: Prompts, count: int, multimask_output: bool
+    ) -> tuple[Float[Array, "p c m m"], Float[Array, "p c"]]:
+        """Low-resolution logits and scores of the one image set, without waiting for them.
+
+        Args:
+          prompts: in pixels of the image.
+          count: prompts to pad to; what comes back for the padding means nothing.
+        """
+        [image] = self._require_images()
+        packed = pack([self._to_input(prompts, image)], self._mask_side, count)
+        logits, scores = self._decode(
+            self._functional.arrays,
+            image.embedding[None],
+            packed,
+            multimask_output=multimask_output,
+        )
+        return logits[0], scores[0]
+
+    def enlargement(self) -> Enlargement:
+        """How low-resolution logits become masks of the one image set, for `filter_masks`."""
+        [image] = self._require_images()
+        return enlargement(
+            self._mask_side, image.valid_shape, image.original_shape, self._preprocessing
+        )
+
     def _require_images(self) -> list[EncodedImage]:
         if not self._images:
             raise UserError("no image is set; call set_image first")
@@ -290,8 +317,12 @@ class Predictor:
         """Forgets the images that are set."""
         self._images = []
 
-    def save_embedding(self, path: str | os.PathLike) -> None:
-        """Writes the images that are set to an `.npz` that `load_embedding` takes; whole or not."""
+    def save_embedding(self, path: str | os.PathLike, **notes: Any) -> None:
+        """Writes the images that are set to an `.npz` that `load_embedding` takes; whole or not.
+
+        Args:
+          notes: arrays to keep with them.
+        """
         images = self._require_images()
         buffer = io.BytesIO()
         np.savez(  # floats hardly compress, and it takes longer than encoding
@@ -300,14 +331,18 @@ class Predictor:
             original_shape=[image.original_shape for image in images],
             valid_shape=[image.valid_shape for image in images],
             weights=self._fingerprint(),
+            **{f"note_{name}": value for name, value in notes.items()},
         )
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(buffer.getvalue())
         partial.replace(path)
 
-    def load_embedding(self, path: str | os.PathLike) -> None:
+    def load_embedding(self, path: str | os.PathLike) -> dict[str, np.ndarray]:
         """Sets the images of a file by `save_embedding`, without encoding them again.
+
+        Returns:
+          The notes that were kept with them.
 
         Raises:
           UserError: no such file, not one of ours, or made by another image encoder.
@@ -325,6 +360,7 @@ class Predictor:
             EncodedImage(jnp.asarray(embedding), tuple(map(int, shape)), tuple(map(int, valid)))
             for embedding, shape, valid in zip(*parts, strict=True)
         ]
+        return {k.removeprefix("note_"): v for k, v in saved.items() if k.startswith("note_")}
 
     def _fingerprint(self) -> str:
         """Of the encoder and of how it is fed."""

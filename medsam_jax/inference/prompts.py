@@ -141,13 +141,14 @@ def bucket(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def pack(prompts: Sequence[Prompts], mask_side: int) -> dict[str, Any]:
+def pack(prompts: Sequence[Prompts], mask_side: int, count: int | None = None) -> dict[str, Any]:
     """Pads the prompts of B images to common sizes; keyword arguments of `Sam.decode`.
 
     Coordinates must be in pixels of the encoder input already. What a prompt lacks is marked as
     padding, which the decoder leaves out of its attention. Kinds that no prompt has are left out.
+    `count` is the number of prompts to pad to, by default the next power of two.
     """
-    batch, count = len(prompts), bucket(max(p.count for p in prompts))
+    batch, count = len(prompts), count or bucket(max(p.count for p in prompts))
     points = max((p.coords.shape[1] for p in prompts if p.coords is not None), default=0)
     coords = np.zeros((batch, count, bucket(points), 2), np.float32)
     labels = np.full(coords.shape[:3], PADDING_LABEL, np.int32)

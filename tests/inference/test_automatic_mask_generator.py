@@ -97,6 +97,7 @@ def test_outputs_hold_the_same_masks(compiled_predictor, image):
     ("settings", "message"),
     [
         ({"points_per_side": 0}, "points_per_side: 0; use 1 or more"),
+        ({"point_grids": [np.zeros((1, 2))]}, "give one of them"),
         ({"output_mode": "png"}, "output_mode: 'png'"),
         ({"prompts": "text"}, "prompts: 'text'"),
         ({"box_sides": (0.5, 2.0)}, "box_sides"),

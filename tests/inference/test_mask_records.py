@@ -1,4 +1,4 @@
-"""Run lengths, boxes, stability, suppression, clean-up and grids: cases worked out by hand."""
+"""Run lengths, boxes, clean-up, crops and grids: cases worked out by hand."""
 
 import numpy as np
 import pytest
@@ -20,6 +20,19 @@ def test_run_lengths_there_and_back(seed):
     np.testing.assert_array_equal(records.decode_rle(records.encode_rle(mask)), mask)
 
 
+@pytest.mark.parametrize("crop_box", [(0, 0, 30, 21), (4, 5, 17, 19)])
+def test_run_lengths_of_packed_crops(crop_box):
+    x0, y0, x1, y1 = crop_box
+    mask = np.zeros((21, 30), bool)
+    mask[y0:y1, x0:x1] = np.random.default_rng(0).random((y1 - y0, x1 - x0)) < 0.4
+    mask[y0, x0] = mask[y1 - 1, x1 - 1] = True
+    columns = np.zeros((32, 24), bool)
+    columns[: x1 - x0, : y1 - y0] = mask[y0:y1, x0:x1].T
+    packed = np.packbits(columns, axis=1)
+    counts = records.encode_packed(packed, records.mask_box(mask), crop_box, mask.shape)
+    assert counts.tolist() == records.encode_rle(mask)["counts"]
+
+
 @pytest.mark.parametrize(
     ("counts", "text"),
     [
@@ -34,25 +47,11 @@ def test_compressed_run_lengths(counts, text):
     assert records.compress_rle({"size": [1, sum(counts)], "counts": counts})["counts"] == text
 
 
-def test_stability_is_the_iou_of_two_cut_offs():
-    logits = np.array([[-3.0, -0.5, 0.5, 2.0, 3.0]], np.float32)
-    assert records.stability_score(logits, 0.0, 1.0) == 2 / 4
-    assert records.stability_score(logits - 9, 0.0, 1.0) == 0.0
-
-
 def test_mask_box():
     mask = np.zeros((5, 7), bool)
     assert records.mask_box(mask) == (0, 0, 0, 0)
     mask[1:3, 4] = True
     assert records.mask_box(mask) == (4, 1, 4, 2)
-
-
-def test_suppression_keeps_the_best_of_each_heap():
-    # IoU of the first two is 90 / 110 = 0.82, of the third with either 0.
-    boxes = np.array([[0, 0, 10, 10], [0, 1, 10, 11], [20, 20, 30, 30]])
-    assert records.suppress(boxes, np.array([0.5, 0.9, 0.1]), 0.7) == [1, 2]
-    assert records.suppress(boxes, np.array([0.5, 0.9, 0.1]), 0.85) == [1, 0, 2]
-    assert records.suppress(np.zeros((0, 4)), np.zeros(0), 0.7) == []
 
 
 def test_small_regions():
@@ -83,13 +82,6 @@ def test_crops_cover_the_image_and_overlap():
         (60, 0, 150, 65),
         (60, 35, 150, 100),
     ]
-
-
-def test_crop_edges_inside_the_image():
-    crop, shape = (0, 0, 90, 65), (100, 150)
-    assert not records.touches_crop_edge((0, 0, 40, 40), crop, shape)  # the image ends there too
-    assert records.touches_crop_edge((30, 30, 75, 40), crop, shape)
-    assert not records.touches_crop_edge((30, 25, 69, 44), crop, shape)
 
 
 def test_grids():

@@ -132,8 +132,11 @@ def test_few_compilations_for_many_sizes(model):
     for index in range(12):
         predictor.set_image(picture(20 + 7 * index, 80 - 3 * index))
         predictor.predict(box=[1, 1, 15, 15])
-        predictor.predict(np.ones((1 + index % 2, 2)), np.ones(1 + index % 2, int))
-    assert traces == {"encode": 1, "decode": 3}  # a box, one point, two points
+        predictor.predict([[1, 1]], [1])
+    assert traces == {"encode": 1, "decode": 2}  # a box, a point
+    predictor.predict([[1, 1], [9, 2], [3, 4]], [1, 0, 1])
+    predictor.predict([[1, 1], [9, 2], [3, 4], [5, 5]], [1, 0, 1, 0])
+    assert traces == {"encode": 1, "decode": 3}  # three and four points share a program
     with mock.patch("jax.image.resize", side_effect=AssertionError("compiles for each size")):
         predictor.predict(box=[1, 1, 15, 15])
 

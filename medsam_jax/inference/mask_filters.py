@@ -1,0 +1,234 @@
+"""What automatic mask generation does on the device, in fixed shapes: filters, boxes, suppression.
+
+segment_anything (utils/amg.py) filters by boolean indexing: every step has another shape, and all
+masks of a batch are enlarged together. Here a batch keeps its shape; what passes is moved to the
+front and counted, and a loop of that many turns enlarges a few masks at a time, so memory does not
+grow with the batch times the image. Results are those of segment_anything at the image's own size.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from medsam_jax.data.preprocess import Preprocessing, get_recipe
+
+_PIXELS_AT_ONCE = 1 << 22  # of enlarged masks in one turn of the loop, 16 MB of logits
+_EDGE_TOLERANCE = 20.0  # pixels, segment_anything's
+
+
+class Enlargement(NamedTuple):
+    """From low-resolution logits to the pixels of a crop: bilinear, one matrix for each axis.
+
+    Sizes are rounded up, so that few are compiled; rows and columns beyond the crop are zero.
+    """
+
+    rows: Float[np.ndarray, "height m"]
+    columns: Float[np.ndarray, "width m"]
+    shape: Int[np.ndarray, " 2"]  # (H, W), pixels of the crop
+
+
+class Thresholds(NamedTuple):
+    """What a mask must pass; 0 turns off either of the first two, as in segment_anything."""
+
+    predicted_iou: float
+    stability: float
+    stability_offset: float  # logits
+    mask: float  # logits
+
+
+class Filtered(NamedTuple):
+    """Masks that passed, the first `count` of each array, in the order of the prompts."""
+
+    count: Int[Array, ""]
+    prompts: Int[Array, " k"]  # which of the batch
+    scores: Float[Array, " k"]  # predicted IoU
+    stability: Float[Array, " k"]
+    boxes: Int[Array, "k 4"]  # x0, y0, x1, y1, pixels of the whole image
+    packed: UInt8[Array, "k width height//8"]  # of the crop, columns first, 8 pixels a byte
+
+
+def enlargement(
+    mask_side: int,
+    valid_shape: Sequence[int],
+    crop_shape: Sequence[int],
+    preprocessing: Preprocessing,
+) -> Enlargement:
+    """The steps of `restore_masks` as matrices.
+
+    Args:
+      mask_side: of the low-resolution logits.
+      valid_shape: (h, w) of the crop on the stored grid.
+      crop_shape: (H, W) of the crop.
+    """
+    recipe = get_recipe(preprocessing.recipe)
+    stored = recipe.size if recipe.geometry == "pad" else None
+    rows, columns = (
+        _axis(mask_side, stored, int(valid), int(full))
+        for valid, full in zip(valid_shape, crop_shape, strict=True)
+    )
+    return Enlargement(rows, columns, np.array(crop_shape, np.int32))
+
+
+@functools.lru_cache(maxsize=16)
+def _axis(mask_side: int, stored: int | None, valid: int, full: int) -> np.ndarray:
+    """[full rounded up, mask_side]: to the stored grid, cut to what is valid, to the full size."""
+    if stored is None:
+        matrix = _bilinear(mask_side, full)
+    else:
+        matrix = _bilinear(valid, full) @ _bilinear(mask_side, stored)[:valid]
+    return np.pad(matrix, ((0, _rounded_up(full) - full), (0, 0))).astype(np.float32)
+
+
+def _bilinear(size_in: int, size_out: int) -> np.ndarray:
+    """`F.interpolate(mode="bilinear", align_corners=False)` along one axis, as a matrix."""
+    position = np.maximum((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0)
+    low = np.minimum(position.astype(int), size_in - 1)
+    high = np.minimum(low + 1, size_in - 1)
+    matrix = np.zeros((size_out, size_in))
+    np.add.at(matrix, (np.arange(size_out), low), 1 - (position - low))
+    np.add.at(matrix, (np.arange(size_out), high), position - low)
+    return matrix
+
+
+def _rounded_up(size: int) -> int:
+    """By at most an eighth or 63 pixels: images of similar size share a compiled program."""
+    step = max(64, 1 << max(math.ceil(math.log2(size)) - 3, 0))
+    return -(-size // step) * step
+
+
+@functools.partial(jax.jit, static_argnames="upsample")
+def filter_masks(
+    logits: Float[Array, "p c m m"],
+    scores: Float[Array, "p c"],
+    valid: Bool[Array, " p"],
+    to_crop: Enlargement,
+    crop_box: Int[Array, " 4"],
+    image_shape: Int[Array, " 2"],
+    thresholds: Thresholds,
+    upsample: str,
+) -> Filtered:
+    """Masks of a batch of prompts that pass every filter of segment_anything, with their boxes.
+
+    Args:
+      logits, scores: what the decoder answered.
+      valid: prompts that are not padding.
+      to_crop: from `enlargement`, for the crop that is set.
+      crop_box: x0, y0, x1, y1 of the crop in the image.
+      image_shape: (H, W) of the image.
+      upsample: "logits" or "probabilities", the contract's.
+
+    Returns:
+      What passes: predicted IoU above its threshold, then stability at least its own, a mask that
+      is not empty, and no end of its box within 20 pixels of the crop's where the image goes on.
+    """
+    total = scores.size
+    flat = logits.reshape(total, *logits.shape[2:])
+    scores = scores.reshape(-1)
+    wanted = (scores > thresholds.predicted_iou) | (thresholds.predicted_iou <= 0)
+    wanted &= jnp.repeat(valid, total // valid.size)
+    order = jnp.argsort(~wanted, stable=True)
+    count = wanted.sum()
+    width, height = to_crop.columns.shape[0], to_crop.rows.shape[0]
+    chunk = max(1, min(_PIXELS_AT_ONCE // (width * height), total))
+    order = jnp.pad(order, (0, chunk))  # the last turn may reach beyond
+
+    def turn(state: tuple[Array, Filtered]) -> tuple[Array, Filtered]:
+        start, found = state
+        index = jax.lax.dynamic_slice(order, (start,), (chunk,))
+        stability, boxes, packed, occupied = _measure(flat[index], to_crop, thresholds, upsample)
+        boxes = boxes + jnp.tile(crop_box[:2], 2)
+        keep = (stability >= thresholds.stability) | (thresholds.stability <= 0)
+        keep &= occupied & ~_ends_at_crop_edge(boxes, crop_box, image_shape)
+        keep &= start + jnp.arange(chunk) < count
+        place = jnp.where(keep, found.count + jnp.cumsum(keep) - 1, total)  # total: dropped
+        prompts = index // (total // valid.size)
+        values = (prompts, scores[index], stability, boxes, packed)
+        arrays = (
+            array.at[place].set(value, mode="drop")
+            for array, value in zip(found[1:], values, strict=True)
+        )
+        return start + chunk, Filtered(found.count + keep.sum(), *arrays)
+
+    empty = Filtered(
+        count=jnp.zeros((), count.dtype),
+        prompts=jnp.zeros(total, order.dtype),
+        scores=jnp.zeros(total, scores.dtype),
+        stability=jnp.zeros(total),
+        boxes=jnp.zeros((total, 4), jnp.int32),
+        packed=jnp.zeros((total, width, height // 8), jnp.uint8),
+    )
+    start = jnp.zeros((), count.dtype)
+    return jax.lax.while_loop(lambda state: state[0] < count, turn, (start, empty))[1]
+
+
+def _measure(maps, to_crop: Enlargement, thresholds: Thresholds, upsample: str):
+    """Stability, box in the crop, packed mask and whether there is one, of maps [N, m, m]."""
+    levels = thresholds.mask + jnp.array([-1.0, 0.0, 1.0]) * thresholds.stability_offset
+    if upsample == "probabilities":
+        maps, levels = jax.nn.sigmoid(maps), jax.nn.sigmoid(levels)
+    exact = {"precision": jax.lax.Precision.HIGHEST}
+    maps = jnp.einsum("nyx,Yy->nYx", maps, to_crop.rows, **exact)
+    maps = jnp.einsum("nYx,Xx->nXY", maps, to_crop.columns, **exact)  # [N, W, H]
+    columns = jnp.arange(maps.shape[1])
+    rows = jnp.arange(maps.shape[2])
+    inside = (columns[:, None] < to_crop.shape[1]) & (rows < to_crop.shape[0])
+    larger, mask, smaller = ((maps > level) & inside for level in levels)
+    area = larger.sum(axis=(1, 2))
+    stability = jnp.where(area > 0, smaller.sum(axis=(1, 2)) / jnp.maximum(area, 1), 0.0)
+    x0, x1 = _extent(mask.any(axis=2))
+    y0, y1 = _extent(mask.any(axis=1))
+    boxes = jnp.stack([x0, y0, x1, y1], axis=1)
+    return stability, boxes, jnp.packbits(mask, axis=2), mask.any(axis=(1, 2))
+
+
+def _extent(occupied: Bool[Array, "n size"]) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
+    """First and last True of each row."""
+    last = occupied.shape[1] - 1 - jnp.argmax(occupied[:, ::-1], axis=1)
+    return jnp.argmax(occupied, axis=1), last
+
+
+def _ends_at_crop_edge(boxes, crop_box, image_shape) -> Bool[Array, " n"]:
+    image_box = jnp.concatenate([jnp.zeros(2, image_shape.dtype), image_shape[::-1]])
+    near_crop = jnp.abs(boxes - crop_box) <= _EDGE_TOLERANCE
+    near_image = jnp.abs(boxes - image_box) <= _EDGE_TOLERANCE
+    return (near_crop & ~near_image).any(axis=1)
+
+
+def suppress(
+    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], iou_threshold: float
+) -> list[int]:
+    """Greedy non-maximum suppression: indices kept, best score first (torchvision's `nms`)."""
+    size = max(256, 1 << max(len(boxes) - 1, 0).bit_length())
+    padded = np.zeros((size, 4), np.float32)
+    padded[: len(boxes)] = boxes
+    ranks = np.full(size, -np.inf, np.float32)
+    ranks[: len(boxes)] = scores
+    valid = np.arange(size) < len(boxes)
+    kept, count = jax.device_get(_suppress(padded, ranks, valid, iou_threshold))
+    return kept[:count].tolist()
+
+
+@jax.jit
+def _suppress(boxes, scores, valid, iou_threshold) -> tuple[Int[Array, " n"], Int[Array, ""]]:
+    """Each turn keeps the best box that is left: as many turns as boxes are kept, not as given."""
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+    def turn(state):
+        kept, count, left = state
+        best = jnp.argmax(jnp.where(left, scores, -jnp.inf))
+        low = jnp.maximum(boxes[:, :2], boxes[best, :2])
+        high = jnp.minimum(boxes[:, 2:], boxes[best, 2:])
+        overlap = jnp.clip(high - low, 0).prod(axis=1)
+        suppressed = overlap / (area + area[best] - overlap) > iou_threshold  # NaN: kept
+        left &= ~suppressed & (jnp.arange(left.size) != best)
+        return kept.at[count].set(best), count + 1, left
+
+    start = (jnp.zeros(scores.size, jnp.int32), 0, valid)
+    kept, count, _ = jax.lax.while_loop(lambda state: state[2].any(), turn, start)
+    return kept, count
