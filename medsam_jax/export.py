@@ -1,0 +1,37 @@
+"""Writes a model as StableHLO programs that run without this library; see docs/export.md.
+
+Example:
+  python -m medsam_jax.export --checkpoint lite_medsam --output exported/lite_medsam \\
+      --platforms cpu,cuda --prompts 4
+"""
+
+from absl import flags
+
+from medsam_jax import errors
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Checkpoint directory or name of known weights."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to write; it must not be there.")
+_PLATFORMS = flags.DEFINE_list(
+    "platforms", ["cpu", "cuda", "tpu"], "Where the programs shall run: cpu, cuda, rocm, tpu."
+)
+_PROMPTS = flags.DEFINE_integer("prompts", 1, "Places for prompts in one call.")
+_POINTS = flags.DEFINE_integer("points", 8, "Places for points in a prompt.")
+
+
+def main(_) -> None:
+    from medsam_jax.inference.export import export_model
+    from medsam_jax.models.checkpoint import load_model
+    from medsam_jax.models.sam import Sam
+
+    model = load_model(_CHECKPOINT.value)
+    if not isinstance(model, Sam):
+        raise errors.UserError(f"{_CHECKPOINT.value}: a {type(model).__name__}; export takes SAM")
+    export_model(model, _OUTPUT.value, _PLATFORMS.value, _PROMPTS.value, _POINTS.value)
+    print(f"{_OUTPUT.value}: written for {', '.join(_PLATFORMS.value)}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint", "output"])
+    errors.run(main)

@@ -1,0 +1,238 @@
+"""A model as files that run without this library: StableHLO programs by `jax.export`, and weights.
+
+An exported directory holds `image_encoder.stablehlo` and `mask_decoder.stablehlo` (the prompt
+encoder is part of the latter), `weights.safetensors` with the arrays both take, and `model.json`
+with the preprocessing contract and the arguments of the programs. `jax.export` promises to read
+them for six months of jax releases. Shapes are fixed: one image, `prompts` prompts with up to
+`points` points each; what a prompt lacks is marked as padding and leaves no trace in the answer.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from medsam_jax.data.preprocess import encoder_input, get_recipe
+from medsam_jax.errors import UserError
+from medsam_jax.models.common import Functional
+from medsam_jax.models.prompt_encoder import PADDING_LABEL
+from medsam_jax.models.sam import Sam
+
+FORMAT_VERSION = 1
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_ENCODER, _DECODER = "image_encoder.stablehlo", "mask_decoder.stablehlo"
+
+
+def export_model(
+    model: Sam,
+    directory: str | os.PathLike,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    prompts: int = 1,
+    points: int = 8,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model's programs and weights to a directory, which appears whole or not at all.
+
+    Args:
+      platforms: the programs run on, of `PLATFORMS`.
+      prompts, points: places for prompts, and for points of each.
+      overwrite: replace a directory that is there.
+
+    Raises:
+      UserError: an unknown platform, no places, or a directory that is there already.
+    """
+    directory = Path(directory)
+    unknown = [name for name in platforms if name not in PLATFORMS]
+    if unknown or not platforms:
+        given = unknown[0] if unknown else "none"
+        raise UserError(f"platforms: {given} given; use some of {', '.join(PLATFORMS)}")
+    if prompts < 1 or points < 1:
+        raise UserError(f"prompts, points: {prompts}, {points} given; use 1 or more of each")
+    if directory.exists() and not overwrite:
+        raise UserError(f"{directory}: exists; choose another directory, or overwrite it")
+    _require_flatbuffers()
+    functional = Functional(model)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        programs = _programs(functional, model, prompts, points)
+        for name, (function, arguments) in programs.items():
+            exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
+            (partial / name).write_bytes(exported.serialize())
+        _write_weights(partial / "weights.safetensors", functional.arrays)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "jax_version": jax.__version__,
+            "platforms": list(platforms),
+            "prompts": prompts,
+            "points": points,
+            "architecture": model.config.to_dict(),
+            "programs": {name: _signature(arguments) for name, (_, arguments) in programs.items()},
+        }
+        (partial / "model.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+        partial.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _require_flatbuffers() -> None:
+    """jax writes and reads programs with it, without depending on it."""
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError("flatbuffers: not installed; pip install 'medsam-jax[export]'")
+
+
+def _programs(functional: Functional, model: Sam, prompts: int, points: int) -> dict[str, Any]:
+    """Functions of (weights, ...) and the shapes they are exported for, by file name."""
+    config = model.config
+    stored, side = get_recipe(config.preprocessing.recipe).size, config.embedding_size
+
+    def encode(arrays, images, valid_shape):
+        inputs = encoder_input(images, valid_shape, config.preprocessing)
+        return functional.bind(arrays).image_encoder(inputs)
+
+    def decode(arrays, embedding, given):
+        given = dict(given)
+        return functional.bind(arrays).decode(
+            embedding,
+            points=(given.pop("coords"), given.pop("labels")),
+            multimask_output=None,
+            **given,
+        )
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    arrays = {name: shape(*x.shape, dtype=x.dtype) for name, x in functional.arrays.items()}
+    given = {
+        "coords": shape(1, prompts, points, 2),
+        "labels": shape(1, prompts, points, dtype=jnp.int32),
+        "boxes": shape(1, prompts, 4),
+        "boxes_valid": shape(1, prompts, dtype=jnp.bool_),
+        "masks": shape(1, prompts, 4 * side, 4 * side),
+        "masks_valid": shape(1, prompts, dtype=jnp.bool_),
+    }
+    images = shape(1, stored, stored, 3, dtype=jnp.uint8)
+    embedding = shape(1, side, side, config.embed_dim)
+    return {
+        _ENCODER: (encode, (arrays, images, shape(1, 2, dtype=jnp.int32))),
+        _DECODER: (decode, (arrays, embedding, given)),
+    }
+
+
+def _signature(arguments: tuple) -> list[Any]:
+    """Shapes and types of what a program takes after the weights."""
+    return jax.tree.map(lambda x: [str(x.dtype), *x.shape], list(arguments[1:]))
+
+
+def _write_weights(path: Path, arrays: Mapping[str, Array]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({name: np.asarray(array) for name, array in arrays.items()}, path)
+
+
+class ExportedModel:
+    """Runs the programs of an exported directory; needs jax and safetensors only.
+
+    Args:
+      directory: written by `export_model`.
+
+    Raises:
+      UserError: no such directory, of another format, or exported for other platforms.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        directory = Path(directory)
+        try:
+            self.description = json.loads((directory / "model.json").read_text(encoding="utf-8"))
+            version = self.description["format_version"]
+            programs = [(directory / name).read_bytes() for name in (_ENCODER, _DECODER)]
+            weights = load_file(directory / "weights.safetensors")
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise UserError(
+                f"{directory}: no exported model ({error}); write it with "
+                "python -m medsam_jax.export"
+            ) from None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{directory}/model.json: format {version}, this program reads {FORMAT_VERSION}; "
+                "export the model again"
+            )
+        platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+        if platform not in self.description["platforms"]:
+            raise UserError(
+                f"{directory}: exported for {', '.join(self.description['platforms'])}, this is "
+                f"{platform}; export it again with --platforms {platform}"
+            )
+        _require_flatbuffers()
+        self._weights = jax.device_put(weights)
+        self._encode, self._decode = (
+            jax.jit(jax.export.deserialize(bytearray(program)).call) for program in programs
+        )
+
+    def encode(
+        self, images: UInt8[Array, "1 s s 3"], valid_shape: Int[Array, "1 2"]
+    ) -> Float[Array, "1 h w c"]:
+        """Embedding of an image on the stored grid (`resize_image`) with its valid part."""
+        return self._encode(self._weights, images, jnp.asarray(valid_shape, jnp.int32))
+
+    def decode(
+        self,
+        embedding: Float[Array, "1 h w c"],
+        coords: Float[Array, "p n 2"] | None = None,
+        labels: Int[Array, "p n"] | None = None,
+        boxes: Float[Array, "p 4"] | None = None,
+        masks: Float[Array, "p m m"] | None = None,
+    ) -> tuple[Float[Array, "p 4 m m"], Float[Array, "p 4"]]:
+        """Low-resolution logits and predicted IoU: the mask of a clear prompt, then SAM's three.
+
+        Args:
+          coords, labels, boxes: in pixels of the encoder input; labels 1 and 0.
+          masks: logits of an earlier answer.
+
+        Raises:
+          UserError: nothing given, or more prompts or points than there are places.
+        """
+        given = [x for x in (coords, boxes, masks) if x is not None]
+        places, points = self.description["prompts"], self.description["points"]
+        if not given:
+            raise UserError("prompt: nothing given; give coords with labels, boxes or masks")
+        count = len(given[0])
+        if count > places or (coords is not None and np.shape(coords)[1] > points):
+            raise UserError(
+                f"prompt: {count} prompts of shape {np.shape(given[0])[1:]}; this model was "
+                f"exported for {places} with up to {points} points, see python -m medsam_jax.export"
+            )
+        padded = self._pad(coords, labels, boxes, masks)
+        logits, scores = self._decode(self._weights, embedding, padded)
+        return logits[0, :count], scores[0, :count]
+
+    def _pad(self, coords, labels, boxes, masks) -> dict[str, np.ndarray]:
+        shapes = self.description["programs"][_DECODER][1]
+        padded = {name: np.zeros(size, dtype) for name, (dtype, *size) in shapes.items()}
+        padded["labels"][:] = PADDING_LABEL
+        if coords is not None:
+            count, points = np.shape(labels)
+            padded["coords"][0, :count, :points] = coords
+            padded["labels"][0, :count, :points] = labels
+        if boxes is not None:
+            padded["boxes"][0, : len(boxes)] = boxes
+            padded["boxes_valid"][0, : len(boxes)] = True
+        if masks is not None:
+            padded["masks"][0, : len(masks)] = masks
+            padded["masks_valid"][0, : len(masks)] = True
+        return padded
