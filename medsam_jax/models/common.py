@@ -133,11 +133,15 @@ class Conv2dBN(nnx.Module):
         self.kernel_size, self.stride, self.groups = kernel_size, stride, groups
         self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    def folded(self, dtype) -> tuple[Float[Array, "kh kw i d"], Float[Array, " d"]]:
+        """Kernel [kh, kw, c / groups, d] and bias of the one convolution that both make."""
         scale, shift = self.bn.scale_and_shift()
+        return (self.c.kernel[...] * scale).astype(dtype), shift.astype(dtype)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         dtype = self.dtype or x.dtype
+        kernel, bias = self.folded(dtype)
         x = x.astype(dtype)
-        kernel = (self.c.kernel[...] * scale).astype(dtype)  # [kh, kw, c / groups, d]
         if self.groups > 1:
             x = depthwise_conv3x3(x, kernel, self.stride)
         elif self.kernel_size == 1:
@@ -150,7 +154,7 @@ class Conv2dBN(nnx.Module):
                 ((1, 1), (1, 1)),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
-        return x + shift.astype(dtype)
+        return x + bias
 
 
 class ConvTranspose2x2(nnx.Module):

@@ -2,7 +2,8 @@
 
 Differences from the PyTorch file: NHWC throughout; the position tables have the size of the model's
 own grid, and `resize_position_tables` fits those of a checkpoint made at another input size; the
-attention never holds all scores at once (ops/attention.py).
+attention never holds all scores at once (ops/attention.py); on a CPU a block works strip by strip
+(ops/strips.py).
 """
 
 import dataclasses
@@ -16,6 +17,9 @@ from jaxtyping import Array, Float
 
 from medsam_jax.models.common import LayerNorm, LayerNorm2d, MLPBlock, Sequential
 from medsam_jax.ops.attention import grid_attention
+from medsam_jax.ops.strips import join_rows, map_images, map_strips, split_rows
+
+_MLP_TOKENS = 1024  # at once; 512 are as fast, 2048 slower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,35 +99,43 @@ class Block(nnx.Module):
         self.window_size = window_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        if self.window_size:
-            windows = window_partition(self.norm1(x), self.window_size)
-            attended = window_unpartition(self.attn(windows), x.shape)
-        else:
-            attended = self.attn(self.norm1(x))
-        x = x + attended
-        return x + self.mlp(self.norm2(x))
+        x = x + self._attend(self.norm1(x))
+        strips = split_rows(x, max(_MLP_TOKENS // x.shape[2], 1))
+        return join_rows(map_strips(lambda x: x + self.mlp(self.norm2(x)), strips))
+
+    def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        if not self.window_size:
+            return self.attn(x)
+        height, width = x.shape[1:3]
+        size = self.window_size
+        x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
+
+        def attend(rows: Array) -> Array:  # a row of windows
+            windows = window_partition(rows, size)
+            return window_unpartition(self.attn(windows), rows.shape)
+
+        rows_of_windows = x.reshape(len(x), -1, size, *x.shape[2:])
+        return join_rows(map_strips(attend, rows_of_windows))[:, :height, :width]
 
 
 def window_partition(
     x: Float[Array, "b h w c"], window_size: int
 ) -> Float[Array, "windows size size c"]:
-    """Cuts a grid, zero-padded at the bottom and right, into windows."""
+    """Cuts a grid, whose sides are multiples of `window_size`, into windows."""
     batch, height, width, dim = x.shape
     size = window_size
-    x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
-    x = x.reshape(batch, x.shape[1] // size, size, x.shape[2] // size, size, dim)
+    x = x.reshape(batch, height // size, size, width // size, size, dim)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size, size, dim)
 
 
 def window_unpartition(
     windows: Float[Array, "windows size size c"], shape: tuple[int, int, int, int]
 ) -> Float[Array, "b h w c"]:
-    """Puts windows back into a grid of `shape`, without the padding."""
+    """Puts windows back into the grid of `shape` that they were cut from."""
     batch, height, width, dim = shape
     size = windows.shape[1]
-    rows, columns = -(-height // size), -(-width // size)
-    x = windows.reshape(batch, rows, columns, size, size, dim).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, rows * size, columns * size, dim)[:, :height, :width]
+    x = windows.reshape(batch, height // size, width // size, size, size, dim)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
 class ImageEncoderViT(nnx.Module):
@@ -166,6 +178,9 @@ class ImageEncoderViT(nnx.Module):
         if x.shape[1:3] != (self.image_size, self.image_size):
             size = self.image_size
             raise ValueError(f"the image encoder takes {size} x {size} pixels, not {x.shape[1:3]}")
+        return map_images(self._encode, x)
+
+    def _encode(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
         x = self.patch_embed(x)
         x = x + self.pos_embed[...].astype(x.dtype)
         apply = nnx.remat(_apply) if self.remat else _apply

@@ -1,13 +1,12 @@
 """TinyViT image encoder of LiteMedSAM (tiny_vit_sam.py): 256 x 256 in, 64 x 64 x 256 out.
 
-Differences from the PyTorch file: NHWC throughout; BatchNorm is folded into its convolution;
-LayerNorm runs before windows are cut (the padding then holds the norm of a zero token, its bias,
-which is what normalising after padding gives); no stochastic depth (its rate is 0 in LiteMedSAM).
+Differences from the PyTorch file: NHWC throughout; BatchNorm is folded into its convolution; on a
+CPU a block works strip by strip (ops/strips.py); no stochastic depth (its rate is 0 in LiteMedSAM).
 """
 
 import dataclasses
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -20,6 +19,18 @@ from medsam_jax.models.common import (
     Sequential,
     gelu,
 )
+from medsam_jax.ops.depthwise import depthwise_of_strip
+from medsam_jax.ops.strips import (
+    join_rows,
+    map_images,
+    map_strips,
+    split_rows,
+    target_platform,
+    with_halo,
+)
+
+_STRIP_ROWS = 16  # of the convolutions: 4 to 16 are equally fast, fewer have more halo
+_MLP_TOKENS = 1024  # at once: 512 to 2048 are equally fast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +67,32 @@ class PatchEmbed(nnx.Module):
         return self.seq(x)
 
 
+def _expand_and_mix(x: Array, expand: Conv2dBN, mix: Conv2dBN, finish: Callable) -> Array:
+    """`finish(gelu(mix(gelu(expand(x)))), x)`: 1x1 then depthwise 3x3, the way the device likes it.
+
+    On a CPU no more of the many hidden channels exists at a time than a strip of rows has.
+    """
+    if target_platform() != "cpu":
+        return finish(gelu(mix(gelu(expand(x)))), x)
+    dtype = expand.dtype or x.dtype
+    kernel, bias = expand.folded(dtype)
+    mix_kernel, mix_bias = mix.folded(dtype)
+    strips = with_halo(split_rows(x.astype(dtype), _STRIP_ROWS))
+    count, height = strips.shape[1:3]
+    # The rows beyond the image are zero before `mix`, not what `expand` makes of zeros.
+    inside = np.ones((count, height), np.float32)
+    inside[0, 0] = inside[-1, -1] = 0
+    biases = jnp.asarray(inside, dtype)[None, ..., None] * bias  # [1, n, r + 2, hidden]
+
+    def strip(inputs: tuple[Array, Array]) -> Array:
+        x, bias = inputs
+        hidden = gelu(x @ kernel[0, 0] + bias[:, :, None])
+        hidden = gelu(depthwise_of_strip(hidden, mix_kernel, mix.stride) + mix_bias)
+        return finish(hidden, x[:, 1:-1])
+
+    return join_rows(map_strips(strip, (strips, biases)))
+
+
 class MBConv(nnx.Module):
     """Inverted bottleneck: expand, depthwise 3x3, project, add."""
 
@@ -66,8 +103,10 @@ class MBConv(nnx.Module):
         self.conv3 = Conv2dBN(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        hidden = gelu(self.conv2(gelu(self.conv1(x))))
-        return gelu(self.conv3(hidden) + x)
+        def finish(hidden, x):
+            return gelu(self.conv3(hidden) + x)
+
+        return _expand_and_mix(x, self.conv1, self.conv2, finish)
 
 
 class PatchMerging(nnx.Module):
@@ -79,7 +118,7 @@ class PatchMerging(nnx.Module):
         self.conv3 = Conv2dBN(out_dim, out_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        return self.conv3(gelu(self.conv2(gelu(self.conv1(x)))))
+        return _expand_and_mix(x, self.conv1, self.conv2, lambda hidden, _: self.conv3(hidden))
 
 
 class Mlp(nnx.Module):
@@ -103,16 +142,19 @@ class Attention(nnx.Module):
         self.num_heads, self.window_size = num_heads, window_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        batch, height, width, dim = x.shape
+        """Of a map with sides that are multiples of the window's."""
         windows = self._partition(self.norm(x))  # [W, N, C]
         qkv = self.qkv(windows).reshape(*windows.shape[:2], self.num_heads, 3, -1)
-        q, k, v = (qkv[:, :, :, i] for i in range(3))  # [W, N, heads, C / heads]
-        scores = jnp.einsum("wqhd,wkhd->whqk", q * q.shape[-1] ** -0.5, k)
-        scores = scores.astype(jnp.float32) + self._bias()
-        weights = jax.nn.softmax(scores).astype(v.dtype)
-        out = jnp.einsum("whqk,wkhd->wqhd", weights, v)
-        out = self.proj(out.reshape(windows.shape))
-        return self._reverse(out, batch, height, width)
+        q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, C / heads]
+        scores = jnp.matmul(
+            q * q.shape[-1] ** -0.5, k.swapaxes(2, 3), preferred_element_type=jnp.float32
+        )
+        scores += self._bias()
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        total = weights.sum(axis=-1, keepdims=True)
+        out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
+        out = self.proj(out.swapaxes(1, 2).reshape(windows.shape))
+        return self._reverse(out, x.shape)
 
     def _bias(self) -> Float[Array, "heads n n"]:
         size = self.window_size
@@ -122,19 +164,13 @@ class Attention(nnx.Module):
 
     def _partition(self, x: Float[Array, "b h w c"]) -> Float[Array, "windows n c"]:
         size, (batch, height, width, dim) = self.window_size, x.shape
-        padding = ((0, -height % size), (0, -width % size))
-        if any(after for _, after in padding):
-            bias = self.norm.bias[...].astype(x.dtype)
-            x = jnp.pad(x - bias, ((0, 0), *padding, (0, 0))) + bias
-        rows, columns = x.shape[1] // size, x.shape[2] // size
-        x = x.reshape(batch, rows, size, columns, size, dim).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, size * size, dim)
+        x = x.reshape(batch, height // size, size, width // size, size, dim)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size * size, dim)
 
-    def _reverse(self, x: Array, batch: int, height: int, width: int) -> Array:
-        size = self.window_size
-        rows, columns = -(-height // size), -(-width // size)
-        x = x.reshape(batch, rows, columns, size, size, -1).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(batch, rows * size, columns * size, -1)[:, :height, :width]
+    def _reverse(self, x: Array, shape: tuple[int, int, int, int]) -> Array:
+        size, (batch, height, width, _) = self.window_size, shape
+        x = x.reshape(batch, height // size, width // size, size, size, -1)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
 class TinyViTBlock(nnx.Module):
@@ -155,9 +191,18 @@ class TinyViTBlock(nnx.Module):
         self.local_conv = Conv2dBN(dim, dim, 3, groups=dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = x + self.attn(x)
-        x = self.local_conv(x)
-        return x + self.mlp(x)
+        x = self.local_conv(self._attend(x))
+        strips = split_rows(x, max(_MLP_TOKENS // x.shape[2], 1))
+        return join_rows(map_strips(lambda x: x + self.mlp(x), strips))
+
+    def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Adds attention, a row of windows at a time; what the grid lacks of windows is zero."""
+        height, width = x.shape[1:3]
+        size = self.attn.window_size
+        x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
+        rows_of_windows = x.reshape(len(x), -1, size, *x.shape[2:])
+        x = join_rows(map_strips(lambda x: x + self.attn(x), rows_of_windows))
+        return x[:, :height, :width]
 
 
 class Stage(nnx.Module):
@@ -208,6 +253,9 @@ class TinyViT(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
+        return map_images(self._encode, x)
+
+    def _encode(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
         x = self.patch_embed(x)
         for layer in self.layers:
             x = layer(x)
