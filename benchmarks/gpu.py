@@ -111,7 +111,7 @@ def torch_encoder(encoder: str, batch: int, backend: str = "inductor") -> Work:
     """`SamModel.vision_encoder` in bfloat16, compiled."""
     import torch
 
-    model = _transformers_sam(sam_config(encoder)).to(torch.bfloat16)
+    model = transformers_sam(sam_config(encoder)).to(torch.bfloat16)
     compiled = torch.compile(model.vision_encoder, backend=backend)
     inputs = [
         torch.from_numpy(_normalised(x)).permute(0, 3, 1, 2).to(model.device, torch.bfloat16)
@@ -166,7 +166,7 @@ def torch_step(encoder: str, batch: int, trained: str, backend: str = "inductor"
 
     from benchmarks.training import torch_loss
 
-    model = _transformers_sam(sam_config(encoder))
+    model = transformers_sam(sam_config(encoder))
     frozen = ("prompt_encoder", "shared_image") + (("vision_",) if trained == "decoder" else ())
     for name, parameter in model.named_parameters():
         parameter.requires_grad = not name.startswith(frozen)
@@ -220,7 +220,7 @@ def _torch_batch(item: dict[str, np.ndarray], device) -> tuple:
     return sources, box, torch.from_numpy(item["mask"]).float().to(device)
 
 
-def _transformers_sam(config):
+def transformers_sam(config):
     """transformers' SamModel with `random_arrays`, on the GPU where there is one."""
     import torch
     from transformers import SamConfig, SamModel

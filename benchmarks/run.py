@@ -30,6 +30,7 @@ from benchmarks import (
     startup,
     training,
     variants,
+    vit_b,
     weights,
 )
 from benchmarks.harness import Row, measure
@@ -87,6 +88,7 @@ def every_row(points: int) -> list[Row]:
     """Of both suites; `points` per side of automatic masks."""
     return [
         *lite_medsam.ROWS,
+        *vit_b.ROWS,
         *decoder.ROWS,
         decoder.automatic_row(points),
         *training.ROWS,

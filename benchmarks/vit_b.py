@@ -1,0 +1,138 @@
+"""Rows of SAM's ViT-B encoder at 1024 pixels on a CPU: ours, segment_anything's, transformers'.
+
+Random weights, the same for all: the published ones are no faster, and need no download here.
+"""
+
+import os
+
+import numpy as np
+
+from benchmarks.gpu import encoder_operations, random_arrays, sam_config, transformers_sam
+from benchmarks.harness import Contender, Row, Work
+from benchmarks.models import INPUTS, KEEP_BUFFERS
+
+_PREFIX = "image_encoder."
+
+
+def images() -> list[np.ndarray]:
+    """Normalised images [1, 1024, 1024, 3]: blocks of noise."""
+    coarse = np.random.default_rng(0).standard_normal((INPUTS, 1, 64, 64, 3), np.float32)
+    return list(coarse.repeat(16, axis=2).repeat(16, axis=3))
+
+
+def jax_encoder(encoder: str = "vit_b") -> Work:
+    """`model.image_encoder` under one jit."""
+    import jax
+    from flax import nnx
+
+    from medsam_jax.models.common import Functional
+    from medsam_jax.models.image_encoder import ImageEncoderViT
+
+    config = sam_config(encoder, "float32")
+    abstract = nnx.eval_shape(
+        lambda: ImageEncoderViT(
+            config.encoder, config.image_size, config.embed_dim, rngs=nnx.Rngs(0)
+        )
+    )
+    functional = Functional(abstract)
+    arrays = {name: jax.device_put(value) for name, value in _encoder_arrays(config).items()}
+    encode = jax.jit(lambda arrays, x: functional.bind(arrays)(x))
+    inputs = [jax.device_put(x) for x in images()]
+    return Work(
+        lambda i: encode(arrays, inputs[i % INPUTS]).block_until_ready(),
+        encoder_operations(config, 1),
+    )
+
+
+def segment_anything_encoder(encoder: str = "vit_b") -> Work:
+    """`ImageEncoderViT` of segment_anything."""
+    import torch
+
+    from tests.parity.torch_models import stub_torchvision
+
+    with stub_torchvision():
+        from segment_anything.modeling import ImageEncoderViT
+    config = sam_config(encoder, "float32")
+    vit = config.encoder
+    model = ImageEncoderViT(
+        img_size=config.image_size,
+        patch_size=vit.patch_size,
+        embed_dim=vit.embed_dim,
+        depth=vit.depth,
+        num_heads=vit.num_heads,
+        mlp_ratio=vit.mlp_ratio,
+        out_chans=config.embed_dim,
+        norm_layer=lambda channels: torch.nn.LayerNorm(channels, eps=1e-6),
+        use_rel_pos=True,
+        window_size=vit.window_size,
+        global_attn_indexes=vit.global_attn_indexes,
+    )
+    model.load_state_dict(_torch_state(config))
+    return _torch_work(model.eval())
+
+
+def transformers_encoder(encoder: str = "vit_b") -> Work:
+    """`SamModel.vision_encoder` of transformers, whose attention is PyTorch's fused one."""
+    model = transformers_sam(sam_config(encoder, "float32"))
+    found = model.vision_encoder.config._attn_implementation
+    if found != "sdpa":
+        raise RuntimeError(f"transformers chose attention {found!r}, not sdpa")
+    return _torch_work(lambda x: model.vision_encoder(x)[0])
+
+
+def _torch_work(encode) -> Work:
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    inputs = [torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in images()]
+
+    @torch.no_grad()
+    def run(index):
+        return encode(inputs[index % INPUTS]).permute(0, 2, 3, 1).numpy()
+
+    return Work(run)
+
+
+def _encoder_arrays(config) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(_PREFIX): value
+        for name, value in random_arrays(config).items()
+        if name.startswith(_PREFIX)
+    }
+
+
+def _torch_state(config) -> dict:
+    import torch
+
+    from weights_converter.names import torch_leaf
+
+    state = {}
+    for path, value in _encoder_arrays(config).items():
+        name, leaf = torch_leaf(_PREFIX + path, value.ndim)
+        state[name.removeprefix(_PREFIX)] = torch.from_numpy(
+            np.ascontiguousarray(leaf.to_torch(value))
+        )
+    return state
+
+
+_HERE = "benchmarks.vit_b:"
+
+ROWS = (
+    Row(
+        name="SAM ViT-B encoder, 1024 pixels",
+        suite="cpu",
+        contenders=(
+            Contender("medsam_jax", f"{_HERE}jax_encoder"),
+            Contender("segment_anything", f"{_HERE}segment_anything_encoder"),
+            Contender(
+                "segment_anything, buffers kept",
+                f"{_HERE}segment_anything_encoder",
+                environment=KEEP_BUFFERS,
+            ),
+            Contender("transformers", f"{_HERE}transformers_encoder"),
+        ),
+        targets={"segment_anything": 0.45, "transformers": 0.6},
+        memory_targets={"segment_anything": 1.0, "transformers": 1.0},
+        rounds=3,
+    ),
+)
