@@ -23,6 +23,9 @@ from medsam_jax.errors import UserError
 
 SETTLE_SECONDS = 0.05  # between two calls: thread pools of the last one stop spinning
 _LEAST_ROUNDS = 3  # before the time for a row may end it
+# A second call before the timed ones: the first may have left lazy work behind, which is little
+# beside calls of this many seconds.
+_LONG_CALL = 5.0
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,8 @@ def measure(row: Row, *, rounds: int, seconds: float, cores: int) -> list[Measur
         workers = [_Worker(contender, cores, Path(folder)) for contender in row.contenders]
         try:
             results = _prepare(row, workers, Path(folder))
-            if rounds >= _LEAST_ROUNDS:  # a second call: the first may have left lazy work behind
-                for worker in workers:
+            for worker, result in zip(workers, results, strict=True):
+                if result.first_call < _LONG_CALL:
                     worker.ask(do="run", index=0)
             start = time.monotonic()
             for r in range(rounds):

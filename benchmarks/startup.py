@@ -87,7 +87,7 @@ ROWS = (
             for name, code in IMPORTS.items()
         ),
         compared=False,
-        rounds=5,
+        rounds=3,
     ),
     Row(
         "start of a process to the first mask",
@@ -98,6 +98,6 @@ ROWS = (
             _first_mask("PyTorch", "PyTorch"),
         ),
         tolerance=1e-3,  # one pixel on the threshold may fall on either side
-        rounds=5,
+        rounds=3,
     ),
 )

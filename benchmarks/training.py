@@ -194,7 +194,7 @@ ROWS = (
     _against_pytorch(
         "image encoder and decoder",
         {"PyTorch": 0.8},
-        batch_size=4,
+        batch_size=2,
         cached=False,
         frozen=PROMPT_ENCODER,
     ),

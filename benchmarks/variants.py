@@ -7,16 +7,14 @@ import numpy as np
 
 from benchmarks.data import ct_slice
 from benchmarks.harness import Contender, Row, Work
-from benchmarks.models import jax_lite_medsam
 from benchmarks.training import contender as step
 
 
 def first_prediction(side: int) -> Work:
     """`set_image` and `predict` with a box, on an image of `side` x `side` pixels."""
-    from medsam_jax.inference.predictor import Predictor
+    from medsam_jax import Predictor, load_model
 
-    functional = jax_lite_medsam()
-    predictor = Predictor(functional.bind(functional.arrays))
+    predictor = Predictor(load_model("lite_medsam"))
     image, _ = ct_slice(side)
     box = np.array([0.2, 0.3, 0.6, 0.7]) * side
 
@@ -31,10 +29,9 @@ def encoded_slices(count: int) -> Work:
     """`Predictor.encode` of slices of 512 x 512."""
     import jax
 
-    from medsam_jax.inference.predictor import Predictor
+    from medsam_jax import Predictor, load_model
 
-    functional = jax_lite_medsam()
-    predictor = Predictor(functional.bind(functional.arrays))
+    predictor = Predictor(load_model("lite_medsam"))
     image, _ = ct_slice(512)
 
     def run(index):
@@ -79,7 +76,7 @@ def loader(workers: int, batch_size: int = 8) -> Work:
 
 
 def _variants(name: str, contenders: list[Contender], **options) -> Row:
-    return Row(name, "cpu", tuple(contenders), compared=False, rounds=5, **options)
+    return Row(name, "cpu", tuple(contenders), compared=False, rounds=3, **options)
 
 
 def _alone(function: str, label: str, argument: str, values) -> list[Contender]:
@@ -113,7 +110,7 @@ ROWS = (
             )
             for n in (1, 2, 4, 8)
         ),
-        rounds=5,
+        rounds=3,
     ),
     _variants(
         "image set and box answered, by image",
