@@ -30,13 +30,27 @@ class DatasetInfo:
         """Cases, slices and objects by split, and in each by task and modality."""
         return self.record["splits"]
 
-    def objects(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Of every object of a split: position of its slice in the split, and its label."""
-        with np.load(self.directory / f"objects-{split}.npz") as file:
-            return file["position"], file["label"]
+    def objects(self, split: str, task: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Of every object of a split: position of its slice in the split, and its label.
 
-    def groups(self, split: str) -> dict[tuple[str, str], np.ndarray]:
-        """Positions of the slices of each (task, modality); they lie in the order of the cases."""
+        With a task, of its objects only. Raises UserError as `groups`.
+        """
+        with np.load(self.directory / f"objects-{split}.npz") as file:
+            positions, labels = file["position"], file["label"]
+        if task:
+            wanted = np.concatenate(list(self.groups(split, task).values()))
+            chosen = np.isin(positions, wanted)
+            positions, labels = positions[chosen], labels[chosen]
+        return positions, labels
+
+    def groups(self, split: str, task: str = "") -> dict[tuple[str, str], np.ndarray]:
+        """Positions of the slices of each (task, modality); they lie in the order of the cases.
+
+        With a task, of that one only.
+
+        Raises:
+          UserError: the split has no slice of the task.
+        """
         groups: dict[tuple[str, str], list[np.ndarray]] = {}
         start = 0
         for case in self.record["cases"]:
@@ -44,7 +58,14 @@ class DatasetInfo:
                 positions = np.arange(start, start + case["slices"])
                 groups.setdefault((case["task"], case["modality"]), []).append(positions)
                 start += case["slices"]
-        return {name: np.concatenate(parts) for name, parts in groups.items()}
+        found = {name: np.concatenate(parts) for name, parts in groups.items()}
+        chosen = {name: found[name] for name in found if task in ("", name[0])}
+        if not sum(map(len, chosen.values())):
+            tasks = ", ".join(sorted({name for name, _ in found}))
+            raise UserError(
+                f"{self.directory}: split {split!r} has no slice of task {task!r}; it has {tasks}"
+            )
+        return chosen
 
 
 def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> DatasetInfo:

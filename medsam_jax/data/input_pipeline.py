@@ -133,6 +133,7 @@ def train_loader(
     process_index: int = 0,
     process_count: int = 1,
     recipe: str | None = None,
+    task: str = "",
     prompts_per_image: int = 1,
     positive_points: int = 0,
     negative_points: int = 0,
@@ -151,6 +152,7 @@ def train_loader(
       box_jitter: each box side moves outwards by 0 to this many stored pixels.
       num_workers: processes that read and decode; 0 uses threads of this one. Any number gives
         the same batches.
+      task: slices of this task only; "" takes all.
       prompts_per_image: P objects of each image; more than one adds an axis P.
       positive_points, negative_points: points on and beside each object.
       point_share: probability that a prompt is points, uniformly 1 to `positive_points` and 0 to
@@ -169,7 +171,7 @@ def train_loader(
       prompts are boxes; the points of those are padding.
 
     Raises:
-      UserError: no such data set or split, or a setting out of range.
+      UserError: no such data set, split or task, or a setting out of range.
     """
     import grain.python as grain
 
@@ -185,7 +187,7 @@ def train_loader(
             raise UserError("augmentation: embeddings are of unchanged slices; use one of the two")
         source = WithEmbeddings(source, embeddings)
     seed = seed % 2**32
-    slices = _shuffled(source, info, split, seed, temperature)
+    slices = _shuffled(source, info.groups(split, task), seed, temperature)
     draw = DrawPrompts(
         box_jitter, prompts_per_image, positive_points, negative_points, point_share, augmentation
     )
@@ -208,14 +210,17 @@ def _check_settings(batch_size: int, prompts_per_image: int, temperature: float)
 
 
 def _shuffled(
-    source: Sequence[Any], info: DatasetInfo, split: str, seed: int, temperature: float
+    source: Sequence[Any],
+    groups: dict[tuple[str, str], np.ndarray],
+    seed: int,
+    temperature: float,
 ) -> Any:
-    """An endless grain MapDataset of records, reshuffled at each pass."""
+    """An endless grain MapDataset of the groups' records, reshuffled at each pass."""
     import grain.python as grain
 
     if temperature == 1.0:
-        return grain.MapDataset.source(source).shuffle(seed).repeat()
-    groups = info.groups(split)
+        positions = np.sort(np.concatenate(list(groups.values())))
+        return grain.MapDataset.source(_Subset(source, positions)).shuffle(seed).repeat()
     weights = [len(positions) ** (1 / temperature) for positions in groups.values()]
     return grain.MapDataset.mix(
         [
@@ -306,6 +311,7 @@ def eval_objects(
     process_index: int = 0,
     process_count: int = 1,
     recipe: str | None = None,
+    task: str = "",
     embeddings: Sequence[np.ndarray] | None = None,
 ) -> EvalObjects:
     """All objects of a split once, in a fixed order, in batches of one size; sized and re-iterable.
@@ -320,6 +326,7 @@ def eval_objects(
       one_point: adds a point of the object, drawn uniformly, as `points` [B, 1, 2] and
         `point_labels` [B, 1].
       seed: of jitter and point; an object's prompts do not depend on batches or processes.
+      task: objects of this task only; "" takes all.
       embeddings: of the split's slices; adds `embedding` [B, h, w, C].
 
     Returns:
@@ -330,7 +337,7 @@ def eval_objects(
     source, info = open_dataset(data_dir, split, recipe)
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
-    positions, labels = info.objects(split)
+    positions, labels = info.objects(split, task)
     count = len(positions)
     share = math.ceil(math.ceil(count / process_count) / batch_size) * batch_size
     indices = np.arange(share) * process_count + process_index

@@ -17,6 +17,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.dtype = "float32"  # of the computation, or "bfloat16"; parameters stay float32
     config.remat = False  # ViT: recompute blocks in the backward pass, for memory
     config.data_dir = ""  # data set written by `python -m datasets.build`
+    config.task = ""  # train and score this task of the data set only: a specialist; "": all
     config.seed = 0  # of data order, box jitter and label choice
     config.batch_size = 8  # over all devices and hosts
     config.sampling_temperature = 1.0  # n slices of a task and modality weigh n ** (1 / this)

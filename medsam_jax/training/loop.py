@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from medsam_jax.data.datasets import open_dataset
+from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.input_pipeline import train_loader
 from medsam_jax.data.preprocess import PREPROCESSING, check_compatible
 from medsam_jax.errors import UserError
@@ -72,6 +72,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     stored_config = read_config(origin)
     model_config = configured(stored_config, config)
     check_compatible(info, model_config.preprocessing)
+    _check_objects_are_told_apart(info, model_config, config.task)
     check_same_run(config, workdir)
 
     # --- State and steps.
@@ -99,6 +100,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         "train",
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
+        task=config.task,
         box_jitter=config.box_jitter,
         prompts_per_image=config.prompts_per_image,
         positive_points=config.positive_points if config.point_share else 0,
@@ -195,6 +197,24 @@ def configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfi
             raise UserError(f"config.remat: only a ViT has it, not {stored.name}; leave it False")
         changes["encoder"] = dataclasses.replace(stored.encoder, remat=True)
     return dataclasses.replace(stored, **changes)
+
+
+def _check_objects_are_told_apart(
+    info: DatasetInfo, model_config: SamConfig | UNetConfig, task: str
+) -> None:
+    """Refuses slices of several objects for a U-Net that is not shown the box."""
+    if not isinstance(model_config, UNetConfig) or model_config.box_channel:
+        return
+    for split in ("train", "tune"):
+        positions, _ = info.objects(split, task)
+        several = len(positions) - len(set(positions.tolist()))
+        if several:
+            raise UserError(
+                f"{info.directory}: split {split!r} has {several} further objects in slices that "
+                "have one already, and a U-Net without the box channel cannot tell which is "
+                "meant; give it the channel, or choose one label with datasets.build --labels or "
+                "one task with config.task"
+            )
 
 
 def _stops_early(config: ml_collections.ConfigDict, record: Mapping[str, Any]) -> bool:

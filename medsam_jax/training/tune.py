@@ -55,6 +55,7 @@ class TuneEvaluation:
             box_jitter=config.box_jitter,
             one_point=config.point_share > 0,
             seed=config.seed,
+            task=config.task,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             embeddings=embeddings,

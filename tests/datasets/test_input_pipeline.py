@@ -300,3 +300,28 @@ def test_augmentation_is_used_and_deterministic(built):
 def test_augmentation_out_of_range_is_refused():
     with pytest.raises(UserError, match="flip is in"):
         Augmentation(flip=2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_one_task_alone(built, temperature):
+    info = input_pipeline.find_dataset(built)
+    count = info.counts["train"]["by_task_and_modality"]["tumour | MR"]["slices"]
+    source, _ = input_pipeline.open_dataset(built, "train")
+    wanted = {r["image"].tobytes() for r in map(source.__getitem__, range(len(source)))}
+    batch = next(loader(built, batch_size=count, task="tumour", temperature=temperature))
+    seen = {image.tobytes() for image in batch["image"]}
+    assert len(seen) == count < len(wanted)
+    assert seen <= wanted
+    with pytest.raises(UserError, match="no slice of task 'liver'; it has mass, organs, tumour"):
+        loader(built, task="liver")
+
+
+def test_objects_of_one_task_are_those_of_all(built):
+    everything = input_pipeline.eval_objects(built, "validation", batch_size=1, box_jitter=5)
+    chosen = input_pipeline.eval_objects(
+        built, "validation", batch_size=1, box_jitter=5, task="tumour"
+    )
+    tumours = [batch for batch in everything if batch["task"] == ["tumour"]]
+    assert 0 < len(chosen) == len(tumours) < len(everything)
+    for one, other in zip(chosen, tumours, strict=True):
+        np.testing.assert_array_equal(one["mask"], other["mask"])
