@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,6 +66,20 @@ def test_jitted_form(maker, reference, tolerance):
     pred, target = map(np.stack, zip(*pairs, strict=True))
     scores = nsd_batch(pred, target, np.stack(spacings), tolerance)
     np.testing.assert_allclose(scores, expected, atol=1e-6, rtol=0)
+
+
+def test_jitted_form_of_volumes(maker, reference):
+    """Padded to one shape, so that it compiles once."""
+    rng = np.random.default_rng(10)
+    for _ in range(100):
+        pred, target = maker.random_pair(rng, 3)
+        spacing, tolerance = maker.random_spacing(rng, 3), rng.choice([0, 1, 2, 3.3, 5, 10])
+        with np.errstate(invalid="ignore"):
+            expected = maker.reference_scores(reference, pred, target, spacing, [tolerance])
+        padding = [(0, 18 - n) for n in pred.shape]
+        masks = (jnp.array(np.pad(mask, padding)) for mask in (pred, target))
+        score = float(normalized_surface_dice(*masks, spacing, tolerance))
+        assert score == pytest.approx(expected[f"nsd_{tolerance:g}"], abs=1e-6, nan_ok=True)
 
 
 def test_tables(reference):
