@@ -178,19 +178,21 @@ class ImageEncoderViT(nnx.Module):
         if x.shape[1:3] != (self.image_size, self.image_size):
             size = self.image_size
             raise ValueError(f"the image encoder takes {size} x {size} pixels, not {x.shape[1:3]}")
-        return map_images(self._encode, x)
+        return map_images(self.encode_batch, x)
 
-    def _encode(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
+    def encode_batch(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
+        """As `__call__`, all images at once and in the form of the moment (`ops.strips.on_cpu`)."""
         x = self.patch_embed(x)
         x = x + self.pos_embed[...].astype(x.dtype)
-        apply = nnx.remat(_apply) if self.remat else _apply
         for block in self.blocks:
-            x = apply(block, x)
+            x = _rematerialised(block, x) if self.remat else block(x)
         return self.neck(x)
 
 
-def _apply(block: Block, x: Array) -> Array:
-    return block(x)
+def _rematerialised(block: Block, x: Array) -> Array:
+    """`block(x)`; nnx.remat would write the block's variables, which is refused inside a branch."""
+    graphdef, state = nnx.split(block)
+    return jax.checkpoint(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
 
 
 def resize_position_tables(

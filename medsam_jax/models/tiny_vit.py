@@ -24,8 +24,8 @@ from medsam_jax.ops.strips import (
     join_rows,
     map_images,
     map_strips,
+    on_cpu,
     split_rows,
-    target_platform,
     with_halo,
 )
 
@@ -72,7 +72,7 @@ def _expand_and_mix(x: Array, expand: Conv2dBN, mix: Conv2dBN, finish: Callable)
 
     On a CPU no more of the many hidden channels exists at a time than a strip of rows has.
     """
-    if target_platform() != "cpu":
+    if not on_cpu():
         return finish(gelu(mix(gelu(expand(x)))), x)
     dtype = expand.dtype or x.dtype
     kernel, bias = expand.folded(dtype)
@@ -253,9 +253,10 @@ class TinyViT(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
-        return map_images(self._encode, x)
+        return map_images(self.encode_batch, x)
 
-    def _encode(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
+    def encode_batch(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
+        """As `__call__`, all images at once and in the form of the moment (`ops.strips.on_cpu`)."""
         x = self.patch_embed(x)
         for layer in self.layers:
             x = layer(x)

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from medsam_jax.ops.strips import target_platform
+from medsam_jax.ops.strips import on_cpu
 
 # Bytes of scores held at once, of one head and of all. On a CPU a head's stay in a core's cache:
 # 128 queries over 4096 keys. All heads of a row of windows are one batch of small products.
-_SCORES_BYTES = {"cpu": (1 << 21, 1 << 24)}
+_CPU_SCORES_BYTES = (1 << 21, 1 << 24)
 _ACCELERATOR_SCORES_BYTES = (1 << 28, 1 << 28)
 _CUDNN_MAX_HEAD_DIM = 256  # on Hopper and later; 128 before
 
@@ -50,7 +50,7 @@ def grid_attention(
 
 def _flash_applies(q: Array) -> bool:
     rows, columns, _, head_dim = q.shape[1:]
-    if target_platform() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+    if on_cpu() or jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     hopper = float(jax.devices("gpu")[0].compute_capability) >= 9.0
     limit = _CUDNN_MAX_HEAD_DIM if hopper else _CUDNN_MAX_HEAD_DIM // 2
@@ -116,17 +116,22 @@ def _strips(q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array) -> Array
             out = jnp.matmul(weights, values, preferred_element_type=jnp.float32) / total
             return out.astype(values.dtype)
 
+        if per_strip == rows:
+            return attend_strip(tuple(x.reshape(rows * columns, -1) for x in (q, bias_h, bias_w)))
         return jax.lax.map(attend_strip, tuple(map(by_strip, (q, bias_h, bias_w))))
 
     of_heads = tuple(map(by_head, (q, k, v, bias_h, bias_w)))
-    out = jax.lax.map(attend_head, of_heads, batch_size=min(heads_at_once, batch * heads))
+    if heads_at_once >= batch * heads:
+        out = jax.vmap(attend_head)(of_heads)
+    else:
+        out = jax.lax.map(attend_head, of_heads, batch_size=heads_at_once)
     out = out.reshape(batch, heads, rows, columns, head_dim)
     return out.transpose(0, 2, 3, 1, 4)
 
 
 def _strip_size(rows: int, columns: int) -> tuple[int, int]:
     """Query rows of a strip (they divide the grid) and heads at once that keep the scores small."""
-    of_head, of_all = _SCORES_BYTES.get(target_platform(), _ACCELERATOR_SCORES_BYTES)
+    of_head, of_all = _CPU_SCORES_BYTES if on_cpu() else _ACCELERATOR_SCORES_BYTES
     row_bytes = columns * rows * columns * np.dtype(np.float32).itemsize
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * row_bytes <= of_head]
     per_strip = max(fitting, default=1)

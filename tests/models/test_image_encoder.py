@@ -12,6 +12,7 @@ from flax import nnx
 from medsam_jax.models.common import Functional, update_state
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig, resize_position_tables
 from medsam_jax.models.sam import SamConfig
+from medsam_jax.ops.strips import form_for_cpu
 
 CONFIG = ViTConfig(24, 3, 2, (1,), patch_size=4, window_size=3)
 MADE_AT = 32
@@ -40,6 +41,18 @@ def test_equals_pytorch(golden, params, image_size):
     embedding = make_encoder(params, image_size)(golden[f"image/{image_size}"])
     expected = golden[f"embedding/{image_size}"]
     np.testing.assert_allclose(embedding, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_batches_and_both_forms(golden, params):
+    """A batch on a CPU, image by image and in strips, equals all at once."""
+    functional = Functional(make_encoder(params, 48))
+    images = np.concatenate([golden["image/48"], golden["image/48"][:, ::-1]])
+    in_strips = jax.jit(lambda arrays: functional.bind(arrays)(images))(functional.arrays)
+    with form_for_cpu(False):
+        whole = jax.jit(lambda arrays: functional.bind(arrays).encode_batch(images))(
+            functional.arrays
+        )
+    np.testing.assert_allclose(in_strips, whole, atol=1e-5 * np.abs(whole).max())
 
 
 def test_resizing_keeps_what_fits(params):

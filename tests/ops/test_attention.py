@@ -32,7 +32,7 @@ SHAPES = [(2, 14, 14, 3, 8), (1, 5, 7, 2, 16), (1, 32, 32, 1, 8)]
 @pytest.mark.parametrize("scores_bytes", [1, 1 << 15, 1 << 28])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_strips_equal_whole_scores(monkeypatch, shape, scores_bytes):
-    monkeypatch.setitem(attention._SCORES_BYTES, jax.default_backend(), (scores_bytes,) * 2)
+    monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (scores_bytes,) * 2)
     inputs = random_inputs(*shape)
     np.testing.assert_allclose(attention.grid_attention(*inputs), whole(*inputs), atol=1e-5)
 
@@ -52,7 +52,7 @@ def test_bias_inside_a_dot_product(monkeypatch, shape):
 
 
 def test_gradients_of_strips(monkeypatch):
-    monkeypatch.setitem(attention._SCORES_BYTES, jax.default_backend(), (1 << 12,) * 2)
+    monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (1 << 12,) * 2)
     inputs = random_inputs(1, 6, 6, 2, 4)
 
     def by_whole(q, k, v, rel_h, rel_w):

@@ -1,6 +1,7 @@
 """Strips and depthwise convolution: each device's form against the plain statement."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,24 +31,26 @@ def depthwise(x, kernel, stride):
 @pytest.mark.parametrize("side", [6, 7])
 def test_depthwise(platform, stride, side):
     x, kernel = random(2, side, side + 1, 5), random(3, 3, 1, 5)
-    with strips.traced_for(platform):
+    with strips.form_for_cpu(platform == "cpu"):
         found = depthwise_conv3x3(x, kernel, stride)
     np.testing.assert_allclose(found, depthwise(x, kernel, stride), atol=1e-5)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_depthwise_gradient(platform):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_gradient(platform, stride):
     """Against finite differences of the sum that defines it, in float64."""
-    x, kernel, weights = random(1, 4, 5, 3), random(3, 3, 1, 3), random(1, 4, 5, 3)
-    with strips.traced_for(platform):
+    x, kernel = random(1, 4, 5, 3), random(3, 3, 1, 3)
+    weights = random(1, 4, 5, 3)[:, ::stride, ::stride]
+    with strips.form_for_cpu(platform == "cpu"):
         by_x, by_kernel = jax.grad(
-            lambda *a: (depthwise_conv3x3(*a) * weights).sum(), argnums=(0, 1)
+            lambda *a: (depthwise_conv3x3(*a, stride) * weights).sum(), argnums=(0, 1)
         )(x, kernel)
     for index, gradient in ((0, by_x), (1, by_kernel)):
         for position in [(0,) * 4, tuple(n - 1 for n in gradient.shape)]:
             moved = [np.asarray(x, np.float64), np.asarray(kernel, np.float64)]
             moved[index][position] += 1.0  # linear in each: any step is exact
-            change = depthwise(*moved, 1) - depthwise(x, kernel, 1)
+            change = depthwise(*moved, stride) - depthwise(x, kernel, stride)
             expected = (change * np.asarray(weights)).sum()
             np.testing.assert_allclose(gradient[position], expected, atol=1e-5)
 
@@ -58,7 +61,7 @@ def test_strips_with_halo_make_the_whole(most):
     parts = strips.split_rows(x, most)
     assert parts.shape[2] == most
     np.testing.assert_array_equal(strips.join_rows(parts), x)
-    with strips.traced_for("cpu"):
+    with strips.form_for_cpu(True):
         mixed = strips.map_strips(
             lambda strip: depthwise_of_strip(strip, kernel), strips.with_halo(parts)
         )
@@ -72,30 +75,44 @@ def test_rows_that_nothing_divides():
 def test_maps_are_the_function_of_each_part():
     x = random(2, 4, 3)
     for platform in ("cpu", "gpu"):
-        with strips.traced_for(platform):
+        with strips.form_for_cpu(platform == "cpu"):
             found = strips.map_strips(lambda part: part[:, ::-1] * 2, x)
-            images = strips.map_images(lambda images: images[..., None] + 1, x)
         np.testing.assert_array_equal(found, x[..., ::-1] * 2)
-        np.testing.assert_array_equal(images, x[..., None] + 1)
+    images = strips.map_images(lambda images: images[..., None] + 1, x)
+    np.testing.assert_array_equal(images, x[..., None] + 1)
+
+
+def wide(x):
+    """A hidden layer 64 times wider than what goes in and out."""
+    kernel = random(4, 256)
+    return jnp.tanh(x @ kernel) @ kernel.T
+
+
+def in_strips(x):
+    return strips.join_rows(strips.map_strips(wide, strips.split_rows(x, 8)))
 
 
 def test_a_cpu_holds_one_image_and_one_strip():
-    """A hidden layer 64 times wider than what goes in and out, 4 images of 8 strips."""
-    kernel = random(4, 256)
+    """4 images of 8 strips each."""
+    images = jax.ShapeDtypeStruct((4, 64, 64, 4), jnp.float32)
 
-    def wide(x):
-        return jnp.tanh(x @ kernel) @ kernel.T
-
-    def parts(x):
-        return strips.join_rows(strips.map_strips(wide, strips.split_rows(x, 8)))
-
-    def temporary(platform):
-        with strips.traced_for(platform):
-            compiled = jax.jit(lambda x: strips.map_images(parts, x)).lower(
-                jax.ShapeDtypeStruct((4, 64, 64, 4), jnp.float32)
-            )
-        return compiled.compile().memory_analysis().temp_size_in_bytes
+    def temporary(function):
+        compiled = jax.jit(function).lower(images).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     whole = 4 * 64 * 64 * 256 * 4
-    assert temporary("gpu") >= whole
-    assert temporary("cpu") < whole / 16
+    assert temporary(wide) >= whole
+    assert temporary(lambda x: strips.map_images(in_strips, x)) < whole / 16
+
+
+def test_other_devices_get_the_whole_batch_at_once():
+    images = jax.ShapeDtypeStruct((4, 64, 64, 4), jnp.float32)
+
+    def lowered(platform):
+        function = jax.jit(lambda x: strips.map_images(in_strips, x))
+        return jax.export.export(function, platforms=[platform])(images).mlir_module()
+
+    assert lowered("cpu").count("stablehlo.while") == 2  # over images, over strips
+    for platform in ("cuda", "tpu"):
+        assert "stablehlo.while" not in lowered(platform)
+        assert "tensor<32x8x64x256xf32>" in lowered(platform)  # the hidden layer of all
