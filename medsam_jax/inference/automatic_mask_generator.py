@@ -14,7 +14,13 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
-from medsam_jax.inference.mask_filters import Filtered, Thresholds, filter_masks, suppress
+from medsam_jax.inference.mask_filters import (
+    Filtered,
+    Thresholds,
+    filter_masks,
+    low_res_boxes,
+    suppress,
+)
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.prompts import Prompts, bucket
 from medsam_jax.models.sam import Sam
@@ -33,6 +39,19 @@ _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 # with LiteMedSAM: 458 boxes leave 27 masks, 7 of the 9 objects that any of the boxes finds; SAM's
 # values leave none.
 _THRESHOLDS = {"points": (0.88, 0.95), "boxes": (0.8, 0.8)}
+
+_MEDICAL: dict[str, Any] = {
+    "prompts": "boxes",
+    "box_sides": (0.06, 0.12, 0.24, 0.48),
+    "box_rounds": 1,
+    "pred_iou_thresh": 0.7,
+    "stability_score_thresh": 0.6,
+    "box_nms_thresh": 0.5,
+}
+
+# Of the masks of a grid's boxes, which are followed by asking again with their own boxes.
+_LEAST_IOU_TO_FOLLOW = 0.4
+_SAME_BOX = 0.7
 
 
 @dataclasses.dataclass
@@ -74,6 +93,7 @@ class AutomaticMaskGenerator:
         `automatic_prompts`, else points for SAM's (recipe "sam") and boxes for the MedSAM family,
         which answers a point with nothing.
       box_sides: of the boxes, as parts of the image's shorter side.
+      box_rounds: how often the boxes are replaced by the boxes of their masks before those count.
 
     Raises:
       UserError: a parameter outside its range.
@@ -97,12 +117,14 @@ class AutomaticMaskGenerator:
         output_mode: OutputMode = "binary_mask",
         prompts: Literal["points", "boxes"] | None = None,
         box_sides: Sequence[float] = (0.1, 0.2, 0.4),
+        box_rounds: int = 0,
     ):
         for name, value, least in (
             ("points_per_side", 1 if points_per_side is None else points_per_side, 1),
             ("points_per_batch", points_per_batch, 1),
             ("crop_n_layers", crop_n_layers, 0),
             ("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 1),
+            ("box_rounds", box_rounds, 0),
         ):
             if value < least:
                 raise UserError(f"{name}: {value}; use {least} or more")
@@ -141,7 +163,17 @@ class AutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
         self.box_sides = tuple(box_sides)
+        self.box_rounds = box_rounds
         self._preprocessing = preprocessing
+
+    @classmethod
+    def medical(cls, model: Sam | Predictor, **changes: Any) -> "AutomaticMaskGenerator":
+        """Settings for scans and weights trained on boxes; see docs/automatic_masks.md.
+
+        Args:
+          changes: arguments of the constructor that are to differ from the preset.
+        """
+        return cls(model, **(_MEDICAL | changes))
 
     def generate(
         self, image: np.ndarray, modality: str | None = None, window: str | None = None
@@ -175,9 +207,16 @@ class AutomaticMaskGenerator:
         x0, y0, x1, y1 = crop_box
         self.predictor.set_normalised([image[y0:y1, x0:x1]])
         to_crop = jax.device_put(self.predictor.enlargement())
+        shape = (y1 - y0, x1 - x0)
+        if self.prompts == "points":
+            grid = self.point_grids[layer] * shape[::-1]
+        else:
+            grid = records.box_grid(shape, self.box_sides)
+            for _ in range(self.box_rounds):
+                grid = self._boxes_of_masks(grid, shape)
         found: list[_Candidate] = []
         launched = None
-        for batch in self._batches((y1 - y0, x1 - x0), layer):
+        for batch in self._batches(grid):
             before, launched = launched, (batch, self._launch(batch, to_crop, crop_box, image))
             if before:  # read what is ready while the device works on the next
                 found += self._collect(*before, crop_box, image.shape[:2])
@@ -186,18 +225,31 @@ class AutomaticMaskGenerator:
         self.predictor.reset_image()
         return _keep(found, [c.predicted_iou for c in found], self.box_nms_thresh)
 
-    def _batches(self, shape: tuple[int, int], layer: int) -> Iterable[np.ndarray]:
-        """Points [N, 2] or boxes [N, 4] in pixels of a crop of `shape`."""
-        if self.prompts == "points":
-            grid = self.point_grids[layer] * shape[::-1]
-        else:
-            grid = records.box_grid(shape, self.box_sides)
+    def _batches(self, grid: np.ndarray) -> Iterable[np.ndarray]:
         size = self.points_per_batch
         parts = [grid[start : start + size] for start in range(0, len(grid), size)]
         return progress(parts, f"automatic masks, {len(grid)} {self.prompts}")
 
-    def _launch(self, batch: np.ndarray, to_crop, crop_box, image: np.ndarray) -> Filtered:
-        """Starts decoder and filters on a batch, padded to one of three sizes."""
+    def _boxes_of_masks(self, grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """The boxes of the masks that boxes [N, 4] give, those that say the same left out.
+
+        A box of a grid is seldom an object's; its mask is drawn to one, and so has a better box.
+        """
+        found, scores = [], []
+        for batch in self._batches(grid):
+            logits, predicted_iou = self._decode(batch)
+            boxes = low_res_boxes(logits[:, 0], self._preprocessing.mask_threshold)
+            found.append(np.asarray(boxes)[: len(batch)])
+            scores.append(np.asarray(predicted_iou)[: len(batch), 0])
+        boxes = np.concatenate(found) * np.tile(self.predictor.pixels_per_logit(), 2)
+        boxes = np.minimum(boxes, np.tile(shape[::-1], 2)) - (0, 0, 1, 1)
+        scores = np.where((boxes[:, 2:] > boxes[:, :2]).all(axis=1), np.concatenate(scores), 0)
+        chosen = np.flatnonzero(scores > _LEAST_IOU_TO_FOLLOW)
+        return boxes[chosen[suppress(boxes[chosen], scores[chosen], _SAME_BOX)]]
+
+    def _decode(self, batch: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Logits and scores of a batch padded to one of three sizes: three masks of a point, which
+        is ambiguous, one of a box."""
         by_points = self.prompts == "points"
         batch = batch.astype(np.float32)
         prompts = Prompts(
@@ -209,8 +261,11 @@ class AutomaticMaskGenerator:
         )
         smallest = -(-self.points_per_batch // 4)
         padded = min(max(bucket(len(batch)), smallest), self.points_per_batch)
-        # three masks of a point, which is ambiguous; one of a box
-        logits, scores = self.predictor.decode_on_device(prompts, padded, by_points)
+        return self.predictor.decode_on_device(prompts, padded, by_points)
+
+    def _launch(self, batch: np.ndarray, to_crop, crop_box, image: np.ndarray) -> Filtered:
+        """Starts decoder and filters on a batch."""
+        logits, scores = self._decode(batch)
         thresholds = Thresholds(
             self.pred_iou_thresh,
             self.stability_score_thresh,
@@ -220,7 +275,7 @@ class AutomaticMaskGenerator:
         return filter_masks(
             logits,
             scores,
-            np.arange(padded) < len(batch),
+            np.arange(len(scores)) < len(batch),
             to_crop,
             np.array(crop_box, np.int32),
             np.array(image.shape[:2], np.int32),

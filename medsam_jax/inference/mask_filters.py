@@ -167,6 +167,16 @@ def filter_masks(
     return jax.lax.while_loop(lambda state: state[0] < count, turn, (start, empty))[1]
 
 
+@jax.jit
+def low_res_boxes(logits: Float[Array, "n m m"], mask_threshold: float) -> Int[Array, "n 4"]:
+    """x0, y0, x1, y1 of masks in low-resolution pixels, x1 and y1 one beyond the last."""
+    mask = logits > mask_threshold
+    x0, x1 = _extent(mask.any(axis=1))
+    y0, y1 = _extent(mask.any(axis=2))
+    boxes = jnp.stack([x0, y0, x1 + 1, y1 + 1], axis=1)
+    return jnp.where(mask.any(axis=(1, 2))[:, None], boxes, 0)
+
+
 def _measure(maps, to_crop: Enlargement, thresholds: Thresholds, upsample: str):
     """Stability, box in the crop, packed mask and whether there is one, of maps [N, m, m]."""
     levels = thresholds.mask + jnp.array([-1.0, 0.0, 1.0]) * thresholds.stability_offset

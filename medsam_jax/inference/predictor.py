@@ -297,6 +297,13 @@ class Predictor:
         )
         return logits[0], scores[0]
 
+    def pixels_per_logit(self) -> tuple[float, float]:
+        """Pixels of the one image set for a low-resolution pixel, (x, y)."""
+        [image] = self._require_images()
+        sides = zip(image.original_shape, image.valid_shape, strict=True)
+        y, x = (full / valid * self._recipe.size / self._mask_side for full, valid in sides)
+        return x, y
+
     def enlargement(self) -> Enlargement:
         """How low-resolution logits become masks of the one image set, for `filter_masks`."""
         [image] = self._require_images()

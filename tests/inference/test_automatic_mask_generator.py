@@ -33,6 +33,22 @@ def test_box_trained_weights_get_boxes(compiled_predictor, image):
     assert asked <= set(map(tuple, records.box_grid((60, 90), (0.5,))))
 
 
+def test_boxes_follow_their_masks(compiled_predictor, image, monkeypatch):
+    """The second prompt is the box of the first one's mask, to a low-resolution pixel."""
+    module = "medsam_jax.inference.automatic_mask_generator"
+    monkeypatch.setattr(f"{module}._LEAST_IOU_TO_FOLLOW", -np.inf)
+    settings = OPEN | {"box_sides": (1.0,), "box_nms_thresh": 1.0}
+    generator = AutomaticMaskGenerator(compiled_predictor, box_rounds=1, **settings)
+    [first] = records.box_grid((60, 90), (1.0,))[:1]
+    predictor = compiled_predictor.of(compiled_predictor)
+    predictor.set_image(image)
+    [mask], _, _ = predictor.predict(box=first, multimask_output=False)
+    expected = records.mask_box(mask)
+    asked = [answer["prompt_box"][0] for answer in generator.generate(image)]
+    assert asked
+    assert min(np.abs(np.subtract(box, expected)).max() for box in asked) <= 90 / 64
+
+
 def test_default_thresholds_by_prompt(compiled_predictor):
     by_points = AutomaticMaskGenerator(
         compiled_predictor, prompts="points", stability_score_thresh=0.5
@@ -40,6 +56,14 @@ def test_default_thresholds_by_prompt(compiled_predictor):
     assert (by_points.pred_iou_thresh, by_points.stability_score_thresh) == (0.88, 0.5)
     by_boxes = AutomaticMaskGenerator(compiled_predictor)
     assert (by_boxes.pred_iou_thresh, by_boxes.stability_score_thresh) == (0.8, 0.8)
+
+
+def test_medical_preset_may_be_changed(compiled_predictor):
+    preset = AutomaticMaskGenerator.medical(compiled_predictor)
+    changed = AutomaticMaskGenerator.medical(compiled_predictor, pred_iou_thresh=0.5, box_rounds=0)
+    assert preset.prompts == changed.prompts == "boxes"
+    assert preset.box_rounds == 1
+    assert (changed.pred_iou_thresh, changed.box_rounds) == (0.5, 0)
 
 
 def test_points_and_crops(compiled_predictor, image):

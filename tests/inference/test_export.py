@@ -1,5 +1,8 @@
 """Exported programs against the model they came from, in the places for prompts that they have."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -7,13 +10,19 @@ import pytest
 from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.errors import UserError
 from medsam_jax.inference.export import ExportedModel, export_model
+from medsam_jax.models.checkpoint import save_model
+from medsam_jax.models.common import flatten_state
 
 
 @pytest.fixture(scope="module")
 def directory(model, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("export") / "tiny"
-    export_model(model, directory, prompts=3, points=2)
-    return directory
+    """By the command line, from a checkpoint."""
+    folder = tmp_path_factory.mktemp("export")
+    save_model(folder / "checkpoint", flatten_state(model), model.config, {})
+    command = [sys.executable, "-m", "medsam_jax.export", "--prompts=3", "--points=2"]
+    command += [f"--checkpoint={folder / 'checkpoint'}", f"--output={folder / 'exported'}"]
+    subprocess.run(command, check=True)
+    return folder / "exported"
 
 
 @pytest.fixture(scope="module")

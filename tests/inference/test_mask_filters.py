@@ -8,7 +8,13 @@ import pytest
 from medsam_jax.data.preprocess import PREPROCESSING, resized_shape, restore_masks
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.inference import mask_records as records
-from medsam_jax.inference.mask_filters import Thresholds, enlargement, filter_masks, suppress
+from medsam_jax.inference.mask_filters import (
+    Thresholds,
+    enlargement,
+    filter_masks,
+    low_res_boxes,
+    suppress,
+)
 
 
 def smooth_logits(count, side, seed=0):
@@ -100,6 +106,12 @@ def test_thresholds_of_zero_are_off_and_empty_masks_go():
     )
     assert int(found.count) == 1
     assert found.scores[0] == np.float32(-0.2)
+
+
+def test_low_res_boxes():
+    logits = np.full((2, 8, 8), -1.0, np.float32)
+    logits[0, 2:4, 5] = 1.0
+    assert low_res_boxes(logits, 0.0).tolist() == [[5, 2, 6, 4], [0, 0, 0, 0]]
 
 
 def test_suppression_keeps_the_best_of_each_heap():

@@ -1,10 +1,20 @@
-"""Predictor against `SamPredictor` of segment_anything: the same random weights and prompts."""
+"""Predictor against `SamPredictor` of segment_anything: the same weights and prompts."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
+import medsam_jax
 from medsam_jax.inference.predictor import Predictor
-from tests.parity.torch_models import smooth_picture, stub_torchvision
+from tests.parity.torch_models import (
+    LiteTransform,
+    lite_medsam_as_sam,
+    load_torch_lite_medsam,
+    smooth_picture,
+    stub_torchvision,
+)
 
 with stub_torchvision():
     from segment_anything import SamPredictor
@@ -38,11 +48,28 @@ def prompts_for(height, width) -> dict[str, dict]:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_same_masks_and_scores(predictors, size):
-    ours, theirs = predictors
-    image = smooth_picture(*size)
+    assert_same_answers(*predictors, smooth_picture(*size))
+
+
+@pytest.fixture(scope="module")
+def lite_predictors():
+    theirs = SamPredictor(lite_medsam_as_sam(load_torch_lite_medsam()))
+    theirs.transform = LiteTransform(256)
+    return Predictor(medsam_jax.load_model("lite_medsam")), theirs
+
+
+@pytest.mark.parametrize("size", [(256, 256), (512, 512), (190, 417), (1000, 333)])
+def test_same_with_released_weights(lite_predictors, size):
+    """On a real slice, stretched to several sizes and aspect ratios."""
+    golden = np.load(Path(__file__).parents[1] / "golden" / "lite_medsam_lung2.npz")
+    image = cv2.resize(golden["image"], size[::-1], interpolation=cv2.INTER_CUBIC)
+    assert_same_answers(*lite_predictors, cv2.merge([image] * 3))
+
+
+def assert_same_answers(ours: Predictor, theirs: SamPredictor, image: np.ndarray) -> None:
     ours.set_image(image)
     theirs.set_image(image)
-    for kind, prompt in prompts_for(*size).items():
+    for kind, prompt in prompts_for(*image.shape[:2]).items():
         for multimask in (False, True):
             masks, scores, logits = ours.predict(**prompt, multimask_output=multimask)
             expected = theirs.predict(**prompt, multimask_output=multimask)

