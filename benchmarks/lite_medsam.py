@@ -24,12 +24,18 @@ def jax_encoder(batch: int) -> Work:
     """`model.image_encoder` under one jit, as our predictor and trainer call it."""
     import jax
 
+    from medsam_jax.ops.compile import jit
+
     functional = jax_lite_medsam()
     arrays = {k: x for k, x in functional.arrays.items() if k.startswith("image_encoder.")}
     others = {k: x for k, x in functional.arrays.items() if k not in arrays}
-    encode = jax.jit(lambda arrays, x: functional.bind({**others, **arrays}).image_encoder(x))
+
+    def encoder(arrays, x):
+        return functional.bind({**others, **arrays}).image_encoder(x)
+
+    encode = jit(encoder)
     inputs = [jax.device_put(image) for image in images(batch)]
-    counted = least_work(encode, arrays, inputs[0])
+    counted = least_work(encoder, arrays, inputs[0])
     return Work(
         lambda i: encode(arrays, inputs[i % INPUTS]).block_until_ready(), items=batch, **counted
     )

@@ -27,6 +27,7 @@ def jax_encoder(encoder: str = "vit_b") -> Work:
 
     from medsam_jax.models.common import Functional
     from medsam_jax.models.image_encoder import ImageEncoderViT
+    from medsam_jax.ops.compile import jit
 
     config = sam_config(encoder, "float32")
     abstract = nnx.eval_shape(
@@ -36,7 +37,7 @@ def jax_encoder(encoder: str = "vit_b") -> Work:
     )
     functional = Functional(abstract)
     arrays = {name: jax.device_put(value) for name, value in _encoder_arrays(config).items()}
-    encode = jax.jit(lambda arrays, x: functional.bind(arrays)(x))
+    encode = jit(lambda arrays, x: functional.bind(arrays)(x))
     inputs = [jax.device_put(x) for x in images()]
     return Work(
         lambda i: encode(arrays, inputs[i % INPUTS]).block_until_ready(),

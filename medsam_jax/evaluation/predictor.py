@@ -17,6 +17,7 @@ from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.protocol import Prompt
 from medsam_jax.models.common import Functional
+from medsam_jax.ops.compile import jit
 
 Shape = tuple[int, int]
 
@@ -49,7 +50,7 @@ class SlicePredictor:
         self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._arrays = jax.device_put(self._functional.arrays, everywhere)
-        self._embed = jax.jit(self._embed_fn)
+        self._embed = jit(self._embed_fn)
         self._decode = jax.jit(self._decode_fn, static_argnames="on_stored_grid")
 
     def run(

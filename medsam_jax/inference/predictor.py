@@ -32,6 +32,7 @@ from medsam_jax.inference.mask_filters import Enlargement, enlargement
 from medsam_jax.inference.prompts import Prompts, pack, read_prompts
 from medsam_jax.models.common import Functional
 from medsam_jax.models.sam import Sam
+from medsam_jax.ops.compile import jit
 
 _PROMPTS_AT_ONCE = 64  # of one image through the decoder: 0.3 GB of upscaled embeddings
 _IMAGES_AT_ONCE = 8
@@ -62,7 +63,7 @@ class Predictor:
         self._recipe = get_recipe(self._preprocessing.recipe)
         self._mask_side = 4 * model.config.embedding_size
         self._images: list[EncodedImage] = []
-        self._encode = jax.jit(self._encode_arrays)
+        self._encode = jit(self._encode_arrays)
         self._decode = jax.jit(self._decode_arrays, static_argnames="multimask_output")
 
     @classmethod

@@ -24,9 +24,9 @@ from medsam_jax.ops.strips import (
     join_rows,
     map_images,
     map_strips,
+    neighbour_rows,
     on_cpu,
     split_rows,
-    with_halo,
 )
 
 _STRIP_ROWS = 16  # of the convolutions: 4 to 16 are equally fast, fewer have more halo
@@ -77,20 +77,21 @@ def _expand_and_mix(x: Array, expand: Conv2dBN, mix: Conv2dBN, finish: Callable)
     dtype = expand.dtype or x.dtype
     kernel, bias = expand.folded(dtype)
     mix_kernel, mix_bias = mix.folded(dtype)
-    strips = with_halo(split_rows(x.astype(dtype), _STRIP_ROWS))
+    strips = split_rows(x.astype(dtype), _STRIP_ROWS)
     count, height = strips.shape[1:3]
     # The rows beyond the image are zero before `mix`, not what `expand` makes of zeros.
-    inside = np.ones((count, height), np.float32)
+    inside = np.ones((count, height + 2), np.float32)
     inside[0, 0] = inside[-1, -1] = 0
     biases = jnp.asarray(inside, dtype)[None, ..., None] * bias  # [1, n, r + 2, hidden]
 
-    def strip(inputs: tuple[Array, Array]) -> Array:
-        x, bias = inputs
+    def strip(inputs: tuple[Array, ...]) -> Array:
+        rows, above, below, bias = inputs
+        x = jnp.concatenate([above, rows, below], axis=1)
         hidden = gelu(x @ kernel[0, 0] + bias[:, :, None])
         hidden = gelu(depthwise_of_strip(hidden, mix_kernel, mix.stride) + mix_bias)
-        return finish(hidden, x[:, 1:-1])
+        return finish(hidden, rows)
 
-    return join_rows(map_strips(strip, (strips, biases)))
+    return join_rows(map_strips(strip, (strips, *neighbour_rows(strips), biases)))
 
 
 class MBConv(nnx.Module):

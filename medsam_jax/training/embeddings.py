@@ -11,6 +11,7 @@ from medsam_jax.data.embedding_cache import Embeddings, cache_key, open_or_build
 from medsam_jax.errors import UserError
 from medsam_jax.models.common import Functional
 from medsam_jax.models.sam import SamConfig
+from medsam_jax.ops.compile import jit
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.lora import Adapted
 from medsam_jax.training.step import encode
@@ -37,10 +38,10 @@ def cached_embeddings(
     size = model_config.embedding_size
     shape = (size, size, model_config.embed_dim)
     key = cache_key(encoder, model_config.preprocessing, info, shape, dtype)
-    encode_slices = jax.jit(
+    encode_slices = jit(
         lambda arrays, images, valid: encode(functional.bind(arrays), images, valid).astype(dtype)
     )
-    # A CPU's caches hold the feature maps of one slice: four together took half as long again.
+    # On a CPU slices go one by one in any case, and one needs no padding of the last batch.
     batch_size = 1 if jax.default_backend() == "cpu" else 16
     return {
         split: open_or_build(
