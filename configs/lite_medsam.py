@@ -3,7 +3,8 @@
 Command:  python -m medsam_jax.train --config configs/lite_medsam.py --workdir W \
               --config.data_dir=DATA --config.embedding_cache=CACHE
 Data:     python -m datasets.build --recipe lite
-Scores, time and memory: not yet measured.
+Hardware: a CPU will do; with points too, see docs/training.md.
+Time, memory and scores: not yet measured.
 """
 
 import ml_collections

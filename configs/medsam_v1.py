@@ -6,7 +6,8 @@ MedSAM's first release). Put `sam_vit_b_01ec64.pth` where `docs/weights.md` says
 Command:  python -m medsam_jax.train --config configs/medsam_v1.py --workdir W \
               --config.data_dir=DATA --config.embedding_cache=CACHE
 Data:     python -m datasets.build --recipe v1
-Scores, time and memory: not yet measured.
+Hardware: one accelerator; the encoder runs once a slice, then steps are the decoder's alone.
+Time, memory and scores: not yet measured.
 """
 
 import ml_collections

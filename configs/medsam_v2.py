@@ -6,7 +6,9 @@ the paper's global batch is 160 for 150 epochs: set `num_steps` to 150 * slices 
 Command:  python -m medsam_jax.train --config configs/medsam_v2.py --workdir W \
               --config.data_dir=DATA
 Data:     python -m datasets.build --recipe v2
-Scores, time and memory: not yet measured.
+Hardware: several accelerators: --config.mesh.fsdp=N splits the state, and
+          --config.accumulation_steps=K works a batch off in parts where 160 slices do not fit.
+Time, memory and scores: not yet measured.
 """
 
 import ml_collections
