@@ -10,11 +10,13 @@ import pytest
 from medsam_jax.data.input_pipeline import eval_objects, train_loader
 from medsam_jax.models.checkpoint import read_metadata, read_params
 from medsam_jax.models.common import Functional
+from medsam_jax.training import optimizer as opt
+from medsam_jax.training import step
 from medsam_jax.training.config import base_config
 from medsam_jax.training.loop import train_and_evaluate
 from medsam_jax.training.losses import answer_weights, iou_loss, score_weights
 from medsam_jax.training.sharding import model_inputs
-from medsam_jax.training.step import make_eval_step, make_loss
+from medsam_jax.training.step import make_eval_step, make_loss, parts_of_batch
 from medsam_jax.training.tune import TuneResult
 from tests.tiny import tiny_sam
 from tests.training.runs import values
@@ -56,6 +58,31 @@ def with_embeddings(batch, seed=0):
     rng = np.random.default_rng(seed)
     shape = (len(inputs["mask"]), 16, 16, 32)
     return inputs | {"embedding": rng.normal(size=shape).astype(np.float32)}
+
+
+def test_a_batch_in_parts_makes_the_same_step(functional, monkeypatch):
+    config = base_config()
+    on_this_cpu = parts_of_batch(functional.bind(functional.arrays), config)
+    assert on_this_cpu == config.batch_size // jax.device_count()
+
+    def loss(arrays, batch):
+        value = jnp.mean((batch["x"] @ arrays["a.kernel"]) ** 2)
+        return value, {"loss": value}
+
+    monkeypatch.setattr(step, "make_loss", lambda functional, config: loss)
+    rng = np.random.default_rng(0)
+    arrays = {"a.kernel": jnp.asarray(rng.normal(size=(3, 2)))}
+    labels = {"a.kernel": opt.DECAYED}
+    tx = opt.make_optimizer(config, labels)
+    state = step.init_state(arrays, labels, tx, config)
+    batch = {"x": rng.normal(size=(8, 3))}
+    (whole, scalars), (parts, scalars_of_parts) = (
+        step.make_train_step(functional, tx, labels, config, parts)(state, batch)
+        for parts in (1, 4)
+    )
+    np.testing.assert_allclose(parts.arrays["a.kernel"], whole.arrays["a.kernel"], rtol=1e-6)
+    for name in scalars:
+        np.testing.assert_allclose(scalars_of_parts[name], scalars[name], rtol=1e-6, err_msg=name)
 
 
 def test_a_mixed_batch_gives_each_prompt_the_loss_it_has_alone(functional, built):
