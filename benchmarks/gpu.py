@@ -22,14 +22,20 @@ GROWING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def sam_config(encoder: str, dtype: str = "bfloat16"):
-    """SAM at 1024 pixels: "vit_b", "vit_l", "vit_h", or "small" for tests."""
+    """SAM at 1024 pixels: "vit_b", "vit_l", "vit_h"; or "small", at 256, for tests."""
     from medsam_jax.models.image_encoder import ViTConfig
     from medsam_jax.models.sam import SamConfig
 
-    small = encoder == "small"
-    config = SamConfig.vit_b() if small else getattr(SamConfig, encoder)()
-    vit = ViTConfig(32, 2, 2, (1,)) if small else config.encoder
-    return dataclasses.replace(config, encoder=vit, dtype=dtype)
+    if encoder != "small":
+        return dataclasses.replace(getattr(SamConfig, encoder)(), dtype=dtype)
+    config = SamConfig.vit_b()
+    return dataclasses.replace(
+        config,
+        encoder=ViTConfig(32, 2, 2, (1,)),
+        image_size=256,
+        preprocessing=dataclasses.replace(config.preprocessing, recipe="lite", image_size=256),
+        dtype=dtype,
+    )
 
 
 def random_arrays(config) -> dict[str, np.ndarray]:
@@ -46,36 +52,36 @@ def random_arrays(config) -> dict[str, np.ndarray]:
     return arrays
 
 
-def images(batch: int) -> list[np.ndarray]:
-    """uint8 [B, 1024, 1024, 3]: blocks of noise."""
-    rng = np.random.default_rng(0)
+def images(config, batch: int) -> list[np.ndarray]:
+    """uint8 [B, S, S, 3]: blocks of noise."""
+    rng, side = np.random.default_rng(0), config.image_size // 32
     coarse = rng.integers(0, 255, (INPUTS, batch, 32, 32, 3), np.uint8)
-    return [x.repeat(32, axis=1).repeat(32, axis=2) for x in coarse]
+    return [x.repeat(side, axis=1).repeat(side, axis=2) for x in coarse]
 
 
-def batches(batch: int, cached: bool, side: int = 1024) -> list[dict[str, np.ndarray]]:
-    """Rectangles as objects, their boxes, and images or embeddings [B, 64, 64, 256]."""
-    rng = np.random.default_rng(1)
-    made = []
-    for picture in images(batch):
-        corner, size = rng.integers(0, side // 2, (2, batch, 2))
-        box = np.hstack([corner, corner + size + 64])
-        position = np.arange(side)
-        inside = [
-            (position >= box[:, axis, None]) & (position < box[:, axis + 2, None])
-            for axis in (0, 1)
-        ]
-        item = {
-            "mask": (inside[1][:, :, None] & inside[0][:, None, :]).astype(np.uint8),
-            "box": box.astype(np.float32),
-            "valid_shape": np.full((batch, 2), side, np.int32),
-        }
-        item["image"] = picture
-        if cached:
-            del item["image"]
-            item["embedding"] = rng.standard_normal((batch, 64, 64, 256), np.float32)
-        made.append(item)
-    return made
+def batches(config, batch: int, cached: bool) -> list[dict[str, np.ndarray]]:
+    """Rectangles as objects, their boxes, and images or embeddings [B, h, w, 256]."""
+    return [_batch(np.random.default_rng(i), config, batch, cached) for i in range(INPUTS)]
+
+
+def _batch(rng, config, batch: int, cached: bool) -> dict[str, np.ndarray]:
+    side, grid = config.image_size, config.embedding_size
+    corner, size = rng.integers(side // 16, side // 2, (2, batch, 2))
+    box = np.hstack([corner, corner + size])  # x0, y0, x1, y1
+    position = np.arange(side)
+    columns, rows = (
+        (position >= box[:, axis, None]) & (position < box[:, axis + 2, None]) for axis in (0, 1)
+    )
+    if cached:
+        embedding = rng.standard_normal((batch, grid, grid, config.embed_dim), np.float32)
+        source = {"embedding": embedding}
+    else:
+        source = {"image": images(config, batch)[rng.integers(INPUTS)]}
+    return source | {
+        "mask": (rows[:, :, None] & columns[:, None, :]).astype(np.uint8),
+        "box": box.astype(np.float32),
+        "valid_shape": np.full((batch, 2), side, np.int32),
+    }
 
 
 def encoder_operations(config, batch: int) -> float:
@@ -98,7 +104,7 @@ def jax_encoder(encoder: str, batch: int) -> Work:
     functional = _functional(config)
     encode = jax.jit(lambda arrays, x: functional.bind(arrays).image_encoder(x))
     arrays = jax.device_put(functional.arrays)
-    inputs = [jax.device_put(_normalised(x)) for x in images(batch)]
+    inputs = [jax.device_put(_normalised(x)) for x in images(config, batch)]
 
     def run(index):
         return encode(arrays, inputs[index % INPUTS]).astype("float32").block_until_ready()
@@ -111,11 +117,12 @@ def torch_encoder(encoder: str, batch: int, backend: str = "inductor") -> Work:
     """`SamModel.vision_encoder` in bfloat16, compiled."""
     import torch
 
-    model = transformers_sam(sam_config(encoder)).to(torch.bfloat16)
+    config = sam_config(encoder)
+    model = transformers_sam(config).to(torch.bfloat16)
     compiled = torch.compile(model.vision_encoder, backend=backend)
     inputs = [
         torch.from_numpy(_normalised(x)).permute(0, 3, 1, 2).to(model.device, torch.bfloat16)
-        for x in images(batch)
+        for x in images(config, batch)
     ]
 
     @torch.no_grad()
@@ -146,7 +153,7 @@ def jax_step(encoder: str, batch: int, trained: str) -> Work:
     tx = opt.make_optimizer(config, labels)
     state = init_state(jax.device_put(functional.arrays), labels, tx, config)
     step = jax.jit(make_train_step(functional, tx, labels, config), donate_argnums=0)
-    inputs = [jax.device_put(item) for item in batches(batch, trained == "decoder")]
+    inputs = [jax.device_put(x) for x in batches(model_config, batch, trained == "decoder")]
     if trained == "decoder":
         operations = least_work(step, state, inputs[0])["operations"]
     else:  # a fused attention kernel is no matrix product to `least_work`; the decoder is little
@@ -166,14 +173,17 @@ def torch_step(encoder: str, batch: int, trained: str, backend: str = "inductor"
 
     from benchmarks.training import torch_loss
 
-    model = transformers_sam(sam_config(encoder))
+    config = sam_config(encoder)
+    model = transformers_sam(config)
     frozen = ("prompt_encoder", "shared_image") + (("vision_",) if trained == "decoder" else ())
     for name, parameter in model.named_parameters():
         parameter.requires_grad = not name.startswith(frozen)
     parameters = [p for p in model.parameters() if p.requires_grad]
     fused = {"fused": True} if model.device.type == "cuda" else {}
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY, **fused)
-    inputs = [_torch_batch(item, model.device) for item in batches(batch, trained == "decoder")]
+    inputs = [
+        _torch_batch(item, model.device) for item in batches(config, batch, trained == "decoder")
+    ]
 
     def forward(sources, box, mask):
         with torch.autocast(model.device.type, torch.bfloat16):
@@ -237,7 +247,8 @@ def transformers_sam(config):
         "mlp_dim": int(vit.mlp_ratio * vit.embed_dim),
         "image_size": config.image_size,
     }
-    model = SamModel(SamConfig(vision_config=vision))
+    prompt = {"image_size": config.image_size, "patch_size": vit.patch_size}
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt))
     state = {}
     for path, value in random_arrays(config).items():
         name, leaf = torch_leaf(path, value.ndim)

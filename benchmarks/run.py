@@ -40,7 +40,7 @@ _SUITE = flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Which rows: those fo
 _ONLY = flags.DEFINE_string("only", None, "Only rows whose name contains this.")
 _LIST = flags.DEFINE_bool("list", False, "Print the names of the rows and end.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed calls of each contender.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 30.0, "After three rounds, a row takes no longer.")
+_SECONDS = flags.DEFINE_float("seconds", 15.0, "After three rounds, a row takes no longer.")
 _POINTS = flags.DEFINE_integer("points", 32, "Points per side of automatic masks.", lower_bound=1)
 _CORES = flags.DEFINE_integer("cores", None, "CPU cores for each contender; all when not given.")
 _OUTPUT = flags.DEFINE_string("output", "docs/performance.json", "Results file; rows are replaced.")

@@ -50,10 +50,11 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     import jax
 
     from medsam_jax.models.common import parameter_names
+    from medsam_jax.ops.compile import jit
     from medsam_jax.training import optimizer as opt
     from medsam_jax.training import sharding
     from medsam_jax.training.config import base_config
-    from medsam_jax.training.step import init_state, make_train_step
+    from medsam_jax.training.step import init_state, make_train_step, parts_of_batch
 
     if jax.device_count() != devices:
         raise RuntimeError(f"{jax.device_count()} devices, not {devices}")
@@ -61,15 +62,16 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     config.update({"batch_size": batch_size, "frozen": tuple(frozen), "learning_rate": RATE})
     config.update({"weight_decay": DECAY, "clip_norm": CLIP})
     functional = jax_lite_medsam()
-    names = parameter_names(functional.bind(functional.arrays))
+    model = functional.bind(functional.arrays)
+    names = parameter_names(model)
     labels = opt.label_parameters(functional.arrays, names, config.frozen)
     tx = opt.make_optimizer(config, labels)
     state = init_state(functional.arrays, labels, tx, config)
     mesh = sharding.make_mesh(config)
     by_item, whole = sharding.batch_sharding(mesh), sharding.shard_state(mesh, state)
     state = jax.device_put(state, whole)
-    step = jax.jit(
-        make_train_step(functional, tx, labels, config),
+    step = jit(
+        make_train_step(functional, tx, labels, config, parts_of_batch(model, config)),
         in_shardings=(whole, by_item),
         out_shardings=(whole, sharding.replicated(mesh)),
         donate_argnums=0,
