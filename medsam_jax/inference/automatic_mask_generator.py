@@ -42,11 +42,10 @@ _THRESHOLDS = {"points": (0.88, 0.95), "boxes": (0.8, 0.8)}
 
 _MEDICAL: dict[str, Any] = {
     "prompts": "boxes",
-    "box_sides": (0.06, 0.12, 0.24, 0.48),
-    "box_rounds": 1,
-    "pred_iou_thresh": 0.7,
+    "box_sides": (0.05, 0.1, 0.16, 0.25, 0.4),
+    "pred_iou_thresh": 0.75,
     "stability_score_thresh": 0.6,
-    "box_nms_thresh": 0.5,
+    "box_nms_thresh": 0.3,
 }
 
 # Of the masks of a grid's boxes, which are followed by asking again with their own boxes.

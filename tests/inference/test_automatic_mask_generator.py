@@ -60,10 +60,10 @@ def test_default_thresholds_by_prompt(compiled_predictor):
 
 def test_medical_preset_may_be_changed(compiled_predictor):
     preset = AutomaticMaskGenerator.medical(compiled_predictor)
-    changed = AutomaticMaskGenerator.medical(compiled_predictor, pred_iou_thresh=0.5, box_rounds=0)
+    changed = AutomaticMaskGenerator.medical(compiled_predictor, pred_iou_thresh=0.5, box_rounds=1)
     assert preset.prompts == changed.prompts == "boxes"
-    assert preset.box_rounds == 1
-    assert (changed.pred_iou_thresh, changed.box_rounds) == (0.5, 0)
+    assert (preset.pred_iou_thresh, preset.box_nms_thresh, preset.box_rounds) == (0.75, 0.3, 0)
+    assert (changed.pred_iou_thresh, changed.box_nms_thresh, changed.box_rounds) == (0.5, 0.3, 1)
 
 
 def test_points_and_crops(compiled_predictor, image):
