@@ -108,11 +108,31 @@ def markdown(entries: list[dict[str, Any]]) -> str:
     sections = []
     for suite in ("cpu", "gpu"):
         if found := [e for e in entries if e["suite"] == suite]:
-            sections += [f"### Suite {suite}", "", *_machine(found), "", EXPLANATION, ""]
+            sections += [f"### Suite {suite}", "", *_machine(found), "", *_targets(found), ""]
+            sections += [EXPLANATION, ""]
             sections += [_cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
             sections += [line for e in found for line in _lines(e)]
             sections += ["", *_versions(found), ""]
     return "\n".join(sections)
+
+
+def _targets(entries: list[dict[str, Any]]) -> list[str]:
+    """How many targets are met, and the others by name."""
+    met, missed = 0, []
+    for e in entries:
+        ours = e["contenders"][0]
+        for result in e["contenders"][1:]:
+            found = {
+                "time": (ratio(ours, result)[0], e["targets"]),
+                "memory": (ours["peak_memory"] / result["peak_memory"], e["memory_targets"]),
+            }
+            for what, (value, targets) in found.items():
+                target = targets.get(result["name"])
+                if target is not None and value > target:
+                    against = f"{e['name']}, {what} against {result['name']}"
+                    missed.append(f"* missed: {against}: {value:.2f}, target {target:.2f}")
+                met += target is not None and value <= target
+    return [f"{met} of {met + len(missed)} targets are met.", *([""] if missed else []), *missed]
 
 
 def _machine(entries: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Rows of what a user waits for before the first mask: imports, compilation. Whole processes."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,7 @@ print(mask.float().mean().item())
 
 def process(code: str) -> Work:
     """A Python process that runs `code`."""
-    return Work(lambda index: np.array([_last_number(code, os.environ)]))
+    return Work(lambda index: np.array([_last_number(code, os.environ)]), peak_memory=_peak_memory)
 
 
 def first_mask(code: str, cold: bool = False) -> Work:
@@ -63,7 +64,12 @@ def first_mask(code: str, cold: bool = False) -> Work:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
         return np.array([_last_number(code, environment)])
 
-    return Work(run)
+    return Work(run, peak_memory=_peak_memory)
+
+
+def _peak_memory() -> int:
+    """Of the largest process that was run."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def _last_number(code: str, environment) -> float:

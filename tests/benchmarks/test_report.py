@@ -53,7 +53,10 @@ def test_limit_is_of_the_row_s_precision():
 
 
 def test_a_missed_target_stays():
-    assert "0.50 **missed**" in report.markdown([entry(seconds=(0.6, 0.6, 0.6))])
+    text = report.markdown([entry(), entry("slow", seconds=(0.6, 0.6, 0.6))])
+    assert "0.50 **missed**" in text
+    assert "3 of 4 targets are met." in text
+    assert "* missed: slow, time against theirs: 1.50, target 0.50" in text
 
 
 def test_ratio_is_of_the_time_of_an_item():
