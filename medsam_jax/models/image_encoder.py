@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from medsam_jax.models.common import LayerNorm, LayerNorm2d, MLPBlock, Sequential
-from medsam_jax.ops.attention import grid_attention
+from medsam_jax.ops.attention import grid_attention, head_after_head
 from medsam_jax.ops.strips import join_rows, map_images, map_strips, split_rows
 
 _MLP_TOKENS = 1024  # at once; 512 are as fast, 2048 slower
@@ -72,10 +72,28 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, -1)  # [B, H, W, 3, heads, D]
-        q, k, v = (qkv[..., i, :, :] for i in range(3))
         rel_h, rel_w = _relative_positions(self.rel_pos_h), _relative_positions(self.rel_pos_w)
-        return self.proj(grid_attention(q, k, v, rel_h, rel_w).reshape(x.shape))
+
+        def attend(qkv: Array) -> Array:  # [B, H, W, 3 * heads * D] -> [B, H, W, heads * D]
+            qkv = qkv.reshape(*x.shape[:3], 3, -1, rel_h.shape[-1])
+            q, k, v = (qkv[..., i, :, :] for i in range(3))
+            return grid_attention(q, k, v, rel_h, rel_w).reshape(*x.shape[:3], -1)
+
+        if not head_after_head(x.shape[:3], self.num_heads):
+            return self.proj(attend(self.qkv(x)))
+
+        def of_heads(x: Array) -> Array:  # [..., 3 * heads * D] -> [heads, ..., 3 * D]
+            x = x.reshape(*x.shape[:-1], 3, self.num_heads, -1)
+            return jnp.moveaxis(x, -2, 0).reshape(self.num_heads, *x.shape[:-3], -1)
+
+        @jax.checkpoint
+        def head(weights: tuple[Array, Array]) -> Array:
+            kernel, bias = weights
+            return attend(x @ kernel + bias)
+
+        kernel, bias = (w[...].astype(x.dtype) for w in (self.qkv.kernel, self.qkv.bias))
+        out = jax.lax.map(head, (of_heads(kernel), of_heads(bias)))  # [heads, B, H, W, D]
+        return self.proj(jnp.moveaxis(out, 0, 3).reshape(x.shape))
 
 
 def _relative_positions(table: nnx.Param) -> Float[Array, "n n d"]:

