@@ -186,6 +186,7 @@ def _against_pytorch(name: str, targets: dict[str, float], **arguments) -> Row:
         ),
         targets=targets,
         memory_targets={"PyTorch": 1.0},
+        tolerance=1e-3,  # Adam's first update is a sign, also of gradients that are mere rounding
         rounds=9,
     )
 
