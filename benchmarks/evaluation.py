@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from medsam_jax.errors import run
 
@@ -20,10 +20,11 @@ _SPLIT = flags.DEFINE_string("split", "validation", "Its split.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "lite_medsam", "Checkpoint directory or name.")
 _SLICES = flags.DEFINE_integer("slices", 32, "Slices to score, at most.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed passes of each.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch_size", 8, "Slices at a time.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 1, "Slices at a time.", lower_bound=1)
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
     from medsam_jax.evaluation import split
     from medsam_jax.evaluation.journal import Journal
     from medsam_jax.evaluation.predictor import SlicePredictor

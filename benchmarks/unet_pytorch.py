@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 from torch import nn
 
@@ -248,6 +248,7 @@ def _tune_scores(model: nn.Module, model_config: UNetConfig, config) -> Iterator
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it writes
     train(_CONFIG.value, Path(_WORKDIR.value))
 
 

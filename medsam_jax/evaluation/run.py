@@ -26,18 +26,21 @@ def evaluate(
     labels: Sequence[int | str] = (),
     with_burden: bool = False,
     tolerance: float = 2.0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> None:
     """Evaluates checkpoints side by side and writes tables and figures to `output`.
 
-    See `medsam_jax.evaluate` for the arguments.
+    See `medsam_jax.evaluate` for the arguments. Slices go through the model `batch_size` at a time:
+    8 where it is None, but one by one on a CPU, which is no slower there and pads nothing.
 
     Raises:
       UserError: bad arguments, data set, manifest or checkpoint, found before any work where that
         is possible.
     """
     protocols = [Protocol(prompt, _whole("box_shift", shift), seed) for shift in box_shifts]
+    if batch_size is None:
+        batch_size = 1 if jax.default_backend() == "cpu" else 8
     _check_arguments(checkpoints, protocols, tolerance, batch_size)
     if (data_dir is None) == (manifest is None):
         raise UserError("--data_dir, --manifest: give one of them")
