@@ -9,7 +9,6 @@ CODE = """
 import jax
 from medsam_jax.cache import keep_compiled_programs
 keep_compiled_programs()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: x + 1)(1.0).block_until_ready()
 """
 
@@ -18,6 +17,7 @@ def compiled_files(folder: Path) -> set[str]:
     root = Path(__file__).parents[1]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment["MEDSAM_JAX_CACHE"] = str(folder)
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # quick ones too
     subprocess.run([sys.executable, "-c", CODE], cwd=root, check=True, env=environment)
     return {path.name for path in folder.rglob("*-cache")}
 
