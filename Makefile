@@ -2,6 +2,7 @@
 # make test        tests, without torch
 # make test-parity comparison with PyTorch, in an environment of its own
 # make lint        ruff check and format
+# make notebook    docs/quickstart.ipynb from top to bottom
 # make bench       side-by-side timings and their tables in docs/performance.md (SUITE=cpu|gpu, NAME=row)
 # make env         only the environment in .venv
 #
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env test test-parity lint format demo bench clean
+.PHONY: help env test test-parity lint format demo notebook bench clean
 
 # The first that runs, is new enough and can make virtual environments: a version manager's shim
 # may be on the path and still fail.
@@ -29,6 +30,7 @@ BENCH := .venv-bench
 # and a fresh checkout with other file times does not.
 hash = $(shell cat $(1) | cksum | cut -d ' ' -f 1)
 ENV_STAMP := $(VENV)/.installed-$(call hash,pyproject.toml setup.py)
+NOTEBOOK_STAMP := $(VENV)/.notebook-$(call hash,pyproject.toml setup.py)
 LINT_STAMP := $(VENV)/.lint-$(call hash,pyproject.toml setup.py)
 PARITY_FILES := pyproject.toml setup.py $(wildcard tests/parity/requirements.txt)
 PARITY_STAMP := $(PARITY)/.installed-$(call hash,$(PARITY_FILES))
@@ -55,7 +57,7 @@ $(ENV_STAMP):
 	@touch $@
 
 test: $(ENV_STAMP)
-	$(VENV)/bin/python -m pytest tests --ignore=tests/parity
+	$(VENV)/bin/python -m pytest tests --ignore=tests/parity --numprocesses auto --maxprocesses 4 --dist loadfile
 
 $(PARITY_STAMP):
 	$(call new_venv,$(PARITY))
@@ -82,6 +84,13 @@ format: $(LINT_STAMP)
 
 demo: $(ENV_STAMP)
 	$(VENV)/bin/python scripts/demo.py
+
+$(NOTEBOOK_STAMP): $(ENV_STAMP)
+	$(VENV)/bin/python -m pip install --quiet -e ".[notebook]"
+	@touch $@
+
+notebook: $(NOTEBOOK_STAMP)
+	$(VENV)/bin/python scripts/run_notebook.py --notebook docs/quickstart.ipynb
 
 $(BENCH_STAMP):
 	$(call new_venv,$(BENCH))

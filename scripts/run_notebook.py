@@ -1,0 +1,69 @@
+"""Runs a notebook from top to bottom; fails where a cell does, or where it has grown too large.
+
+    python scripts/run_notebook.py --notebook docs/quickstart.ipynb [--write]
+
+With `--write` the file keeps the new outputs; without, it stays as it is and its outputs are only
+checked to run.
+"""
+
+import os
+import re
+import time
+from pathlib import Path
+
+from absl import flags
+
+from medsam_jax.errors import UserError, run
+
+_NOTEBOOK = flags.DEFINE_string("notebook", "docs/quickstart.ipynb", "File to run.")
+_WRITE = flags.DEFINE_bool("write", False, "Keep the outputs.")
+
+LARGEST = 1_500_000  # bytes, outputs included: it lies in the repository
+
+
+def main(argv) -> None:
+    del argv
+    try:
+        import nbclient
+        import nbformat
+    except ImportError:
+        raise UserError("nbclient: is not installed; pip install -e '.[notebook]'") from None
+    path = Path(_NOTEBOOK.value)
+    notebook = nbformat.read(path, as_version=4)
+    root = str(Path(__file__).resolve().parents[1])
+    print(f"running {path}", flush=True)
+    start = time.monotonic()
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": root}}
+    )
+    try:
+        client.execute()
+    except nbclient.exceptions.CellExecutionError as error:
+        raise UserError(f"{path}: a cell failed\n{error}") from None
+    print(f"{path}: ran in {time.monotonic() - start:.0f} s")
+    _tidy(notebook, root)
+    text = nbformat.writes(notebook) + "\n"
+    if len(text.encode()) > LARGEST:
+        raise UserError(f"{path}: {len(text.encode())} bytes with outputs; show less")
+    if _WRITE.value:
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _tidy(notebook, root: str) -> None:
+    """Drops what differs between runs and machines: progress bars, times, paths."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        kept = [o for o in cell.outputs if o.get("name") != "stderr"]
+        for output in kept:
+            if "text" in output:
+                output["text"] = re.sub(re.escape(root) + "/?", "", output["text"])
+        cell.outputs = kept
+    notebook.metadata["language_info"] = {"name": "python"}
+
+
+if __name__ == "__main__":
+    run(main)
