@@ -6,6 +6,7 @@ there, so a kill at any moment leaves the checkpoint before whole.
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,17 @@ class TrainCheckpoints:
     def __init__(self, directory: Path, keep: int):
         self.directory = directory
         self._keep = keep
+        _remove_leftovers(directory.parent)
         self._last_step: int | None = None  # saved or restored; alike in every process
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        # Grain's handler writes at once, in every process, so process 0 must have made the folder:
+        # with folders made in the background another process did not find it.
+        folders_first = ocp.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, create=True, async_options=folders_first
+        )
         return ocp.CheckpointManager(self.directory.absolute(), options=options)
 
     def save(self, step: int, state: TrainState, data: Any, progress: dict[str, Any]) -> None:
@@ -101,6 +108,14 @@ class TrainCheckpoints:
         with disk_space(self.directory):
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+def _remove_leftovers(workdir: Path) -> None:
+    """Model directories that a kill has left half written; the resumed run writes them again."""
+    if jax.process_index() == 0:
+        for name in ("best", "last"):
+            for path in workdir.glob(f".{name}.*"):
+                shutil.rmtree(path)
 
 
 def _abstract(state: TrainState) -> TrainState:
