@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+from medsam_jax.errors import disk_space
 from medsam_jax.models.checkpoint import read_extras, read_metadata, save_model
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.training import lora
@@ -39,7 +40,7 @@ class Exporter:
     def __call__(
         self, directory: Path, state: TrainState, step: int, scores: Mapping[str, float]
     ) -> None:
-        """Replaces an earlier export."""
+        """Replaces an earlier export, which stays where the disk is full (UserError)."""
         arrays = {
             name: multihost_utils.process_allgather(value, tiled=True)
             if jax.process_count() > 1
@@ -50,6 +51,7 @@ class Exporter:
             arrays = lora.merge(arrays, self._adapter_scale)
             training = self._metadata["training"] | {"step": step, "tune": dict(scores)}
             metadata = self._metadata | {"training": training}
-            save_model(
-                directory, arrays, self._model_config, metadata, self._extras, overwrite=True
-            )
+            with disk_space(directory):
+                save_model(
+                    directory, arrays, self._model_config, metadata, self._extras, overwrite=True
+                )

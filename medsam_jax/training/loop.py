@@ -25,6 +25,7 @@ from medsam_jax.models.checkpoint import build_model, read_config, read_params, 
 from medsam_jax.models.common import Functional, parameter_names
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.models.unet import UNetConfig
+from medsam_jax.progress import progress
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.checkpoint import TrainCheckpoints
 from medsam_jax.training.clock import StepClock
@@ -45,7 +46,7 @@ from medsam_jax.training.sharding import (
 from medsam_jax.training.step import init_state, make_eval_step, make_train_step
 from medsam_jax.training.termination import Termination
 from medsam_jax.training.tune import TuneEvaluation
-from medsam_jax.training.workdir import check_same_run
+from medsam_jax.training.workdir import check_same_run, record_start
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +54,22 @@ log = logging.getLogger(__name__)
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
     """Trains by `config` in `workdir`; the same call again resumes.
 
-    Writes `config.json`, `metrics.csv`, `tensorboard/`, `checkpoints/` (training state) and the
-    model directories `best/` (by `TuneResult.score`) and `last/`, which `load_model` reads.
+    Writes `config.json`, `run.json` (each start's circumstances), `metrics.csv`, `tensorboard/`,
+    `checkpoints/` (training state) and the model directories `best/` (by `TuneResult.score`) and
+    `last/`, which `load_model` reads.
 
     Returns:
       The scalars of the last evaluation.
 
     Raises:
-      UserError: bad configuration or data, or a loss that is not finite.
+      UserError: bad configuration or data, a full disk, or a loss that is not finite.
       SystemExit: 143 after SIGTERM, once the state is saved.
     """
     # --- Check everything before the long work.
     workdir = Path(workdir)
     validate(config)
     mesh = make_mesh(config)
-    _, info = open_dataset(config.data_dir, "train")
+    info = _checked_dataset(config.data_dir, config.task)
     origin = resolve(config.checkpoint)
     stored_config = read_config(origin)
     model_config = configured(stored_config, config)
@@ -108,6 +110,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         point_share=config.point_share or None,
         temperature=config.sampling_temperature,
         augmentation=augmentation_of(config),
+        turn_embeddings=config.turn_embeddings,
         num_workers=config.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -120,6 +123,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         state, record = restored or (state, {"best_score": -1.0, "evals_since_best": 0})
         step = int(state.step)
         log.info("%s at step %d of %d", "resumed" if restored else "new", step, config.num_steps)
+        record_start(config, workdir, info, step)
         first_step = step if restored else -1
         writer = MetricWriter(workdir, first_step, active=jax.process_index() == 0)
         stack.callback(writer.close)
@@ -142,37 +146,58 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         # --- Train.
         if not restored:
             score(0)
-        watch, clock = FiniteWatch(workdir), StepClock()
+        watch, clock = FiniteWatch(workdir), StepClock(config.batch_size)
         termination = stack.enter_context(Termination())
-        while step < config.num_steps and not _stops_early(config, record):
+        program = None
+        last_step = step if _stops_early(config, record) else config.num_steps
+        steps = range(step + 1, last_step + 1)
+        for step in progress(steps, "training") if jax.process_index() == 0 else steps:
             with clock.waiting():
                 host_batch = next(data)
             batch = put_batch(model_inputs(host_batch), by_item)
-            state, scalars = train_step(state, batch)
-            step += 1
+            if program is None:
+                log.info("compiling the training step")
+                with clock.paused():
+                    program = train_step.lower(state, batch).compile()
+                clock.measure(program, config.accumulation_steps)
+            state, scalars = program(state, batch)
             last = step == config.num_steps
             watch.add(step, scalars, host_batch)
             terminated = termination.due(step)
             if step % config.log_every == 0 or last:
                 watch.check()
                 named = {f"train/{name}": float(value) for name, value in scalars.items()}
-                writer.write_scalars(step, named | clock.scalars(config.batch_size))
+                writer.write_scalars(step, named | clock.scalars())
             if step % config.eval_every == 0 or last:
                 watch.check()
-                score(step)
-                clock.restart()
+                with clock.paused():
+                    score(step)
             if step % config.checkpoint_every == 0 or last or terminated:
                 watch.check()
                 checkpoints.save(step, state, data, dict(record))
             if terminated:
                 log.warning("SIGTERM: saved at step %d; the same command goes on from there", step)
                 raise SystemExit(143)
+            if _stops_early(config, record):
+                break
 
         # --- Leave everything whole.
         checkpoints.save(step, state, data, dict(record))
         export(workdir / "last", state, step, record["tune"])
     log.info("best tune score %.4f; %s holds that model", record["best_score"], workdir / "best")
     return record["tune"]
+
+
+def _checked_dataset(data_dir: str, task: str) -> DatasetInfo:
+    """The data set; UserError where one of the two splits that training needs has no objects."""
+    for split in ("train", "tune"):
+        _, info = open_dataset(data_dir, split)
+        if len(info.objects(split, task)[0]) == 0:
+            raise UserError(
+                f"{info.directory}: split {split!r} holds no object; give cases with masks to it "
+                "in the manifest's split column"
+            )
+    return info
 
 
 def configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfig:

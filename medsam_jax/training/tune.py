@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 
 from medsam_jax.data.embedding_cache import Embeddings
 from medsam_jax.data.input_pipeline import DatasetInfo, eval_objects
-from medsam_jax.errors import UserError
 from medsam_jax.progress import progress
 from medsam_jax.training.sharding import model_inputs, put_batch
 
@@ -60,8 +59,6 @@ class TuneEvaluation:
             process_count=jax.process_count(),
             embeddings=embeddings,
         )
-        if len(self._objects) == 0:
-            raise UserError(f"{config.data_dir}: the tune split holds no object to score")
         self._names = ["dice", "nsd"]
         if config.point_share > 0:
             self._names += ["point_dice", "point_nsd", "point_best_dice"]

@@ -1,0 +1,53 @@
+"""Rates and utilisation by arithmetic; the table of peaks by the names that jax gives devices."""
+
+import types
+
+import pytest
+
+from medsam_jax.training import clock as clock_module
+from medsam_jax.training.clock import StepClock, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A10G", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("cpu", None),
+    ],
+)
+def test_peak_by_the_longest_start_that_fits(device_kind, peak):
+    assert peak_flops(device_kind) == peak
+
+
+def test_seconds_are_split_and_utilisation_is_flops_over_peak(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
+    device = types.SimpleNamespace(
+        device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: {"peak_bytes_in_use": 7}
+    )
+    monkeypatch.setattr(clock_module.jax, "devices", lambda: [device])
+    monkeypatch.setattr(clock_module.jax, "local_devices", lambda: [device])
+    step = types.SimpleNamespace(cost_analysis=lambda: {"flops": 98.9e12})
+    clock = StepClock(batch_size=8)
+    for _ in range(4):
+        with clock.waiting():
+            now[0] += 0.25
+        with clock.paused():  # compilation, before the first step has ended
+            now[0] += 1000
+            clock.measure(step, accumulation_steps=2)
+        now[0] += 0.75
+    assert clock.scalars() == pytest.approx(
+        {
+            "speed/images_per_second": 8.0,
+            "speed/data_seconds": 0.25,
+            "speed/compute_seconds": 0.75,
+            "speed/mfu": 0.2,
+            "memory/peak_bytes": 7,
+        }
+    )
