@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -37,31 +35,6 @@ def test_what_a_run_leaves(undisturbed, tiny_checkpoint):
     assert all(name.startswith("mask_decoder.") for name in changed)
     assert changed >= {name for name in before if name.startswith("mask_decoder.transformer.")}
     assert load_model(undisturbed / "last").config == load_model(tiny_checkpoint).config
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_resumed_equals_undisturbed(undisturbed, fields, tmp_path, signal_number):
-    """The same command goes on; losses and scores are those of the undisturbed run, bit for bit."""
-    fields = fields | {"schedule": "constant", "warmup_steps": 0}
-    process = subprocess.Popen(
-        command(tmp_path, fields), cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8"
-    )
-    metrics = tmp_path / "metrics.csv"
-    while not (metrics.exists() and "\n5,train/loss" in metrics.read_text()):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    process.send_signal(signal_number)
-    status = process.wait()
-    process.stderr.close()
-    if signal_number == signal.SIGTERM:
-        assert status == 143
-    assert not (tmp_path / "last").exists()
-
-    subprocess.run(command(tmp_path, fields), cwd=ROOT, check=True, capture_output=True)
-    for name in ("train/loss", "train/gradient_norm", "tune/dice", "tune/nsd"):
-        assert values(tmp_path, name) == values(undisturbed, name), name
-    after, expected = read_params(tmp_path / "last"), read_params(undisturbed / "last")
-    assert all(np.array_equal(after[name], expected[name]) for name in expected)
 
 
 def test_a_damaged_latest_checkpoint_is_set_aside(config, tmp_path, undisturbed):
