@@ -21,7 +21,7 @@ def overlay(
     """Draws the outlines of both masks, and the prompt, on a slice.
 
     Small slices are enlarged by a whole factor first, so that thin lines stay thin and the outlines
-    follow the pixels' edges.
+    follow the pixels' edges; on large ones lines are thick enough to be seen when shrunk.
 
     Args:
       box: (x_min, y_min, x_max, y_max), pixels of the slice; its far sides belong to the box.
@@ -33,18 +33,20 @@ def overlay(
     import cv2
 
     factor = max(1, -(-_MIN_SIDE // max(image.shape[:2])))
+    thin = max(1, round(max(image.shape[:2]) / 600))
     canvas = np.ascontiguousarray(enlarge(np.asarray(image, np.uint8), factor))
     if box is not None:
         x_min, y_min, x_max, y_max = np.round(np.asarray(box)).astype(int)
         far = ((x_max + 1) * factor - 1, (y_max + 1) * factor - 1)
-        cv2.rectangle(canvas, (x_min * factor, y_min * factor), far, PROMPT, 1)
+        cv2.rectangle(canvas, (x_min * factor, y_min * factor), far, PROMPT, thin)
     for x, y in [] if points is None else np.asarray(points):
         centre = int((x + 0.5) * factor), int((y + 0.5) * factor)
         cv2.drawMarker(canvas, centre, PROMPT, cv2.MARKER_CROSS, 4 * factor, 2)
+    thickness = 2 if factor > 1 else max(1, round(max(image.shape[:2]) / 300))
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         large = enlarge(np.asarray(mask, bool).astype(np.uint8), factor)
         contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, contours, -1, colour, 2 if factor > 1 else 1)
+        cv2.drawContours(canvas, contours, -1, colour, thickness)
     return canvas
 
 

@@ -117,8 +117,14 @@ def picture_grid(
     for (task, modality), line in zip(tasks, grid, strict=True):
         members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
         members = sorted(members, key=lambda row: -np.nan_to_num(row[metric]))
-        chosen = {"best": members[0], "median": members[len(members) // 2], "worst": members[-1]}
-        for axes, (name, row) in zip(line, chosen.items(), strict=True):
+        places = {"best": 0, "median": len(members) // 2, "worst": len(members) - 1}
+        drawn = []  # few objects: none twice
+        for axes, (name, place) in zip(line, places.items(), strict=True):
+            row = members[place]
+            if place in drawn or (name == "median" and place == len(members) - 1):
+                axes.set_visible(False)
+                continue
+            drawn.append(place)
             axes.imshow(draw(row))
             axes.set_xticks([])
             axes.set_yticks([])
@@ -146,9 +152,11 @@ def overview(rows: Sequence[Row], unit: str) -> Any:
         right.plot(sizes, [place] * len(sizes), "|", color=COLOURS[place % len(COLOURS)])
     left.set_yticks(range(len(groups)), [f"{task}, {modality}" for task, modality in groups])
     left.set_xlabel("objects")
-    left.margins(x=0.35)  # for the text beside the longest bar
+    left.margins(x=0.5)  # for the text beside the longest bar
     right.set(xscale="log", xlabel=f"size of each ({unit})")
-    right.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    sizes = [row["truth_size"] for row in rows]
+    wide = max(sizes) > 500 * max(1, min(sizes))
+    right.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5)))
     right.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     right.xaxis.set_minor_formatter("")
     right.tick_params(axis="x", labelrotation=45)
