@@ -9,8 +9,9 @@ from jaxtyping import Int, UInt8
 
 from medsam_jax.evaluation.figures import PROMPT, enlarge, window_around
 
-# Okabe and Ito's palette without black and the prompts' yellow, RGB.
+# Okabe and Ito's palette without black and the prompts' yellow, then white and violet; RGB.
 COLOURS = ((235, 110, 20), (0, 200, 150), (86, 180, 233), (204, 121, 167), (0, 114, 178))
+COLOURS += ((255, 255, 255), (160, 110, 255))
 _BACKGROUND = (220, 40, 40)  # points beside the object
 _MIN_SIDE, _TILE, _TILES = 512, 256, 20
 

@@ -5,7 +5,7 @@ The record, NAME.json, is written last: where it is, the other files are whole.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 
 from medsam_jax.data.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import burden
 from medsam_jax.inference import object_prompts, outputs
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
-from medsam_jax.inference.coco import annotate
+from medsam_jax.inference.describe import measure
 from medsam_jax.inference.dicom_seg import require_highdicom, write_dicom_seg
 from medsam_jax.inference.object_prompts import ObjectPrompts, arguments
 from medsam_jax.inference.predictor import Predictor
@@ -58,6 +57,29 @@ class Segmentation:
 
     labels: np.ndarray  # int32 [Z, H, W]
     objects: list[dict[str, Any]]  # each with "label", "name", "prompts", ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Input:
+    """An image as it was read, and what its outputs are called."""
+
+    image: str
+    name: str
+    scan: Scan
+    axis: int  # of the scan's array, across which it is cut into slices
+    modality: str | None
+    suffix: str  # of the mask's file
+    mask: str | None  # whose labels are the prompts
+
+    @property
+    def slices(self) -> np.ndarray:
+        return np.moveaxis(self.scan.array, self.axis, 0)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """mm between slices, rows and columns; NaN where unknown."""
+        order = [self.axis, *(axis for axis in range(3) if axis != self.axis)]
+        return tuple(float(self.scan.spacing[axis]) for axis in order)
 
 
 class FilePredictor:
@@ -110,33 +132,36 @@ class FilePredictor:
         Raises:
           UserError: what reading, prompting and writing raise; nothing is left half-written.
         """
-        request = self.request
-        scan = read_scan(image)
-        axis = slice_axis(scan)
-        slices = np.moveaxis(scan.array, axis, 0)
-        suffix = outputs.mask_suffix(image, len(slices), request.mask_format)
-        if suffix == ".dcm":
-            require_highdicom()
-        modality = _modality(request, image, scan)
-        objects = self._objects(image, scan, axis, mask, len(slices))
+        read = self._read(image, name, mask)
+        objects = self._objects(read)
         volume = VolumePredictor(self._predictor)
-        volume.set_volume(slices, modality, request.window)
-        if request.auto:
-            found = _find_all(self._predictor, volume, _start(request, image, len(slices)))
+        volume.set_volume(read.slices, read.modality, self.request.window)
+        if self.request.auto:
+            start = _start(self.request, image, len(read.slices))
+            found = _find_all(self._predictor, volume, start)
         else:
             found = self._follow(volume, objects)
-        _measure(found, scan.spacing, axis)
+        measure(found.labels, found.objects, read.spacing)
         _tell_empty(name, found.objects)
-        return self._write(image, name, scan, axis, volume.slices, found, suffix, modality, mask)
+        return self._write(read, volume.slices, found)
 
-    def _objects(
-        self, image: str, scan: Scan, axis: int, mask: str | None, count: int
-    ) -> list[ObjectPrompts]:
+    def _read(self, image: str, name: str, mask: str | None) -> _Input:
+        scan = read_scan(image)
+        axis = slice_axis(scan)
+        count = scan.array.shape[axis]
+        suffix = outputs.mask_suffix(image, count, self.request.mask_format)
+        if suffix == ".dcm":
+            require_highdicom()
+        modality = _modality(self.request, image, scan)
+        return _Input(image, name, scan, axis, modality, suffix, mask)
+
+    def _objects(self, read: _Input) -> list[ObjectPrompts]:
         """The objects to look for, each prompt on a slice that exists."""
+        image, count = read.image, len(read.slices)
         if self.request.auto:
             return []
-        if mask is not None:
-            return object_prompts.from_mask(mask, scan, axis)
+        if read.mask is not None:
+            return object_prompts.from_mask(read.mask, read.scan, read.axis)
         if self.request.prompts:
             if _key(image) not in self._by_image:
                 known = ", ".join(list(self._by_image)[:5])
@@ -194,36 +219,17 @@ class FilePredictor:
             return volume.interpolate()
         return volume.propagate()
 
-    def _write(
-        self,
-        image: str,
-        name: str,
-        scan: Scan,
-        axis: int,
-        slices: np.ndarray,
-        found: Segmentation,
-        suffix: str,
-        modality: str | None,
-        mask: str | None,
-    ) -> list[Path]:
+    def _write(self, read: _Input, slices: np.ndarray, found: Segmentation) -> list[Path]:
         from medsam_jax.inference import drawing
 
-        output, is_picture = self.request.output, len(slices) == 1
-        labels = np.moveaxis(found.labels, 0, axis)
-        names = {r["label"]: r["name"] or f"object {r['label']}" for r in found.objects}
-
-        def write_mask(path: Path) -> None:
-            if suffix == ".dcm":
-                files, checkpoint = dicom_files(image), self.request.checkpoint
-                write_dicom_seg(path, labels, files, names, checkpoint, not self.request.auto)
-            else:
-                outputs.write_mask(path, scan, labels)
-
+        output, name, is_picture = self.request.output, read.name, len(slices) == 1
         shown = _slice_to_show(found)
         prompts = [p for r in found.objects for p in r["prompts"] if p["slice"] == shown]
         overlay = drawing.draw(slices[shown], found.labels[shown], prompts)
-        files = {f"{name}_mask{suffix}": write_mask}
-        files[f"{name}_overlay.png"] = lambda path: outputs.write_picture(path, overlay)
+        files: dict[str, Callable[[Path], None]] = {
+            f"{name}_mask{read.suffix}": lambda path: self._write_mask(path, read, found),
+            f"{name}_overlay.png": lambda path: outputs.write_picture(path, overlay),
+        }
         if not is_picture:
             tiles = drawing.montage(slices, found.labels)
             files[f"{name}_montage.png"] = lambda path: outputs.write_picture(path, tiles)
@@ -231,21 +237,29 @@ class FilePredictor:
                 files[f"{name}.gif"] = lambda path: drawing.write_gif(path, slices, found.labels)
         for file, write in files.items():
             outputs.write_whole(output / file, write)
-        spacing = [*np.take(scan.spacing, [axis]), *np.delete(scan.spacing, axis)]
         record = {
-            "image": image,
+            "image": read.image,
             "checkpoint": self.request.checkpoint,
-            "modality": modality,
+            "modality": read.modality,
             "is_picture": is_picture,
             "shape": list(found.labels.shape[1 if is_picture else 0 :]),
-            "slice_axis": axis,
-            "spacing_mm": [float(side) for side in spacing],
+            "slice_axis": read.axis,
+            "spacing_mm": read.spacing,
             "files": list(files),
             "objects": found.objects,
-            "settings": self.settings(image, mask),
+            "settings": self.settings(read.image, read.mask),
         }
         outputs.write_json(output / f"{name}.json", record)
         return [output / file for file in (*files, f"{name}.json")]
+
+    def _write_mask(self, path: Path, read: _Input, found: Segmentation) -> None:
+        labels = np.moveaxis(found.labels, 0, read.axis)
+        if read.suffix != ".dcm":
+            outputs.write_mask(path, read.scan, labels)
+            return
+        names = {r["label"]: r["name"] or f"object {r['label']}" for r in found.objects}
+        sources, prompted = dicom_files(read.image), not self.request.auto
+        write_dicom_seg(path, labels, sources, names, self.request.checkpoint, prompted)
 
 
 def _check(request: Request) -> None:
@@ -336,33 +350,6 @@ def _find_all(predictor: Predictor, volume: VolumePredictor, start: int) -> Segm
         scores = {key: answer[key] for key in ("predicted_iou", "stability_score")}
         records.append({"label": label, "name": None, "prompts": prompts} | scores)
     return Segmentation(labels, records)
-
-
-def _measure(found: Segmentation, spacing: Sequence[float], axis: int) -> None:
-    """Adds to each object its size, its diameters and, in a picture, COCO's fields."""
-    from scipy import ndimage
-
-    labels = found.labels
-    spacing = (spacing[axis], *np.delete(spacing, axis))
-    is_known = bool(np.isfinite(spacing[1:]).all())
-    unit, sides = ("mm", spacing[1:]) if is_known else ("px", (1.0, 1.0))
-    extents = ndimage.find_objects(labels)
-    for record in found.objects:
-        label = record["label"]
-        extent = extents[label - 1] if label <= len(extents) else None
-        mask = labels[extent] == label if extent else np.zeros((1, 1, 1), bool)
-        measured = burden.measure(mask, (1.0, *sides))
-        size = int(np.count_nonzero(mask))
-        if len(labels) == 1:
-            record["area_px"] = size
-            if is_known:
-                record["area_mm2"] = size * float(np.prod(sides))
-            record |= annotate(labels[0] == label)
-        else:
-            record["voxels"] = size
-            record["volume_ml"] = size * float(np.prod(spacing)) / 1000
-        for name in ("longest", "perpendicular"):
-            record[f"{name}_{unit}"] = measured[f"{name}_mm"]
 
 
 def _tell_empty(name: str, objects: list[dict[str, Any]]) -> None:

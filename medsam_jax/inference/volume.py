@@ -5,7 +5,9 @@ goes a box: that of the mask next door (`propagate`) or one interpolated between
 slices (`interpolate`).
 """
 
+import itertools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -140,12 +142,15 @@ class VolumePredictor:
           mask [Z, H, W] and the predicted IoU of each slice (NaN: not reached).
         """
         mask, scores = self.predict_slices()
-        for start in self._prompts:
-            for step in (1, -1):
-                self._walk(start, step, mask, scores)
+        walks = (
+            self._walk(start, step, mask, scores) for start in self._prompts for step in (1, -1)
+        )
+        for _ in progress(itertools.chain.from_iterable(walks), "propagated slices"):
+            pass
         return mask, scores
 
-    def _walk(self, start: int, step: int, mask: np.ndarray, scores: np.ndarray) -> None:
+    def _walk(self, start: int, step: int, mask: np.ndarray, scores: np.ndarray) -> Iterator[int]:
+        """Fills in slice after slice, yielding each."""
         height, width = mask.shape[1:]
         grow = np.array([-self.margin, -self.margin, self.margin, self.margin])
         index = start + step
@@ -157,6 +162,7 @@ class VolumePredictor:
             if score < self.least_score or not self._continues(found, neighbour):
                 return
             mask[index], scores[index] = found, score
+            yield index
             index += step
 
     def _continues(self, found: np.ndarray, neighbour: np.ndarray) -> bool:

@@ -110,8 +110,10 @@ def write_series(folder, array: np.ndarray, orientation: np.ndarray, spacing) ->
             "0020|0052": "1.2.3.5",
             "0018|0050": str(spacing[2]),
         }
-        image = sitk.GetImageFromArray(plane)
-        image.SetSpacing(spacing[:2])
+        image = sitk.GetImageFromArray(plane[None])  # ITK takes a flat image's spacing to be 1
+        image.SetSpacing(spacing)
+        image.SetOrigin(place)
+        image.SetDirection(orientation.ravel())
         for tag, value in tags.items():
             image.SetMetaData(tag, value)
         # Named so that their order on disk is not the slices'.

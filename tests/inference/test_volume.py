@@ -108,6 +108,34 @@ def test_volume_equals_slices_one_by_one(compiled_predictor, predictor):
     assert not mask[[0, 2]].any()
 
 
+def test_embeddings_are_kept(compiled_predictor, tmp_path):
+    volume = np.random.default_rng(0).normal(100, 30, (3, 40, 50))
+    first, again = (VolumePredictor(compiled_predictor, batch_size=1) for _ in range(2))
+    for predictor in (first, again):
+        predictor.set_volume(volume, "MR")
+        predictor.add_prompt(1, box=[5, 5, 30, 30])
+    mask, scores = first.predict_slices()
+    first.save_embeddings(tmp_path / "volume.npz")
+    again.load_embeddings(tmp_path / "volume.npz")
+    assert list(again._encoded) == [1]
+    repeated, repeated_scores = again.predict_slices()
+    np.testing.assert_array_equal(repeated, mask)
+    np.testing.assert_array_equal(repeated_scores, scores)
+    again.set_volume(volume[:2], "MR")
+    with pytest.raises(UserError, match="volume.npz: made of another volume"):
+        again.load_embeddings(tmp_path / "volume.npz")
+
+
+def test_clean_of_a_picture_fills_in_two_dimensions():
+    ring = np.zeros((1, 9, 9), bool)
+    ring[0, 2:7, 2:7] = True
+    full = ring.copy()
+    ring[0, 4, 4] = False
+    ring[0, 0, 0] = full[0, 0, 0] = True
+    np.testing.assert_array_equal(clean(ring, largest=False), full)
+    np.testing.assert_array_equal(clean(ring, largest=True, holes=False), ring & (np.arange(9) > 0))
+
+
 def test_clean_keeps_the_largest_and_fills_it():
     mask = np.zeros((7, 9, 9), bool)
     mask[1:6, 1:6, 1:6] = True
@@ -128,6 +156,10 @@ def test_bad_input():
         predictor.propagate()
     with pytest.raises(UserError, match="slice 2: the volume has slices 0 to 1"):
         predictor.add_prompt(2, box=[0, 0, 1, 1])
+    with pytest.raises(UserError, match="is inverted"):
+        predictor.add_prompt(0, box=[9, 9, 1, 1])
+    with pytest.raises(UserError, match="of several objects"):
+        predictor.add_prompt(0, box=[[0, 0, 1, 1], [2, 2, 3, 3]])
     predictor.add_prompt(0, point_coords=[[3, 3]], point_labels=[1])
     with pytest.raises(UserError, match="boxes on two slices"):
         predictor.interpolate()
