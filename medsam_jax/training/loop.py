@@ -25,6 +25,7 @@ from medsam_jax.models.checkpoint import build_model, read_config, read_params, 
 from medsam_jax.models.common import Functional, parameter_names
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.models.unet import UNetConfig
+from medsam_jax.ops.compile import jit
 from medsam_jax.progress import progress
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.checkpoint import TrainCheckpoints
@@ -43,7 +44,7 @@ from medsam_jax.training.sharding import (
     replicated,
     shard_state,
 )
-from medsam_jax.training.step import init_state, make_eval_step, make_train_step
+from medsam_jax.training.step import init_state, make_eval_step, make_train_step, parts_of_batch
 from medsam_jax.training.termination import Termination
 from medsam_jax.training.tune import TuneEvaluation
 from medsam_jax.training.workdir import check_same_run, record_start
@@ -86,13 +87,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     log.info("parameters\n%s", opt.parameter_table(state.arrays, labels, state.opt_state))
     state_sharding, by_item = shard_state(mesh, state), batch_sharding(mesh)
     state = jax.device_put(state, state_sharding)
-    train_step = jax.jit(
-        make_train_step(functional, tx, labels, config),
+    train_step = jit(
+        make_train_step(functional, tx, labels, config, parts_of_batch(model, config)),
         in_shardings=(state_sharding, by_item),
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
-    eval_step = jax.jit(make_eval_step(functional, config.tolerance), out_shardings=by_item)
+    eval_step = jit(make_eval_step(functional, config.tolerance), out_shardings=by_item)
 
     # --- Data, and what an earlier run left.
     embeddings = cached_embeddings(config, functional, labels, model_config, info)
