@@ -6,7 +6,7 @@
 Every label of every scan is an object. Its prompts are the exact boxes of its mask on some slices:
 on each slice that it is in; on the middle one of them, propagated; on the first, middle and last,
 interpolated. Writes `propagation.csv`, a row per object, and `propagation.md`. Embeddings (4 MB a
-slice) are kept in `--embeddings`, so that a second run only decodes.
+slice) are kept in `--embeddings`: a second run encodes only slices that it has not met.
 """
 
 import csv
@@ -53,7 +53,7 @@ def main(argv) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    (output / "propagation.md").write_text(table(rows))
+    (output / "propagation.md").write_text(table(rows), encoding="utf-8")
     print(table(rows))
 
 
@@ -63,7 +63,9 @@ def score_case(predictor: VolumePredictor, case: Case) -> list[dict]:
     axis = slice_axis(scan)
     labels = np.moveaxis(read_mask(case.masks[FIRST], scan), axis, 0)
     predictor.set_volume(np.moveaxis(scan.array, axis, 0), case.modality, case.window)
-    _embed(predictor, case)
+    kept = _embeddings(case)
+    if kept and kept.exists():
+        predictor.load_embeddings(kept)
     rows = []
     for label in np.unique(labels[labels > 0]):
         truth = labels == label
@@ -71,19 +73,18 @@ def score_case(predictor: VolumePredictor, case: Case) -> list[dict]:
         scores = {name: round(float(medsam_jax.dice(m, truth)), 4) for name, m in masks.items()}
         names = {"case_id": case.case_id, "task": case.task, "modality": case.modality}
         rows.append(names | {"label": int(label), "slices": int(truth.any((1, 2)).sum())} | scores)
+    if kept:
+        predictor.save_embeddings(kept)
     return rows
 
 
-def _embed(predictor: VolumePredictor, case: Case) -> None:
+def _embeddings(case: Case) -> Path | None:
+    """Where the encoded slices of a scan are kept."""
     if _EMBEDDINGS.value is None:
-        return
+        return None
     folder = Path(_EMBEDDINGS.value)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{case.task}_{case.case_id}.npz"
-    if path.exists():
-        predictor.load_embeddings(path)
-    else:
-        predictor.save_embeddings(path)
+    return folder / f"{case.task}_{case.case_id}.npz"
 
 
 def segment(predictor: VolumePredictor, truth: np.ndarray) -> dict[str, np.ndarray]:
