@@ -17,9 +17,11 @@ from jaxtyping import Array, Float
 
 from medsam_jax.models.common import LayerNorm, LayerNorm2d, MLPBlock, Sequential
 from medsam_jax.ops.attention import grid_attention, head_after_head
-from medsam_jax.ops.strips import join_rows, map_images, map_strips, split_rows
+from medsam_jax.ops.strips import join_rows, map_images, map_strips, rows_of, split_rows
 
-_MLP_TOKENS = 1024  # at once; 512 are as fast, 2048 slower
+# What a strip holds on a CPU; small maps are one strip.
+_MLP_TOKENS = 1024  # 512 are as fast, 2048 slower
+_WINDOW_BYTES = 1 << 20  # input of window attention, or one row of windows: 3 MB in ViT-B
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +130,12 @@ class Block(nnx.Module):
         size = self.window_size
         x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
 
-        def attend(rows: Array) -> Array:  # a row of windows
+        def attend(rows: Array) -> Array:  # rows of windows
             windows = window_partition(rows, size)
             return window_unpartition(self.attn(windows), rows.shape)
 
-        rows_of_windows = x.reshape(len(x), -1, size, *x.shape[2:])
-        return join_rows(map_strips(attend, rows_of_windows))[:, :height, :width]
+        strips = split_rows(x, rows_of(_WINDOW_BYTES, *x.shape[2:]), multiple=size)
+        return join_rows(map_strips(attend, strips))[:, :height, :width]
 
 
 def window_partition(

@@ -26,11 +26,14 @@ from medsam_jax.ops.strips import (
     map_strips,
     neighbour_rows,
     on_cpu,
+    rows_of,
     split_rows,
 )
 
-_STRIP_ROWS = 16  # of the convolutions: 4 to 16 are equally fast, fewer have more halo
-_MLP_TOKENS = 1024  # at once: 512 to 2048 are equally fast
+# What a strip holds on a CPU; small maps are one strip. Half or double are as fast.
+_HIDDEN_BYTES = 1 << 22  # hidden features of convolutions: 16 rows of LiteMedSAM's first blocks
+_WINDOW_BYTES = 1 << 20  # input of window attention, or one row of windows
+_MLP_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _expand_and_mix(x: Array, expand: Conv2dBN, mix: Conv2dBN, finish: Callable)
     dtype = expand.dtype or x.dtype
     kernel, bias = expand.folded(dtype)
     mix_kernel, mix_bias = mix.folded(dtype)
-    strips = split_rows(x.astype(dtype), _STRIP_ROWS)
+    strips = split_rows(x.astype(dtype), rows_of(_HIDDEN_BYTES, x.shape[2], bias.size))
     count, height = strips.shape[1:3]
     # The rows beyond the image are zero before `mix`, not what `expand` makes of zeros.
     inside = np.ones((count, height + 2), np.float32)
@@ -197,12 +200,12 @@ class TinyViTBlock(nnx.Module):
         return join_rows(map_strips(lambda x: x + self.mlp(x), strips))
 
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Adds attention, a row of windows at a time; what the grid lacks of windows is zero."""
+        """Adds attention, rows of windows at a time; what the grid lacks of windows is zero."""
         height, width = x.shape[1:3]
         size = self.attn.window_size
         x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
-        rows_of_windows = x.reshape(len(x), -1, size, *x.shape[2:])
-        x = join_rows(map_strips(lambda x: x + self.attn(x), rows_of_windows))
+        strips = split_rows(x, rows_of(_WINDOW_BYTES, *x.shape[2:]), multiple=size)
+        x = join_rows(map_strips(lambda x: x + self.attn(x), strips))
         return x[:, :height, :width]
 
 

@@ -38,6 +38,11 @@ def form_for_cpu(value: bool) -> Iterator[None]:
         _ON_CPU.reset(token)
 
 
+def rows_of(bytes_: int, width: int, channels: int) -> int:
+    """Rows of a float32 map that take no more than so many bytes, for `split_rows`."""
+    return bytes_ // (width * channels * 4)
+
+
 def map_strips(function: Callable[[Any], Array], strips: Any) -> Array:
     """`function` of each strip.
 
@@ -85,10 +90,18 @@ def map_images(
     return jax.lax.platform_dependent(images, cpu=one_by_one, default=together)
 
 
-def split_rows(x: Float[Array, "b h w c"], most: int) -> Float[Array, "b n r w c"]:
-    """Strips of equal height: the largest divisor of the height up to `most` rows, or one row."""
+def split_rows(
+    x: Float[Array, "b h w c"], most: int, multiple: int = 1
+) -> Float[Array, "b n r w c"]:
+    """Strips of equal height: the largest divisor of the height up to `most` rows.
+
+    Args:
+      most: rows of a strip; fewer than `multiple` count as `multiple`.
+      multiple: what the rows of a strip are a multiple of, as the height is.
+    """
     batch, height, width, channels = x.shape
-    rows = max((n for n in range(1, most + 1) if height % n == 0), default=1)
+    fitting = (n for n in range(multiple, most + 1, multiple) if height % n == 0)
+    rows = max(fitting, default=multiple)
     return x.reshape(batch, height // rows, rows, width, channels)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from medsam_jax.models import image_encoder
 from medsam_jax.models.common import Functional, update_state
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig, resize_position_tables
 from medsam_jax.models.sam import SamConfig
@@ -44,8 +45,10 @@ def test_equals_pytorch(golden, params, image_size):
     np.testing.assert_allclose(embedding, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_batches_and_both_forms(golden, params):
+def test_batches_and_both_forms(golden, params, monkeypatch):
     """A batch on a CPU, image by image and in strips, equals all at once."""
+    monkeypatch.setattr(image_encoder, "_WINDOW_BYTES", 1)
+    monkeypatch.setattr(image_encoder, "_MLP_TOKENS", 36)
     functional = Functional(make_encoder(params, 48))
     images = np.concatenate([golden["image/48"], golden["image/48"][:, ::-1]])
     in_strips = jax.jit(lambda arrays: functional.bind(arrays)(images))(functional.arrays)

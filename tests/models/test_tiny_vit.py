@@ -5,9 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medsam_jax.models import tiny_vit
 from medsam_jax.models.common import Functional
 from medsam_jax.ops.strips import form_for_cpu
 from tests.tiny import tiny_sam
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_strips():
+    """Several strips in each block, as larger maps have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_vit, "_HIDDEN_BYTES", 1 << 17)
+        patch.setattr(tiny_vit, "_WINDOW_BYTES", 1)
+        patch.setattr(tiny_vit, "_MLP_TOKENS", 64)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,12 @@ def test_rows_that_nothing_divides():
     assert strips.split_rows(random(1, 7, 2, 1), 4).shape == (1, 7, 1, 2, 1)
 
 
+@pytest.mark.parametrize(("bytes_", "rows"), [(0, 3), (6 * 40, 6), (11 * 40, 6), (12 * 40, 12)])
+def test_rows_within_a_limit(bytes_, rows):
+    x = random(1, 12, 5, 2)  # 40 bytes a row
+    assert strips.split_rows(x, strips.rows_of(bytes_, 5, 2), multiple=3).shape[2] == rows
+
+
 def test_maps_are_the_function_of_each_part():
     x = random(2, 4, 3)
     for platform in ("cpu", "gpu"):
