@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from medsam_jax.data import prompts
-from medsam_jax.data.augment import Augmentation, augment, turn_embedding
+from medsam_jax.data.augment import Augmentation, augment
 from medsam_jax.data.datasets import DatasetInfo, find_dataset, open_dataset
 from medsam_jax.data.embedding_cache import WithEmbeddings
 from medsam_jax.data.objects import present_labels
@@ -46,7 +46,6 @@ class DrawPrompts:
     negative_points: int = 0
     point_share: float | None = None
     augmentation: Augmentation | None = None
-    turn_embeddings: float = 0.0
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See `train_loader` for the fields."""
@@ -54,11 +53,6 @@ class DrawPrompts:
         valid_shape = np.asarray(record["valid_shape"], np.int32)
         if self.augmentation is not None:
             image, labels = augment(image, labels, valid_shape, self.augmentation, rng)
-        embedding = record.get("embedding")
-        if self.turn_embeddings:
-            embedding, image, labels, valid_shape = turn_embedding(
-                embedding, image, labels, valid_shape, self.turn_embeddings, rng
-            )
         present = present_labels(labels)
         rounds = math.ceil(self.prompts_per_image / len(present))
         order = np.concatenate([rng.permutation(present) for _ in range(rounds)])
@@ -69,8 +63,8 @@ class DrawPrompts:
         example = {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
         if self.prompts_per_image == 1:
             example = {name: array[0] for name, array in example.items()}
-        if embedding is not None:
-            example["embedding"] = embedding
+        if "embedding" in record:
+            example["embedding"] = record["embedding"]
         return {"image": image, "valid_shape": valid_shape} | example
 
     def _draw(
@@ -146,7 +140,6 @@ def train_loader(
     point_share: float | None = None,
     temperature: float = 1.0,
     augmentation: Augmentation | None = None,
-    turn_embeddings: float = 0.0,
     embeddings: Sequence[np.ndarray] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """An endless grain iterator over shuffled batches; `get_state()` and `set_state()` resume it.
@@ -167,7 +160,6 @@ def train_loader(
       temperature: slices of a (task, modality) with n slices are drawn with probability
         proportional to n ** (1 / temperature): 1 as they are, large values all alike.
       augmentation: None for none.
-      turn_embeddings: probability of each flip and of transposition of an embedding and its mask.
       embeddings: of the split's slices (`embedding_cache`); adds `embedding` [B, h, w, C]. They are
         of the slices as stored, so augmentation is refused beside them.
 
@@ -196,16 +188,8 @@ def train_loader(
         source = WithEmbeddings(source, embeddings)
     seed = seed % 2**32
     slices = _shuffled(source, info.groups(split, task), seed, temperature)
-    if turn_embeddings and embeddings is None:
-        raise UserError("turn_embeddings: there are no embeddings to turn; use augmentation")
     draw = DrawPrompts(
-        box_jitter,
-        prompts_per_image,
-        positive_points,
-        negative_points,
-        point_share,
-        augmentation,
-        turn_embeddings,
+        box_jitter, prompts_per_image, positive_points, negative_points, point_share, augmentation
     )
     batches = slices.random_map(draw, seed=seed)[process_index::process_count].batch(batch_size)
     loader = batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))

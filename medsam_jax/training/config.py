@@ -54,7 +54,6 @@ def base_config() -> ml_collections.ConfigDict:
     # With the image encoder frozen its embeddings are computed once and kept in this directory.
     config.embedding_cache = ""  # "": encode at every step
     config.embedding_dtype = "bfloat16"  # as stored; float32 doubles the size
-    config.turn_embeddings = 0.0  # probability of each flip and of transposition of an embedding
 
     # Loss on the mask logits at the size of the stored slice.
     config.dice_weight = 1.0
@@ -137,14 +136,6 @@ def _check_prompts(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{name}: {config[name]} given; it must be at least {least}")
     if not 0.0 <= config.point_share <= 1.0:
         raise UserError(f"config.point_share: {config.point_share} given; it must be in [0, 1]")
-    if not 0.0 <= config.turn_embeddings <= 1.0:
-        raise UserError(
-            f"config.turn_embeddings: {config.turn_embeddings} given; it must be in [0, 1]"
-        )
-    if config.turn_embeddings and not config.embedding_cache:
-        raise UserError(
-            "config.turn_embeddings: set without config.embedding_cache; use config.augmentation"
-        )
     if augmentation_of(config) is not None and config.embedding_cache:
         raise UserError(
             "config.augmentation: set beside config.embedding_cache, whose embeddings are of "

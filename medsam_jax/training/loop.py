@@ -111,7 +111,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         point_share=config.point_share or None,
         temperature=config.sampling_temperature,
         augmentation=augmentation_of(config),
-        turn_embeddings=config.turn_embeddings,
         num_workers=config.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -210,6 +209,8 @@ def configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfi
             "predicted IoU; set it to 0"
         )
     changes = {"dtype": config.dtype}
+    if config.point_share and config.iou_weight:  # automatic masks choose by the predicted IoU
+        changes["automatic_prompts"] = "points"
     if config.preprocessing:
         changes["preprocessing"] = PREPROCESSING[config.preprocessing]
         if changes["preprocessing"].image_size != stored.image_size:
