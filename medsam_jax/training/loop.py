@@ -127,10 +127,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         first_step = step if restored else -1
         writer = MetricWriter(workdir, first_step, active=jax.process_index() == 0)
         stack.callback(writer.close)
-        exported_config = dataclasses.replace(
-            stored_config, preprocessing=model_config.preprocessing
-        )
-        export = Exporter(exported_config, config, origin)
+        export = Exporter(trained_for(stored_config, config), config, origin)
 
         def score(step: int) -> None:
             result = evaluate(state.evaluated())
@@ -200,15 +197,17 @@ def _checked_dataset(data_dir: str, task: str) -> DatasetInfo:
     return info
 
 
-def configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfig:
-    """The checkpoint's model as this run computes it."""
+def trained_for(
+    stored: SamConfig | UNetConfig, config: ml_collections.ConfigDict
+) -> SamConfig | UNetConfig:
+    """The checkpoint's model as this run leaves it: with the contracts that it is trained for."""
     if isinstance(stored, UNetConfig) and (config.point_share or config.iou_weight):
         field = "point_share" if config.point_share else "iou_weight"
         raise UserError(
             f"config.{field}: {config[field]} given, but a U-Net knows neither points nor the "
             "predicted IoU; set it to 0"
         )
-    changes = {"dtype": config.dtype}
+    changes = {}
     if config.point_share and config.iou_weight:  # automatic masks choose by the predicted IoU
         changes["automatic_prompts"] = "points"
     if config.preprocessing:
@@ -219,11 +218,19 @@ def configured(stored: SamConfig, config: ml_collections.ConfigDict) -> SamConfi
                 f"{changes['preprocessing'].image_size} pixels, {stored.name} takes "
                 f"{stored.image_size}"
             )
+    return dataclasses.replace(stored, **changes)
+
+
+def configured(
+    stored: SamConfig | UNetConfig, config: ml_collections.ConfigDict
+) -> SamConfig | UNetConfig:
+    """The checkpoint's model as this run computes it."""
+    changes = {"dtype": config.dtype}
     if config.remat:
-        if not hasattr(stored.encoder, "remat"):
+        if not hasattr(getattr(stored, "encoder", None), "remat"):
             raise UserError(f"config.remat: only a ViT has it, not {stored.name}; leave it False")
         changes["encoder"] = dataclasses.replace(stored.encoder, remat=True)
-    return dataclasses.replace(stored, **changes)
+    return dataclasses.replace(trained_for(stored, config), **changes)
 
 
 def _check_objects_are_told_apart(

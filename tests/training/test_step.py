@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.data.input_pipeline import eval_objects, train_loader
-from medsam_jax.models.checkpoint import read_metadata, read_params
+from medsam_jax.models.checkpoint import load_model, read_metadata, read_params
 from medsam_jax.models.common import Functional
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training import step
@@ -149,6 +149,7 @@ def test_a_run_with_points_and_adapters(config, tiny_checkpoint, tmp_path):
     events = next((tmp_path / "run" / "tensorboard").iterdir()).read_bytes()
     assert b"tune/worst_point_0" in events
 
+    assert load_model(tmp_path / "run" / "last").config.automatic_prompts == "points"
     before, after = read_params(tiny_checkpoint), read_params(tmp_path / "run" / "last")
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
