@@ -1,0 +1,109 @@
+"""Peak memory of a training step on ViT-B at 1024 x 1024, as XLA plans it, per device.
+
+Examples:
+  python scripts/memory_table.py --recipe=medsam_v1_cached,medsam_v1 --remat=off
+  python scripts/memory_table.py --recipe=medsam_v2 --batch=1,2
+  python scripts/memory_table.py --recipe=medsam_v2 --dtype=bfloat16 --remat=on --devices=16
+
+Steps are compiled from shapes alone and not run: no weights, data or accelerators are needed. The
+peak is arguments + temporaries + outputs - what outputs share with arguments. The plan is that of
+the compiler for this machine: a GPU's or TPU's picks other forms of attention and convolution, and
+keeps bfloat16 where a CPU's computes in float32. A CPU's also drops the barriers that `remat` rests
+on, and then merges what is recomputed with what it repeats; here it is told to keep them. Several
+devices are simulated; the batch is split over them, and so are parameters and optimiser state
+(`mesh.fsdp`).
+"""
+
+import importlib.util
+import itertools
+import os
+import pathlib
+import sys
+import time
+
+from absl import flags
+
+from medsam_jax import errors
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+GIB = 2**30
+
+_RECIPE = flags.DEFINE_list(
+    "recipe",
+    ["medsam_v1_cached", "medsam_v1", "medsam_v2"],
+    "Recipes of configs/ that start from ViT-B; with _cached the batch holds embeddings.",
+)
+_DTYPE = flags.DEFINE_list("dtype", ["float32", "bfloat16"], "Of the computation.")
+_REMAT = flags.DEFINE_list("remat", ["off", "on"], "Whether to recompute the ViT's blocks.")
+_BATCH = flags.DEFINE_list("batch", ["1", "2", "4"], "Slices a device.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "How many to split the work over.", lower_bound=1)
+
+
+def main(_) -> None:
+    for flag, choices in ((_DTYPE, ("float32", "bfloat16")), (_REMAT, ("off", "on"))):
+        for value in flag.value:
+            if value not in choices:
+                raise errors.UserError(
+                    f"--{flag.name}: {value!r} given; use {' or '.join(choices)}"
+                )
+    if not all(value.isdigit() and int(value) > 0 for value in _BATCH.value):
+        raise errors.UserError(f"--batch: {','.join(_BATCH.value)} given; use whole numbers from 1")
+    settings = (
+        f"--xla_force_host_platform_device_count={_DEVICES.value}",
+        "--xla_disable_hlo_passes=cse_barrier_expander",
+    )
+    os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *settings))
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    print("| recipe | compute | remat | batch | arguments | temporaries | peak, GiB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    cases = itertools.product(_RECIPE.value, _DTYPE.value, _REMAT.value, _BATCH.value)
+    for recipe, dtype, remat, batch in cases:
+        start = time.perf_counter()
+        sizes = step_memory(recipe, dtype, remat == "on", int(batch), _DEVICES.value)
+        arguments, temporaries, peak = (f"{size / GIB:.2f}" for size in sizes)
+        print(
+            f"| `{recipe}` | {dtype} | {remat} | {batch} | {arguments} | {temporaries} | {peak} |",
+            flush=True,
+        )
+        print(f"compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+def step_memory(
+    recipe: str, dtype: str, remat: bool, batch: int, devices: int
+) -> tuple[int, int, int]:
+    """Bytes of arguments, of temporaries and of all together, on one of the devices.
+
+    Raises:
+      UserError: no such recipe.
+    """
+    from medsam_jax.models.sam import SamConfig
+    from medsam_jax.training.plan import plan_steps
+    from medsam_jax.training.sharding import make_mesh
+
+    name, cached = recipe.removesuffix("_cached"), recipe.endswith("_cached")
+    config = load_recipe(name)
+    config.dtype, config.remat, config.batch_size = dtype, remat, batch * devices
+    config.eval_batch_size = devices  # not planned here; the mesh must divide it
+    config.mesh.data, config.mesh.fsdp = 1, devices
+    mesh = make_mesh(config) if devices > 1 else None
+    plan = plan_steps(config, SamConfig.vit_b(), mesh, cached)
+    compiled = plan.train_step.lower(plan.state, plan.train_batch).compile()
+    memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return arguments, temporaries, arguments + temporaries + new_outputs
+
+
+def load_recipe(name: str):
+    """The configuration of `configs/NAME.py`. Raises UserError where there is none."""
+    path = CONFIGS / f"{name}.py"
+    if not path.is_file():
+        raise errors.UserError(f"--recipe: {name!r} is not in {CONFIGS}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+if __name__ == "__main__":
+    errors.run(main)
