@@ -6,8 +6,8 @@ Commands:
   python -m medsam_jax.train --config configs/unet_small.py --workdir runs/unet/box \
       --config.data_dir=DATA
 
-Measured: 14 sarcoma patients (770 slices of CT and T1 MR), seed 0, one CPU core: 9 minutes; tune DSC
-0.877 with the box (best at step 400; it overfits after that), 0.540 without (step 200), boxes
+Measured: 14 sarcoma patients (770 slices of CT and T1 MR), seed 0, one CPU core: 9 minutes; tune
+DSC 0.877 with the box (best at step 400; it overfits after that), 0.540 without (step 200), boxes
 jittered by up to 5 pixels. Validation: docs/results.md.
 """
 
