@@ -37,7 +37,7 @@ class VolumePredictor:
     def __init__(
         self,
         model: Sam | Predictor,
-        margin: int = 2,
+        margin: int = 1,
         least_score: float = 0.75,
         least_overlap: float = 0.5,
         most_growth: float = 2.0,
@@ -135,8 +135,10 @@ class VolumePredictor:
     def propagate(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Goes from each prompted slice to both sides until the object ends or another prompt.
 
-        Each slice is prompted by the box of its neighbour's mask, grown by `margin`. See the class
-        for where it stops.
+        Each slice is prompted half-way between its neighbour's box and the box of its neighbour's
+        mask, the latter grown by `margin` and standing off the mask as the given box does: boxes of
+        masks alone shrink from slice to slice. See the class for where it stops, and
+        `docs/inference.md` for what the rule was chosen by.
 
         Returns:
           mask [Z, H, W] and the predicted IoU of each slice (NaN: not reached).
@@ -151,12 +153,18 @@ class VolumePredictor:
 
     def _walk(self, start: int, step: int, mask: np.ndarray, scores: np.ndarray) -> Iterator[int]:
         """Fills in slice after slice, yielding each."""
+        if not mask[start].any():
+            return
         height, width = mask.shape[1:]
         grow = np.array([-self.margin, -self.margin, self.margin, self.margin])
+        around = box_from_mask(mask[start])
+        given = self._prompts[start].get("box")
+        box = around if given is None else np.asarray(given, np.float32).reshape(4)
+        grow = grow + (box - around)
         index = start + step
-        while 0 <= index < len(mask) and np.isnan(scores[index]) and mask[index - step].any():
+        while 0 <= index < len(mask) and np.isnan(scores[index]):
             neighbour = mask[index - step]
-            box = box_from_mask(neighbour) + grow
+            box = (box + box_from_mask(neighbour) + grow) / 2
             box = np.clip(box, 0, [width - 1, height - 1] * 2)
             found, score = self._predict(index, {"box": box})
             if score < self.least_score or not self._continues(found, neighbour):

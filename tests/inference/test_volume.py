@@ -54,7 +54,16 @@ def test_propagation_follows_the_object_to_its_ends():
     expected[9] = False  # another object behind a gap
     np.testing.assert_array_equal(mask, expected)
     assert np.isfinite(scores).tolist() == [False] + [True] * 6 + [False] * 3
-    assert predictor.asked[3] == [15, 10, 34, 29]  # the neighbour's box, 2 pixels larger
+    assert predictor.asked[3] == [16, 11, 33, 28]  # the neighbour's box, and that 2 larger
+
+
+def test_a_wide_box_stays_as_wide_and_follows_slowly():
+    predictor = Threshold(margin=0)
+    predictor.set_volume(cone([8, 8, 4, 4]))
+    predictor.add_prompt(1, box=[14, 9, 35, 30])  # the mask's is [17, 12, 32, 27]
+    predictor.propagate()
+    assert predictor.asked[2] == [14, 9, 35, 30]
+    assert predictor.asked[3] == [16, 11, 33, 28]  # the new mask's box stands at [21, 16, 28, 23]
 
 
 def test_propagation_stops_where_the_model_doubts():
