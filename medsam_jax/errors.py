@@ -69,7 +69,15 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses flags; ml_collections raises plain exceptions for fields that a config lacks."""
     try:
         return flags.FLAGS(list(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:
         reason = str(error).strip("\"'").replace("\n", " ")
         print(f"error: command line: {reason}; see --help", file=sys.stderr)
         sys.exit(1)
