@@ -19,21 +19,9 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import (
-    data,
-    decoder,
-    gpu,
-    lite_medsam,
-    machine,
-    metrics,
-    report,
-    startup,
-    training,
-    variants,
-    vit_b,
-    weights,
-)
-from benchmarks.harness import Row, measure
+from benchmarks import machine, report
+from benchmarks.harness import measure
+from benchmarks.suites import every_row
 from medsam_jax.errors import UserError, run
 
 _SUITE = flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Which rows: those for a CPU or a GPU.")
@@ -82,23 +70,6 @@ def main(argv) -> None:
     if failures:
         raise UserError(f"{len(failures)} of {len(chosen)} rows failed: {'; '.join(failures)}")
     print(f"written to {_OUTPUT.value}; python -m benchmarks.report makes the tables")
-
-
-def every_row(points: int) -> list[Row]:
-    """Of both suites; `points` per side of automatic masks."""
-    return [
-        *lite_medsam.ROWS,
-        *vit_b.ROWS,
-        *decoder.ROWS,
-        decoder.automatic_row(points),
-        *training.ROWS,
-        *variants.ROWS,
-        *data.ROWS,
-        *metrics.ROWS,
-        *weights.ROWS,
-        *startup.ROWS,
-        *gpu.ROWS,
-    ]
 
 
 def _ask(code: str) -> str:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import run as command
 from benchmarks.harness import Contender, Row, largest_difference, measure
+from benchmarks.suites import every_row
 from medsam_jax.errors import UserError
 
 SLEEPER = "tests.benchmarks.contenders:sleeper"
@@ -57,7 +57,7 @@ def test_a_contender_that_dies_is_named_with_its_last_words():
 
 
 def test_rows_have_names_of_their_own_and_targets_for_their_contenders():
-    rows = command.every_row(points=32)
+    rows = every_row(points=32)
     assert len({(row.suite, row.name) for row in rows}) == len(rows)
     for row in rows:
         others = {contender.name for contender in row.contenders[1:]}

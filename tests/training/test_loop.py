@@ -33,7 +33,9 @@ def test_what_a_run_leaves(undisturbed, tiny_checkpoint):
     before, after = read_params(tiny_checkpoint), read_params(undisturbed / "last")
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
     assert all(name.startswith("mask_decoder.") for name in changed)
-    assert changed >= {name for name in before if name.startswith("mask_decoder.transformer.")}
+    # A bias of the keys adds the same to all logits of a query, so its gradient is zero.
+    moved = {name for name in before if name.startswith("mask_decoder.transformer.")}
+    assert changed >= {name for name in moved if not name.endswith("k_proj.bias")}
     assert load_model(undisturbed / "last").config == load_model(tiny_checkpoint).config
 
 
