@@ -8,7 +8,10 @@ heart, the points first.
 Command:  python -m medsam_jax.train --config configs/boxes_and_points.py --workdir W \
               --config.data_dir=DATA --config.embedding_cache=CACHE
 Data:     python -m datasets.build --recipe lite
-Scores:   docs/results.md (soft-tissue sarcoma, three seeds)
+Hardware: a CPU will do.
+Time:     250 steps in 11 minutes on one busy CPU core, the embeddings of the slices aside.
+Scores:   tune split, means of seed 0, from released weights to step 250: DSC by box 0.765 to 0.868,
+          by one point 0.007 to 0.659 (soft-tissue sarcoma; three seeds are in docs/results.md).
 """
 
 import ml_collections
