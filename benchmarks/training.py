@@ -70,14 +70,15 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     mesh = sharding.make_mesh(config)
     by_item, whole = sharding.batch_sharding(mesh), sharding.shard_state(mesh, state)
     state = jax.device_put(state, whole)
+    plain = make_train_step(functional, tx, labels, config, parts_of_batch(model, config))
     step = jit(
-        make_train_step(functional, tx, labels, config, parts_of_batch(model, config)),
+        plain,
         in_shardings=(whole, by_item),
         out_shardings=(whole, sharding.replicated(mesh)),
         donate_argnums=0,
     )
     inputs = [sharding.put_batch(batch, by_item) for batch in batches(batch_size, cached)]
-    counted = least_work(step, state, inputs[0])
+    counted = least_work(plain, state, inputs[0])
 
     def run(index):
         nonlocal state
