@@ -40,6 +40,8 @@ from medsam_jax.progress import progress
 
 JOURNAL_ONLY = ("case_index", "box", "points", "runs")
 
+_Key = tuple[int, int, Protocol]  # slice, label, how it was prompted
+
 
 @dataclasses.dataclass(frozen=True)
 class _Volume:
@@ -206,16 +208,18 @@ class VolumeEvaluation:
     def _score_case(self, predictor: SlicePredictor, index: int) -> Row:
         volume = self._read(index)
         entry: Row = {"case_index": index, "objects": [], "slices": []}
-        for protocol in self._protocols:
-            prompts = self._prompts(volume, protocol, index)
-            predictions = self._predict(predictor, volume, prompts)
-            for (label, reference), (objects, slices) in (
-                (key, self._compare(volume, predictions[key[0]], *key))
-                for key in itertools.product(volume.present, volume.labels)
-            ):
+        prompts = self._prompts(volume, index)
+        masks = self._predict(predictor, volume, prompts)
+        for protocol, label in itertools.product(self._protocols, volume.present):
+            prediction = np.zeros(volume.labels[FIRST].shape, bool)
+            for (number, *key), mask in masks.items():
+                if key == [label, protocol]:
+                    prediction[number] = mask
+            for reference in volume.labels:
+                objects, slices = self._compare(volume, prediction, label, reference)
                 common = self._common(volume, label, reference)
                 common |= {"prompt": protocol.prompt, "box_shift": protocol.box_shift}
-                prompt = prompts[objects["slice_index"], label]
+                prompt = prompts[objects["slice_index"], label, protocol]
                 hidden = {
                     "case_index": index,
                     "box": None if prompt.box is None else prompt.box.tolist(),
@@ -244,41 +248,32 @@ class VolumeEvaluation:
         names = {"case_id": case.case_id, "task": case.task, "modality": case.modality}
         return names | {"reference": reference, "label": label}
 
-    def _prompts(
-        self, volume: _Volume, protocol: Protocol, index: int
-    ) -> dict[tuple[int, int], Prompt]:
-        """(slice, label) -> prompt in pixels of the slice, for every slice of every object."""
+    def _prompts(self, volume: _Volume, index: int) -> dict[_Key, Prompt]:
+        """In pixels of the slice, for every slice of every object; slice by slice."""
         return {
-            (number, label): protocol.draw(plane == label, (index, number, label))
+            (number, label, protocol): protocol.draw(plane == label, (index, number, label))
             for number, plane in enumerate(volume.labels[FIRST])
             for label in volume.present
             if (plane == label).any()
+            for protocol in self._protocols
         }
 
     def _predict(
-        self,
-        predictor: SlicePredictor,
-        volume: _Volume,
-        prompts: dict[tuple[int, int], Prompt],
-    ) -> dict[int, np.ndarray]:
-        """Label -> predicted mask [Z, Y, X], empty in slices without the object."""
-        shape = volume.labels[FIRST].shape
-        masks = {label: np.zeros(shape, bool) for label in volume.present}
-        numbers = sorted({number for number, _ in prompts})
-        keys = [[key for key in prompts if key[0] == number] for number in numbers]
+        self, predictor: SlicePredictor, volume: _Volume, prompts: dict[_Key, Prompt]
+    ) -> dict[_Key, np.ndarray]:
+        """The mask [Y, X] that answers each prompt; a slice is embedded once for all of its own."""
+        keys = [list(group) for _, group in itertools.groupby(prompts, lambda key: key[0])]
         tasks = self._tasks(predictor.preprocessing, volume, prompts, keys)
-        answers = itertools.chain.from_iterable(predictor.run(tasks, shape[1:]))
-        for slice_keys, answer in zip(keys, answers, strict=True):
-            for (number, label), mask in zip(slice_keys, answer, strict=True):
-                masks[label][number] = mask
-        return masks
+        answers = predictor.run(tasks, volume.labels[FIRST].shape[1:])
+        masks = itertools.chain.from_iterable(itertools.chain.from_iterable(answers))
+        return dict(zip(prompts, masks, strict=True))
 
     def _tasks(
         self,
         preprocessing: Preprocessing,
         volume: _Volume,
-        prompts: dict[tuple[int, int], Prompt],
-        keys: list[list[tuple[int, int]]],
+        prompts: dict[_Key, Prompt],
+        keys: list[list[_Key]],
     ) -> Iterator[SliceTask]:
         recipe = get_recipe(preprocessing.recipe)
         case, shape = volume.case, volume.image.shape[1:3]

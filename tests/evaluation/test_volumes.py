@@ -120,6 +120,24 @@ def test_a_killed_run_repeats_one_case_at_most(manifest):
     assert [json.loads(line)["case_index"] for line in path.read_text().splitlines()] == [0, 1]
 
 
+def test_a_slice_is_embedded_once_for_all_box_shifts(manifest, monkeypatch):
+    asked = []
+    original = volumes.SlicePredictor.run
+
+    def run_and_keep(self, tasks, *args):
+        return original(self, (asked.append(task) or task for task in tasks), *args)
+
+    monkeypatch.setattr(volumes.SlicePredictor, "run", run_and_keep)
+    shifts = [Protocol(box_shift=shift) for shift in (0, 6)]
+    out = manifest.parent / "out"
+    both = volumes.VolumeEvaluation(manifest, None, shifts, 2.0, 4, out).evaluate("0.5")
+    names = [task.name for task in asked]
+    assert len(names) == len(set(names)) > 0
+    one = volumes.VolumeEvaluation(manifest, None, shifts[1:], 2.0, 4, out).evaluate("0.5")
+    assert [row for row in both if row["box_shift"] == 6] == one
+    assert [row["dice"] for row in both if row["box_shift"] == 0] != [row["dice"] for row in one]
+
+
 def test_annotators_are_scored_like_models(manifest):
     with manifest.open() as file:
         rows = list(csv.reader(file))[1:]
