@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from medsam_jax.ops.convolution import conv3x3
 from medsam_jax.ops.depthwise import depthwise_conv3x3
 
 
@@ -61,6 +62,30 @@ class LayerNorm2d(LayerNorm):
 
     def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
         super().__init__(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+
+class NeckConv(nnx.Conv):
+    """1x1 or 3x3 convolution of stride 1, padded to keep the size, without bias."""
+
+    def __init__(self, features: int, out_features: int, side: int, *, dtype, rngs: nnx.Rngs):
+        sides = (side, side)
+        super().__init__(features, out_features, sides, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        dtype = self.dtype or x.dtype
+        x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
+        return x @ kernel[0, 0] if self.kernel_size == (1, 1) else conv3x3(x, kernel)
+
+
+def neck(features: int, out_features: int, *, dtype, rngs: nnx.Rngs) -> Sequential:
+    """What follows the blocks of either image encoder."""
+    kw = {"dtype": dtype, "rngs": rngs}
+    return Sequential(
+        NeckConv(features, out_features, 1, **kw),
+        LayerNorm2d(out_features, **kw),
+        NeckConv(out_features, out_features, 3, **kw),
+        LayerNorm2d(out_features, **kw),
+    )
 
 
 class MLPBlock(nnx.Module):

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medsam_jax.models.common import LayerNorm, LayerNorm2d, MLPBlock, Sequential
+from medsam_jax.models.common import LayerNorm, MLPBlock, neck
 from medsam_jax.ops.attention import grid_attention, head_after_head
 from medsam_jax.ops.strips import join_rows, map_images, map_strips, rows_of, split_rows
 
@@ -184,13 +184,7 @@ class ImageEncoderViT(nnx.Module):
         for index in config.global_attn_indexes:
             window_sizes[index] = 0
         self.blocks = nnx.List([Block(config, grid_size, size, **kw) for size in window_sizes])
-        conv = {"use_bias": False, **kw}
-        self.neck = Sequential(
-            nnx.Conv(config.embed_dim, out_chans, (1, 1), **conv),
-            LayerNorm2d(out_chans, **kw),
-            nnx.Conv(out_chans, out_chans, (3, 3), **conv),
-            LayerNorm2d(out_chans, **kw),
-        )
+        self.neck = neck(config.embed_dim, out_chans, **kw)
         self.remat = config.remat
         self.image_size = image_size
 

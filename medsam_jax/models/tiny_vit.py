@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 from medsam_jax.models.common import (
     Conv2dBN,
     LayerNorm,
-    LayerNorm2d,
     Sequential,
     gelu,
+    neck,
 )
 from medsam_jax.ops.depthwise import depthwise_of_strip
 from medsam_jax.ops.strips import (
@@ -248,13 +248,7 @@ class TinyViT(nnx.Module):
         self.patch_embed = PatchEmbed(dim, stride, dtype=dtype, rngs=rngs)
         stages = range(len(config.depths))
         self.layers = nnx.List([Stage(config, i, dtype=dtype, rngs=rngs) for i in stages])
-        conv = {"use_bias": False, "dtype": dtype, "rngs": rngs}
-        self.neck = Sequential(
-            nnx.Conv(config.embed_dims[-1], out_chans, (1, 1), **conv),
-            LayerNorm2d(out_chans, dtype=dtype, rngs=rngs),
-            nnx.Conv(out_chans, out_chans, (3, 3), **conv),
-            LayerNorm2d(out_chans, dtype=dtype, rngs=rngs),
-        )
+        self.neck = neck(config.embed_dims[-1], out_chans, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
         return map_images(self.encode_batch, x)
