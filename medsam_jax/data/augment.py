@@ -1,6 +1,8 @@
 """Optional augmentation of a slice and its label map: flips, rotation, brightness and contrast."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +56,33 @@ def augment(
         part = np.clip(np.round(grey), 0, 255).astype(np.uint8)
     new_image[:height, :width], new_labels[:height, :width] = part, part_labels
     return new_image, new_labels
+
+
+class Variants(Sequence):
+    """A split's records, each as it is and then `count - 1` times augmented, always alike.
+
+    Item i is variant `i % count` of record `i // count`: what an embedding cache can hold.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]], augmentation: Augmentation, count: int):
+        self._records, self._augmentation, self._count = records, augmentation, count
+
+    def __len__(self) -> int:
+        return len(self._records) * self._count
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        position, variant = divmod(int(index), self._count)
+        record = self._records[position]
+        if variant == 0:
+            return record
+        image, labels = augment(
+            record["image"],
+            record["mask"][:, :, 0],
+            record["valid_shape"],
+            self._augmentation,
+            np.random.default_rng([position, variant]),
+        )
+        return {**record, "image": image, "mask": labels[:, :, None]}
 
 
 def _rotate(image: np.ndarray, labels: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:

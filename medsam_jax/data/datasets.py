@@ -144,7 +144,7 @@ class _Records(Sequence):
     def __getitem__(self, position: Any) -> dict[str, Any]:
         import cv2
 
-        record = self._source[int(position)]
+        record = self._source[range(len(self))[int(position)]]  # an IndexError ends iteration
         image, mask = (
             cv2.imdecode(np.frombuffer(record[name], np.uint8), cv2.IMREAD_UNCHANGED)
             for name in ("image", "mask")

@@ -3,7 +3,7 @@
 ```
 DIRECTORY/
   key.json                           what the embeddings were made of
-  SPLIT-00000-of-00003.array_record  a record a slice in the split's order: raw values
+  SPLIT-00000-of-00003.array_record  a record an embedding in the split's order: raw values
 ```
 
 Sharded files instead of one file a slice: MedSAM's cache of loose files ran out of file handles.
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsam_jax.data.datasets import DatasetInfo, open_dataset
+from medsam_jax.data.datasets import DatasetInfo
 from medsam_jax.data.preprocess import Preprocessing
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.errors import UserError, disk_space, require_space
@@ -32,7 +32,7 @@ KEY_FILE = "key.json"
 
 
 class Embeddings(Sequence):
-    """The embeddings of a split by the slice's position: [h, w, C] each. Picklable, for workers."""
+    """The embeddings of a split's records, [h, w, C] each, by position. Picklable, for workers."""
 
     def __init__(self, paths: Sequence[Path], shape: Sequence[int], dtype: str):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -66,8 +66,12 @@ def cache_key(
     info: DatasetInfo,
     shape: Sequence[int],
     dtype: str,
+    variants: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What embeddings depend on: encoder weights, preprocessing contract, data set, stored form."""
+    """What embeddings depend on: encoder weights, preprocessing contract, data set, stored form.
+
+    `variants` says how training slices are augmented and how often; None: they are as stored.
+    """
     weights = hashlib.sha256()
     for name in sorted(encoder):
         weights.update(name.encode())
@@ -79,13 +83,14 @@ def cache_key(
         "data set": hashlib.sha256(data_set).hexdigest(),
         "shape": list(shape),
         "dtype": dtype,
+        "augmentation of training slices": variants and dict(variants),
     }
 
 
 def open_or_build(
     directory: str | os.PathLike,
     key: Mapping[str, Any],
-    data_dir: str | os.PathLike,
+    records: Sequence[dict[str, Any]],
     split: str,
     encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
     batch_size: int,
@@ -98,7 +103,8 @@ def open_or_build(
     Args:
       directory: of the cache.
       key: of `cache_key`.
-      data_dir, split: of the data set.
+      records: of the split, or its `Variants`.
+      split: its name.
       encode: images uint8 [B, S, S, 3] and valid shapes [B, 2] to embeddings [B, h, w, C]; always
         called with `batch_size` slices.
       batch_size: slices that are encoded together.
@@ -110,7 +116,6 @@ def open_or_build(
     directory = Path(directory)
     _claim(directory, key)
     wait_for_all(f"claimed {directory}")
-    records, _ = open_dataset(data_dir, split)
     count = math.ceil(len(records) / SLICES_PER_SHARD)
     paths = [directory / f"{split}-{i:05d}-of-{count:05d}.array_record" for i in range(count)]
     mine = range(jax.process_index(), count, jax.process_count())

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from medsam_jax.data import prompts
-from medsam_jax.data.augment import Augmentation, augment
+from medsam_jax.data.augment import Augmentation, Variants, augment
 from medsam_jax.data.datasets import DatasetInfo, find_dataset, open_dataset
 from medsam_jax.data.embedding_cache import WithEmbeddings
 from medsam_jax.data.objects import present_labels
@@ -141,6 +141,7 @@ def train_loader(
     temperature: float = 1.0,
     augmentation: Augmentation | None = None,
     embeddings: Sequence[np.ndarray] | None = None,
+    variants: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """An endless grain iterator over shuffled batches; `get_state()` and `set_state()` resume it.
 
@@ -160,8 +161,9 @@ def train_loader(
       temperature: slices of a (task, modality) with n slices are drawn with probability
         proportional to n ** (1 / temperature): 1 as they are, large values all alike.
       augmentation: None for none.
-      embeddings: of the split's slices (`embedding_cache`); adds `embedding` [B, h, w, C]. They are
-        of the slices as stored, so augmentation is refused beside them.
+      embeddings: of the split's slices (`embedding_cache`); adds `embedding` [B, h, w, C].
+      variants: how many embeddings there are of each slice, as stored and augmented; examples come
+        from all of them. With one, augmentation is refused beside embeddings.
 
     Returns:
       Iterator of dicts: image uint8 [B, S, S, 3], mask uint8 [B, (P,) S, S] of the chosen objects,
@@ -181,13 +183,21 @@ def train_loader(
             f"point_share: {point_share} with positive_points {positive_points}; the share is in "
             "[0, 1], the points 1 or more"
         )
+    if embeddings is not None and augmentation is not None and variants == 1:
+        raise UserError("augmentation: embeddings are of unchanged slices; use one of the two")
+    if variants > 1 and (embeddings is None or augmentation is None):
+        raise UserError(f"variants: {variants}; several need embeddings and augmentation")
     source, info = open_dataset(data_dir, split, recipe)
+    if variants > 1:
+        source, augmentation = Variants(source, augmentation, variants), None
     if embeddings is not None:
-        if augmentation is not None:
-            raise UserError("augmentation: embeddings are of unchanged slices; use one of the two")
         source = WithEmbeddings(source, embeddings)
     seed = seed % 2**32
-    slices = _shuffled(source, info.groups(split, task), seed, temperature)
+    groups = {
+        name: np.add.outer(positions * variants, np.arange(variants)).ravel()
+        for name, positions in info.groups(split, task).items()
+    }
+    slices = _shuffled(source, groups, seed, temperature)
     draw = DrawPrompts(
         box_jitter, prompts_per_image, positive_points, negative_points, point_share, augmentation
     )

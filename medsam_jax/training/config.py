@@ -30,7 +30,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.positive_points = 1  # such a prompt has 1 to this many points on the object
     config.negative_points = 0  # and 0 to this many beside it
 
-    # Random changes of a training slice; of stored slices, so not beside an embedding cache.
+    # Random changes of a training slice, new at every step, or cached in `embedding_variants`.
     config.augmentation = ml_collections.ConfigDict(
         {
             "flip": 0.0,  # probability of each of the left-right and up-down flips
@@ -54,6 +54,7 @@ def base_config() -> ml_collections.ConfigDict:
     # With the image encoder frozen its embeddings are computed once and kept in this directory.
     config.embedding_cache = ""  # "": encode at every step
     config.embedding_dtype = "bfloat16"  # as stored; float32 doubles the size
+    config.embedding_variants = 1  # of each training slice: as stored, the others augmented
 
     # Loss on the mask logits at the size of the stored slice.
     config.dice_weight = 1.0
@@ -136,10 +137,24 @@ def _check_prompts(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{name}: {config[name]} given; it must be at least {least}")
     if not 0.0 <= config.point_share <= 1.0:
         raise UserError(f"config.point_share: {config.point_share} given; it must be in [0, 1]")
-    if augmentation_of(config) is not None and config.embedding_cache:
+    _check_variants(config)
+
+
+def _check_variants(config: ml_collections.ConfigDict) -> None:
+    augmented, cached = augmentation_of(config) is not None, bool(config.embedding_cache)
+    variants = config.embedding_variants
+    if variants < 1:
+        raise UserError(f"config.embedding_variants: {variants} given; it must be at least 1")
+    if variants > 1 and not (augmented and cached):
+        raise UserError(
+            f"config.embedding_variants: {variants} given; several need config.embedding_cache to "
+            "lie in and config.augmentation to differ by"
+        )
+    if augmented and cached and variants == 1:
         raise UserError(
             "config.augmentation: set beside config.embedding_cache, whose embeddings are of "
-            "unchanged slices; use one of the two"
+            "unchanged slices; use one of the two, or cache augmented slices too by "
+            "config.embedding_variants=4"
         )
 
 

@@ -6,13 +6,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from medsam_jax.data.datasets import DatasetInfo
+from medsam_jax.data.augment import Variants
+from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.embedding_cache import Embeddings, cache_key, open_or_build
 from medsam_jax.errors import UserError
 from medsam_jax.models.common import Functional
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.ops.compile import jit
 from medsam_jax.training import optimizer as opt
+from medsam_jax.training.config import augmentation_of
 from medsam_jax.training.lora import Adapted
 from medsam_jax.training.step import encode
 
@@ -34,10 +36,16 @@ def cached_embeddings(
             f"config.embedding_cache: {len(trained)} arrays of the image encoder are trained, such "
             f"as {trained[0]}, so embeddings change; freeze them or empty this field"
         )
-    dtype = config.embedding_dtype
+    dtype, variants = config.embedding_dtype, config.embedding_variants
     size = model_config.embedding_size
     shape = (size, size, model_config.embed_dim)
-    key = cache_key(encoder, model_config.preprocessing, info, shape, dtype)
+    augmented = None
+    if variants > 1:
+        augmented = {"count": variants, **config.augmentation.to_dict()}
+    key = cache_key(encoder, model_config.preprocessing, info, shape, dtype, augmented)
+    records = {split: open_dataset(config.data_dir, split)[0] for split in ("train", "tune")}
+    if variants > 1:
+        records["train"] = Variants(records["train"], augmentation_of(config), variants)
     encode_slices = jit(
         lambda arrays, images, valid: encode(functional.bind(arrays), images, valid).astype(dtype)
     )
@@ -47,10 +55,10 @@ def cached_embeddings(
         split: open_or_build(
             config.embedding_cache,
             key,
-            config.data_dir,
+            of_split,
             split,
             lambda images, valid: np.asarray(encode_slices(functional.arrays, images, valid)),
             batch_size,
         )
-        for split in ("train", "tune")
+        for split, of_split in records.items()
     }

@@ -115,6 +115,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         embeddings=embeddings["train"],
+        variants=config.embedding_variants,
     )
     with contextlib.ExitStack() as stack:
         checkpoints = TrainCheckpoints(workdir / "checkpoints", config.keep_checkpoints)

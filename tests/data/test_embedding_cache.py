@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from medsam_jax.data import embedding_cache
+from medsam_jax.data.augment import Augmentation, Variants
 from medsam_jax.data.datasets import open_dataset
+from medsam_jax.data.input_pipeline import train_loader
 from medsam_jax.errors import UserError
 
 KEY = {"encoder weights": "a", "preprocessing": {}, "data set": "b", "shape": [1, 1, 3]}
@@ -24,10 +26,11 @@ def build(built, tmp_path, monkeypatch):
         encoded.append(len(images))
         return images.mean(axis=(1, 2), keepdims=True).astype(np.float32)
 
-    def run(**changes):
+    def run(records=None, **changes):
         encoded.clear()
+        records = open_dataset(built, "train")[0] if records is None else records
         directory = tmp_path / "cache"
-        made = embedding_cache.open_or_build(directory, KEY | changes, built, "train", encode, 2)
+        made = embedding_cache.open_or_build(directory, KEY | changes, records, "train", encode, 2)
         return made, sum(encoded)
 
     return run
@@ -41,6 +44,36 @@ def test_embeddings_are_those_of_the_slices_in_order(build, built):
     for position in (0, 3, 4, len(records) - 1):
         expected = records[position]["image"].mean(axis=(0, 1), keepdims=True)
         np.testing.assert_array_equal(made[position], expected.astype(np.float32))
+
+
+def test_variants_come_with_their_own_picture_mask_and_embedding(build, built):
+    """Over an epoch of all variants: the cached one belongs to the picture, unchanged ones too."""
+    records, _ = open_dataset(built, "train")
+    flips = Augmentation(flip=0.5, intensity=0.1)
+    made, _ = build(Variants(records, flips, 3))
+    assert len(made) == 3 * len(records)
+    settings = {"batch_size": 3, "seed": 0, "box_jitter": 0}
+    loader = train_loader(
+        built, "train", augmentation=flips, embeddings=made, variants=3, **settings
+    )
+    unchanged = {record["image"].tobytes() for record in records}
+    seen, as_stored = set(), 0
+    for _ in range(len(records)):
+        batch = next(loader)
+        mean = batch["image"].mean(axis=(1, 2), keepdims=True, dtype=np.float64)
+        np.testing.assert_allclose(batch["embedding"], mean, rtol=1e-5)
+        for image, mask, box in zip(batch["image"], batch["mask"], batch["box"], strict=True):
+            rows, columns = np.nonzero(mask)
+            assert box.tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
+            as_stored += image.tobytes() in unchanged
+            seen.add(image.tobytes())
+    assert as_stored >= len(records), "each slice as stored, once an epoch"
+    assert len(seen) > 2 * len(records)
+
+
+def test_variants_need_what_makes_them(built):
+    with pytest.raises(UserError, match="variants: 2; several need embeddings and augmentation"):
+        train_loader(built, "train", batch_size=1, seed=0, box_jitter=0, variants=2)
 
 
 def test_a_stopped_pass_goes_on(build, tmp_path):

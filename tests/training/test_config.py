@@ -35,6 +35,8 @@ def test_a_typing_error_in_a_recipe_raises_at_once():
         ("learning_rates", (("a", 0.0),), "config.learning_rates: factor 0.0 of 'a'"),
         ("learning_rates", ("a", 0.1), "config.learning_rates: 'a' is no pair"),
         ("sampling_temperature", 0.5, "config.sampling_temperature: 0.5"),
+        ("embedding_variants", 0, "config.embedding_variants: 0 given"),
+        ("embedding_variants", 2, "config.embedding_variants: 2 given; several need"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(field, value, message):
@@ -62,6 +64,8 @@ def test_augmentation_and_cache_exclude_each_other():
     config.embedding_cache = "cache"
     with pytest.raises(UserError, match="config.augmentation: set beside config.embedding_cache"):
         validate(config)
+    config.embedding_variants = 3
+    validate(config)
     config.augmentation.flip = 2.0
     with pytest.raises(UserError, match="flip is in"):
         validate(config)
