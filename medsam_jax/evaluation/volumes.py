@@ -219,7 +219,8 @@ class VolumeEvaluation:
                 objects, slices = self._compare(volume, prediction, label, reference)
                 common = self._common(volume, label, reference)
                 common |= {"prompt": protocol.prompt, "box_shift": protocol.box_shift}
-                prompt = prompts[objects["slice_index"], label, protocol]
+                # Another annotator's largest slice may be one that the first has nothing in.
+                prompt = prompts.get((objects["slice_index"], label, protocol), Prompt())
                 hidden = {
                     "case_index": index,
                     "box": None if prompt.box is None else prompt.box.tolist(),

@@ -163,6 +163,21 @@ def test_annotators_are_scored_like_models(manifest):
     assert "annotator reader" in (manifest.parent / "out" / "summary.md").read_text()
 
 
+def test_an_annotator_who_sees_it_elsewhere_or_not_at_all(manifest):
+    """Its largest slice has no prompt; what it lacks is spurious, and the distance is infinite."""
+    elsewhere = np.zeros((9, 100, 128), np.uint8)
+    elsewhere[8, 45:55, 35:45] = 1
+    write(manifest.parent / "one_reader.nii.gz", elsewhere)
+    row = ["one", "one.nii.gz", "one_mask.nii.gz", "CT", "balls", "one_reader.nii.gz"]
+    write_manifest(manifest, [row], ["mask_reader"])
+    rows = {(row["label"], row["reference"]): row for row in evaluation(manifest).evaluate("0.5")}
+    assert rows[1, "reader"]["slice_index"] == 8
+    assert rows[1, "reader"]["box"] is None
+    assert (rows[1, "reader"]["truth_size"], rows[1, "reader"]["dice"]) == (100, 0)
+    assert (rows[3, "reader"]["truth_size"], rows[3, "reader"]["hd95"]) == (0, np.inf)
+    assert rows[1, "mask"]["box"]
+
+
 def test_slices_are_scored_in_pixels(manifest):
     scans = evaluation(manifest)
     scans.evaluate("0.5")
