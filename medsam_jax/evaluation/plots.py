@@ -87,17 +87,24 @@ def paired_scatter(rows: Sequence[Row], metric: str, a: str, b: str) -> Any:
 
 
 def score_by_shift(rows: Sequence[Row], metric: str = "dice") -> Any:
-    """Median score, and the range from first to third quartile, against the box shift."""
+    """Median score, and the range from first to third quartile, against the box shift.
+
+    Annotators are not prompted: the median of each is a dashed line.
+    """
     figure = figure_of(5.0, 3.8)
     axes = figure.subplots()
     shifts = sorted({row["box_shift"] for row in rows})
     for number, checkpoint in enumerate(_unique(row["checkpoint"] for row in rows)):
         colour = COLOURS[number % len(COLOURS)]
-        quartiles = []
-        for shift in shifts:
-            chosen = [row for row in rows if row["box_shift"] == shift]
-            quartiles.append(np.quantile(_values(chosen, metric, checkpoint), (0.25, 0.5, 0.75)))
-        low, middle, high = np.transpose(quartiles)
+        by_shift = [
+            _values([row for row in rows if row["box_shift"] == shift], metric, checkpoint)
+            for shift in shifts
+        ]
+        if not all(len(values) for values in by_shift):
+            level = np.median(np.concatenate(by_shift))
+            axes.axhline(level, color=colour, linestyle="--", label=checkpoint)
+            continue
+        low, middle, high = np.transpose([np.quantile(v, (0.25, 0.5, 0.75)) for v in by_shift])
         axes.fill_between(shifts, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(shifts, middle, "o-", color=colour, label=checkpoint)
     axes.set_xticks(shifts)

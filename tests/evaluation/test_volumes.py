@@ -143,7 +143,8 @@ def test_annotators_are_scored_like_models(manifest):
         rows = list(csv.reader(file))[1:]
     rows = [[*row, f"{row[0]}_reader.nii.gz"] for row in rows]
     write_manifest(manifest, rows, ["mask_reader"])
-    run.evaluate(["0.5"], manifest.parent / "out", manifest=str(manifest), with_burden=True)
+    settings = {"manifest": str(manifest), "with_burden": True, "box_shifts": [0, 9]}
+    run.evaluate(["0.5"], manifest.parent / "out", **settings)
     with (manifest.parent / "out" / "per_object.csv").open() as file:
         scores = list(csv.DictReader(file))
     pairs = {(row["checkpoint"], row["reference"]) for row in scores}
@@ -158,7 +159,8 @@ def test_annotators_are_scored_like_models(manifest):
     assert one == other, "the Dice coefficient of two annotators has no direction"
     exact = [row for row in scores if row["checkpoint"] != "0.5" and row["label"] == "3"]
     assert {row["dice"] for row in exact} == {"1.000000"}
-    for name in ("per_slice.csv", "burden.csv", "burden_agreement.csv", "figures/burden_1.png"):
+    figures = ("figures/burden_1.png", "figures/box_shift.png")
+    for name in ("per_slice.csv", "burden.csv", "burden_agreement.csv", *figures):
         assert (manifest.parent / "out" / name).stat().st_size > 0
     assert "annotator reader" in (manifest.parent / "out" / "summary.md").read_text()
 
