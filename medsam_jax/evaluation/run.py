@@ -12,6 +12,8 @@ from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
 from medsam_jax.evaluation.split import SplitEvaluation
 from medsam_jax.evaluation.volumes import VolumeEvaluation
+from medsam_jax.inference.outputs import check_writable
+from medsam_jax.models.checkpoint import read_config, resolve
 
 
 def evaluate(
@@ -52,12 +54,17 @@ def evaluate(
         hidden, kind = split_route.JOURNAL_ONLY, "native 2D"
     else:
         chosen = [_whole("labels", label) for label in labels]
+        if len(set(chosen)) < len(chosen) or any(label <= 0 for label in chosen):
+            raise UserError(
+                f"--labels: {','.join(map(str, labels))} given; use numbers above 0, each once"
+            )
         evaluation = VolumeEvaluation(
             manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden
         )
         hidden, kind = volume_route.JOURNAL_ONLY, "3D; pictures and slices in 2D"
-    for checkpoint in checkpoints:
-        evaluation.check(checkpoint)
+    check_writable(output)
+    for checkpoint in checkpoints:  # the last one too, before hours of work on the first
+        evaluation.check(checkpoint, read_config(resolve(checkpoint)).preprocessing)
     rows = []
     for checkpoint in checkpoints:
         print(f"scoring {checkpoint}", flush=True)
@@ -101,7 +108,7 @@ def _check_arguments(
         raise UserError(f"--checkpoint: {','.join(checkpoints)} names one twice; leave it out")
     if len({protocol.box_shift for protocol in protocols}) < len(protocols):
         raise UserError("--box_shift: one value is given twice; leave it out")
-    if not tolerance >= 0:
-        raise UserError(f"--tolerance: {tolerance} given; use 0 or more pixels")
+    if not 0 <= tolerance < float("inf"):
+        raise UserError(f"--tolerance: {tolerance} given; use 0 or more (pixels or mm)")
     if batch_size < 1:
         raise UserError(f"--batch_size: {batch_size} given; use 1 or more")

@@ -24,7 +24,7 @@ from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.evaluation.scoring import decode_runs, encode_runs
 from medsam_jax.metrics import mask_scores
-from medsam_jax.models.checkpoint import load_model, read_config
+from medsam_jax.models.checkpoint import load_model
 from medsam_jax.progress import progress
 
 PIXELS = (1.0, 1.0)
@@ -85,10 +85,12 @@ class SplitEvaluation:
         """None: a data set holds one mask for each object."""
         return []
 
-    def check(self, checkpoint: str) -> None:
-        """Refuses a checkpoint directory of another recipe before any work is done."""
-        if Path(checkpoint).is_dir():
-            self._check_preprocessing(checkpoint, read_config(checkpoint).preprocessing)
+    def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
+        """Raises UserError for a checkpoint of another recipe than the data set's."""
+        try:
+            check_compatible(self.info, preprocessing)
+        except UserError as error:
+            raise UserError(f"{checkpoint}: {error}") from None
 
     def evaluate(self, checkpoint: str) -> list[Row]:
         """Rows of every object, those of an earlier run included, in the order of the data.
@@ -107,7 +109,7 @@ class SplitEvaluation:
         share = wanted[jax.process_index() :: jax.process_count()]
         if share:
             model = load_model(checkpoint)
-            self._check_preprocessing(checkpoint, model.config.preprocessing)
+            self.check(checkpoint, model.config.preprocessing)
             predictor = SlicePredictor(model, min(self._batch_size, len(share)))
             self._score(predictor, share, journal)
         wait_for_all(f"evaluated {checkpoint}")
@@ -195,12 +197,6 @@ class SplitEvaluation:
             "tolerance": self._tolerance,
             "rows": 2,  # raise when their content changes
         }
-
-    def _check_preprocessing(self, checkpoint: str, preprocessing: Preprocessing) -> None:
-        try:
-            check_compatible(self.info, preprocessing)
-        except UserError as error:
-            raise UserError(f"{checkpoint}: {error}") from None
 
 
 JOURNAL_ONLY = ("position", "box", "points", "runs")

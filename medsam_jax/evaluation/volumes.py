@@ -101,7 +101,7 @@ class VolumeEvaluation:
         self.slice_rows: list[Row] = []  # of everything evaluated so far
         self.unit = "mm, px in pictures"
 
-    def check(self, checkpoint: str) -> None:
+    def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
         """Any recipe will do: scans are prepared by the checkpoint's own."""
 
     def evaluate(self, checkpoint: str) -> list[Row]:

@@ -14,7 +14,7 @@ from medsam_jax.evaluation import run, split
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.metrics import dice, hausdorff_distance, iou, normalized_surface_dice
-from medsam_jax.models.checkpoint import abstract_model, build_model
+from medsam_jax.models.checkpoint import abstract_model, build_model, resolve
 from medsam_jax.models.common import Functional, flatten_state
 from medsam_jax.models.sam import SamConfig
 from tests.evaluation.fakes import BrightInBox, disc, discs, fake_dataset
@@ -32,6 +32,8 @@ def models(monkeypatch):
         return BrightInBox(MODELS[name])
 
     monkeypatch.setattr(split, "load_model", load)
+    monkeypatch.setattr(run, "resolve", lambda name: name)
+    monkeypatch.setattr(run, "read_config", lambda name: BrightInBox(MODELS[name]).config)
     return loaded
 
 
@@ -142,6 +144,27 @@ def test_another_recipe_is_refused_by_name(make, monkeypatch):
         evaluation.evaluate("low")
 
 
+def test_every_checkpoint_is_checked_before_the_first_is_scored(make, monkeypatch, tmp_path):
+    make()
+    configs = {"low": BrightInBox(0.2).config, "odd": BrightInBox(0.2, recipe="sam").config}
+    monkeypatch.setattr(run, "read_config", configs.get)
+    with pytest.raises(UserError, match="odd: recipe: .*'lite'.*'sam'"):
+        run.evaluate(["low", "odd"], tmp_path / "out", data_dir="data")
+    monkeypatch.setattr(run, "resolve", lambda name: name if name in configs else resolve(name))
+    with pytest.raises(UserError, match="no_such_model"):
+        run.evaluate(["low", "no_such_model"], tmp_path / "out", data_dir="data")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(make, models, tmp_path):
+    make()
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(UserError, match=r"out|file: cannot be written .*is a file"):
+            run.evaluate(["low"], output, data_dir="data")
+    assert not models
+
+
 def test_picture_shows_the_object(make):
     evaluation = make()
     row = evaluation.evaluate("low")[1]
@@ -235,6 +258,7 @@ def test_evaluate_writes_all_tables(make, monkeypatch, tmp_path):
         ({"box_shifts": [-1]}, "--box_shift: -1"),
         ({"box_shifts": [3, 3]}, "given twice"),
         ({"tolerance": -1.0}, "--tolerance: -1.0"),
+        ({"tolerance": float("inf")}, "--tolerance: inf"),
         ({"batch_size": 0}, "--batch_size: 0"),
         ({"with_burden": True}, "--burden: work with"),
         ({"manifest": "cases.csv"}, "give one of them"),

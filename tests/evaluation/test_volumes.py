@@ -138,11 +138,13 @@ def test_a_slice_is_embedded_once_for_all_box_shifts(manifest, monkeypatch):
     assert [row["dice"] for row in both if row["box_shift"] == 0] != [row["dice"] for row in one]
 
 
-def test_annotators_are_scored_like_models(manifest):
+def test_annotators_are_scored_like_models(manifest, monkeypatch):
     with manifest.open() as file:
         rows = list(csv.reader(file))[1:]
     rows = [[*row, f"{row[0]}_reader.nii.gz"] for row in rows]
     write_manifest(manifest, rows, ["mask_reader"])
+    monkeypatch.setattr(run, "resolve", float)
+    monkeypatch.setattr(run, "read_config", lambda threshold: BrightInBox(threshold).config)
     settings = {"manifest": str(manifest), "with_burden": True, "box_shifts": [0, 9]}
     run.evaluate(["0.5"], manifest.parent / "out", **settings)
     with (manifest.parent / "out" / "per_object.csv").open() as file:
@@ -239,6 +241,13 @@ def test_a_stack_without_spacing_is_refused_by_name(tmp_path, monkeypatch):
     path = write_manifest(tmp_path / "cases.csv", [["p", "image.tiff", "mask.tiff", "US", "t"]])
     with pytest.raises(UserError, match=r"case p \(t, US\): .*spacing .*nan.* positive mm"):
         evaluation(path).evaluate("0.5")
+
+
+@pytest.mark.parametrize("labels", [["1", "1"], ["0"], ["-2"], ["spleen"]])
+def test_labels_that_mean_nothing_are_refused(manifest, labels):
+    with pytest.raises(UserError, match=f"--labels: .*{labels[0]}"):
+        run.evaluate(["0.5"], manifest.parent / "out", manifest=str(manifest), labels=labels)
+    assert not (manifest.parent / "out").exists()
 
 
 def test_labels_choose(manifest):
