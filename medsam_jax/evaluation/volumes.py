@@ -7,7 +7,10 @@ case (`journal`): a kill loses at most one case. With several hosts each scores 
 """
 
 import dataclasses
+import hashlib
 import itertools
+import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,32 +154,29 @@ class VolumeEvaluation:
     def _rows(self, checkpoint: str | None, identity: list[Any], work: Any) -> list[Row]:
         """Runs `work` on the cases that no earlier run has finished; gathers all rows."""
         journal = Journal(self._output / "parts", self._identity(identity), jax.process_index())
-        done = {entry["case_index"] for entry in journal.rows()}
+        done = {entry["case"] for entry in journal.rows()}
         wait_for_all(f"read what is scored of {identity[0]}")  # before any process writes more
-        todo = [i for i in range(len(self.cases)) if i not in done]
+        keys = [_state(case) for case in self.cases]
+        todo = [i for i, key in enumerate(keys) if key not in done]
         share = todo[jax.process_index() :: jax.process_count()]
         if share:
             work(share, journal)
         wait_for_all(f"evaluated {identity[0]}")
-        entries = {entry["case_index"]: entry for entry in journal.rows()}
+        entries = {entry["case"]: entry for entry in journal.rows()}
         name = {} if checkpoint is None else {"checkpoint": checkpoint}
-        ordered = [entries[index] for index in sorted(entries)]
-        self.slice_rows += [name | row for entry in ordered for row in entry["slices"]]
-        return [name | row for entry in ordered for row in entry["objects"]]
+        self.slice_rows += [name | row for key in keys for row in entries[key]["slices"]]
+        return [
+            name | row | {"case_index": index}
+            for index, key in enumerate(keys)
+            for row in entries[key]["objects"]
+        ]
 
     def _identity(self, checkpoint: list[Any]) -> dict[str, Any]:
-        files = [
-            [path, Path(path.split("#")[0]).stat().st_mtime_ns]
-            for case in self.cases
-            for path in (case.image, *case.masks.values())
-        ]
         return {
             "checkpoint": checkpoint,
-            "cases": [dataclasses.astuple(case) for case in self.cases],
-            "files": files,
             "protocols": [dataclasses.astuple(protocol) for protocol in self._protocols],
             "settings": [self._tolerance, self._labels, self._burden],
-            "rows": 1,  # raise when their content changes
+            "rows": 2,  # raise when their content changes
         }
 
     def _read(self, index: int) -> _Volume:
@@ -207,8 +207,8 @@ class VolumeEvaluation:
 
     def _score_case(self, predictor: SlicePredictor, index: int) -> Row:
         volume = self._read(index)
-        entry: Row = {"case_index": index, "objects": [], "slices": []}
-        prompts = self._prompts(volume, index)
+        entry: Row = {"case": _state(volume.case), "objects": [], "slices": []}
+        prompts = self._prompts(volume)
         masks = self._predict(predictor, volume, prompts)
         for protocol, label in itertools.product(self._protocols, volume.present):
             prediction = np.zeros(volume.labels[FIRST].shape, bool)
@@ -222,7 +222,6 @@ class VolumeEvaluation:
                 # Another annotator's largest slice may be one that the first has nothing in.
                 prompt = prompts.get((objects["slice_index"], label, protocol), Prompt())
                 hidden = {
-                    "case_index": index,
                     "box": None if prompt.box is None else prompt.box.tolist(),
                     "points": None if prompt.points is None else prompt.points.tolist(),
                 }
@@ -232,7 +231,7 @@ class VolumeEvaluation:
 
     def _score_annotators(self, index: int) -> Row:
         volume = self._read(index)
-        entry: Row = {"case_index": index, "objects": [], "slices": []}
+        entry: Row = {"case": _state(volume.case), "objects": [], "slices": []}
         for name, reference in itertools.permutations(volume.labels, 2):
             for label in volume.present:
                 objects, _ = self._compare(volume, volume.labels[name] == label, label, reference)
@@ -240,7 +239,7 @@ class VolumeEvaluation:
                 common |= self._common(volume, label, reference)
                 common |= {"prompt": self._protocols[0].prompt}
                 common |= {"box_shift": self._protocols[0].box_shift}
-                hidden = {"case_index": index, "box": None, "points": None}
+                hidden = {"box": None, "points": None}
                 entry["objects"].append(common | objects | hidden)
         return entry
 
@@ -249,10 +248,11 @@ class VolumeEvaluation:
         names = {"case_id": case.case_id, "task": case.task, "modality": case.modality}
         return names | {"reference": reference, "label": label}
 
-    def _prompts(self, volume: _Volume, index: int) -> dict[_Key, Prompt]:
+    def _prompts(self, volume: _Volume) -> dict[_Key, Prompt]:
         """In pixels of the slice, for every slice of every object; slice by slice."""
+        case = zlib.crc32(volume.case.name.encode())  # not its row: rows may come and go
         return {
-            (number, label, protocol): protocol.draw(plane == label, (index, number, label))
+            (number, label, protocol): protocol.draw(plane == label, (case, number, label))
             for number, plane in enumerate(volume.labels[FIRST])
             for label in volume.present
             if (plane == label).any()
@@ -319,6 +319,14 @@ class VolumeEvaluation:
             for number in np.flatnonzero((truth | prediction).any(axis=(1, 2)))
         ]
         return row, slices
+
+
+def _state(case: Case) -> str:
+    """Digest of what a case's rows depend on: its row of the manifest and its files' times."""
+    paths = (case.image, *case.masks.values())
+    times = [Path(path.split("#")[0]).stat().st_mtime_ns for path in paths]
+    text = json.dumps([dataclasses.astuple(case), times], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _to_input(prompt: Prompt, shape: tuple[int, int], preprocessing: Preprocessing) -> Prompt:

@@ -117,7 +117,37 @@ def test_a_killed_run_repeats_one_case_at_most(manifest):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:100])
     assert evaluation(manifest).evaluate("0.5") == whole
-    assert [json.loads(line)["case_index"] for line in path.read_text().splitlines()] == [0, 1]
+    resumed = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["objects"][0]["case_id"] for entry in resumed] == ["one", "two"]
+
+
+def test_a_case_put_right_or_taken_out_leaves_the_others_as_they_are(manifest, monkeypatch):
+    """Their rows are neither scored again nor prompted otherwise."""
+    shifted = [Protocol(box_shift=9)]
+    settings = (None, shifted, 2.0, 4, manifest.parent / "out")
+    one, two = (
+        [row for row in volumes.VolumeEvaluation(manifest, *settings).evaluate("0.5") if keep(row)]
+        for keep in (lambda row: row["case_id"] == "one", lambda row: row["case_id"] == "two")
+    )
+    scored = []
+    original = volumes.VolumeEvaluation._score_case
+    monkeypatch.setattr(
+        volumes.VolumeEvaluation,
+        "_score_case",
+        lambda self, *args: scored.append(self.cases[args[1]].case_id) or original(self, *args),
+    )
+    path = manifest.parent / "one_mask.nii.gz"
+    path.write_bytes(path.read_bytes())
+    assert volumes.VolumeEvaluation(manifest, *settings).evaluate("0.5") == one + two
+    assert scored == ["one"]
+    head, _, last = manifest.read_text().splitlines()
+    manifest.write_text(f"{head}\n{last}\n")
+    assert volumes.VolumeEvaluation(manifest, *settings).evaluate("0.5") == [
+        row | {"case_index": 0} for row in two
+    ]
+    assert scored == ["one"]
+    settings = (*settings[:-1], manifest.parent / "afresh")
+    assert volumes.VolumeEvaluation(manifest, *settings).evaluate("0.5")[0]["box"] == two[0]["box"]
 
 
 def test_a_slice_is_embedded_once_for_all_box_shifts(manifest, monkeypatch):
