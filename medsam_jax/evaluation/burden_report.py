@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.evaluation import plots
+from medsam_jax.evaluation import plots, tables
 from medsam_jax.evaluation.burden import MEASURES, agreement
 
 Row = dict[str, Any]
@@ -52,7 +52,19 @@ def agreements(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return measured, table
 
 
-def agreement_cells(row: Row) -> list[str]:
+def section(rows: Sequence[Row], agreements: Sequence[Row]) -> str:
+    """The part of the page that is about burden: the table of agreements, and what is not in it."""
+    unmeasured = [row for row in rows if not np.isfinite(row["truth_volume_ml"])]
+    objects = {tuple(row[name] for name in (*KEYS[1:], "label")) for row in unmeasured}
+    text = "\n## Tumour burden, agreement with the truth\n\n"
+    if agreements:
+        text += tables.markdown(AGREEMENT_HEADINGS, [_agreement_cells(row) for row in agreements])
+    if objects:
+        text += f"\nNot measured, for want of a spacing in mm: {len(objects)} objects.\n"
+    return text
+
+
+def _agreement_cells(row: Row) -> list[str]:
     """A row of the agreement table as printed cells; a dash where too few values say nothing."""
 
     def text(name: str, style: str) -> str:

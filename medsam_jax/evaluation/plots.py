@@ -29,7 +29,7 @@ def box_plots(rows: Sequence[Row], metric: str, heading: str) -> Any:
     figure = figure_of(max(4.0, 1.5 + 0.7 * len(groups) * len(checkpoints)), 4.0)
     axes = figure.subplots()
     rng = np.random.default_rng(0)
-    width = 0.8 / len(checkpoints)
+    width = min(0.8 / len(checkpoints), 0.4)
     for number, checkpoint in enumerate(checkpoints):
         colour = COLOURS[number % len(COLOURS)]
         for place, group in enumerate(groups):
@@ -50,6 +50,7 @@ def box_plots(rows: Sequence[Row], metric: str, heading: str) -> Any:
             axes.plot(x + jitter, values, ".", color=colour, alpha=0.35, markersize=4)
         axes.plot([], [], color=colour, label=checkpoint)
     axes.set_xticks(range(len(groups)), [f"{task}\n{modality}" for task, modality in groups])
+    axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylabel(heading)
     if METRICS[metric][1]:
         axes.set_ylim(-0.02, 1.02)
@@ -136,9 +137,11 @@ def picture_grid(
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(f"{name}: DSC {row['dice']:.3f}, NSD {row['nsd']:.3f}", fontsize=9)
-            axes.set_xlabel(f"{row['case_id']}, slice {row['slice_index']}", fontsize=7)
+            where = f"{row['case_id']}, slice {row['slice_index']}, label {row['label']}"
+            axes.set_xlabel(where, fontsize=7)
         line[0].set_ylabel(f"{task} {modality}")
-    figure.suptitle("truth green, prediction orange, prompt yellow", fontsize=9)
+    legend = "truth green, prediction orange, prompt yellow"
+    figure.suptitle(f"{rows[0]['checkpoint']}: {legend}", fontsize=9)
     return figure
 
 
@@ -160,7 +163,8 @@ def overview(rows: Sequence[Row], unit: str) -> Any:
     left.set_yticks(range(len(groups)), [f"{task}, {modality}" for task, modality in groups])
     left.set_xlabel("objects")
     left.margins(x=0.5)  # for the text beside the longest bar
-    right.set(xscale="log", xlabel=f"size of each ({unit})")
+    counted = unit.replace("mm", "voxels").replace("px", "pixels")
+    right.set(xscale="log", xlabel=f"size of each ({counted})")
     sizes = [row["truth_size"] for row in rows]
     wide = max(sizes) > 500 * max(1, min(sizes))
     right.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5)))
@@ -185,7 +189,7 @@ def _unique(items) -> list:
 
 
 def _object(row: Row) -> tuple:
-    return row["task"], row["case_id"], row["slice_index"], row["label"]
+    return row["task"], row["modality"], row["case_id"], row["slice_index"], row["label"]
 
 
 def _values(

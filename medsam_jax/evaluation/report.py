@@ -18,7 +18,6 @@ def write_report(
     *,
     title: str,
     settings: dict[str, Any],
-    unit: str,
     tolerance: float,
     draw: Callable[[Row], np.ndarray],
     hidden: Sequence[str] = (),
@@ -44,34 +43,35 @@ def write_report(
         tables.write_csv(output / "comparisons.csv", tests)
     if slice_rows:
         tables.write_csv(output / "per_slice.csv", slice_rows)
-    figures = write_figures(output / "figures", rows, unit, tolerance, draw)
-    agreements: list[Row] = []
+    figures = write_figures(output / "figures", rows, tolerance, draw)
+    burden = ""
     if "truth_volume_ml" in rows[0]:
-        measured, agreements = burden_report.agreements(statistics.first_setting(rows))
-        tables.write_csv(output / "burden.csv", measured)
-        tables.write_csv(output / "burden_agreement.csv", agreements)
-        figures += burden_report.write_figures(output / "figures", measured)
+        objects = statistics.first_setting(rows)
+        measured, agreements = burden_report.agreements(objects)
+        burden = burden_report.section(objects, agreements)
+        if measured:
+            tables.write_csv(output / "burden.csv", measured)
+            tables.write_csv(output / "burden_agreement.csv", agreements)
+            figures += burden_report.write_figures(output / "figures", measured)
     first = [row for row in summary if row["box_shift"] == rows[0]["box_shift"]]
-    headings = tables.summary_headings(unit, tolerance)
-    cells = [tables.summary_cells(row) for row in first]
     caption = f"{title}. Median (first to third quartile) over objects."
-    tables.write_text(output / "summary.tex", tables.latex(headings, cells, caption))
-    page = _page(title, settings, headings, summary, tests, agreements, figures)
+    table = tables.summary_table(first, tolerance)
+    tables.write_text(output / "summary.tex", tables.latex(*table, caption))
+    page = _page(title, settings, tolerance, summary, tests, burden, figures)
     tables.write_text(output / "summary.md", page)
 
 
 def write_figures(
     folder: Path,
     rows: Sequence[Row],
-    unit: str,
     tolerance: float,
     draw: Callable[[Row], np.ndarray],
 ) -> list[str]:
     """Draws all figures that the rows allow; returns their names."""
     first = statistics.first_setting(rows)
     checkpoints = list(dict.fromkeys(row["checkpoint"] for row in first))
-    size = "px" if unit == "px" else "voxels"
-    figures = {"overview.png": plots.overview(_of(first, checkpoints[0]), size)}
+    unit = statistics.units(first)
+    figures = {"overview.png": plots.overview(_of(first, checkpoints[0]), unit)}
     for metric, heading in (("dice", "DSC"), ("nsd", f"NSD at {tolerance:g} {unit}")):
         figures[f"box_{metric}.png"] = plots.box_plots(first, metric, heading)
         for a, b in itertools.combinations(range(len(checkpoints)), 2):
@@ -94,10 +94,10 @@ def _of(rows: Sequence[Row], checkpoint: str) -> list[Row]:
 def _page(
     title: str,
     settings: dict[str, Any],
-    headings: list[str],
+    tolerance: float,
     summary: Sequence[Row],
     tests: Sequence[Row],
-    agreements: Sequence[Row],
+    burden: str,
     figures: Sequence[str],
 ) -> str:
     lines = [f"# Evaluation: {title}\n\n"]
@@ -107,7 +107,7 @@ def _page(
         prompt = chosen[0]["prompt"]
         name = f"box moved by up to {shift} px a side" if shift else f"{prompt} from the truth"
         lines += [f"\n## Scores, {name}\n\n"]
-        lines += [tables.markdown(headings, [tables.summary_cells(row) for row in chosen])]
+        lines += [tables.markdown(*tables.summary_table(chosen, tolerance))]
     counts = {
         key: sum(row[key] for row in summary if row["task"] != statistics.ALL)
         for key in ("both_empty", "missed", "spurious")
@@ -124,9 +124,5 @@ def _page(
         lines += [f"over the {len(tests)} tests of the table.\n\n"]
         cells = [tables.comparison_cells(test) for test in tests]
         lines += [tables.markdown(tables.COMPARISON_HEADINGS, cells)]
-    if agreements:
-        lines += ["\n## Tumour burden, agreement with the truth\n\n"]
-        cells = [burden_report.agreement_cells(row) for row in agreements]
-        lines += [tables.markdown(burden_report.AGREEMENT_HEADINGS, cells)]
-    lines += ["\n## Figures\n\n", *[f"![{name}](figures/{name})\n\n" for name in figures]]
+    lines += [burden, "\n## Figures\n\n", *[f"![{name}](figures/{name})\n\n" for name in figures]]
     return "".join(lines)

@@ -51,7 +51,7 @@ def evaluate(
             raise UserError("--labels, --burden: work with --manifest; leave them out")
         split = split or "validation"
         evaluation = SplitEvaluation(data_dir, split, protocols, tolerance, batch_size, output)
-        hidden, kind = split_route.JOURNAL_ONLY, "native 2D"
+        hidden = split_route.JOURNAL_ONLY
     else:
         chosen = [_whole("labels", label) for label in labels]
         if len(set(chosen)) < len(chosen) or any(label <= 0 for label in chosen):
@@ -61,7 +61,7 @@ def evaluate(
         evaluation = VolumeEvaluation(
             manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden
         )
-        hidden, kind = volume_route.JOURNAL_ONLY, "3D; pictures and slices in 2D"
+        hidden = volume_route.JOURNAL_ONLY
     check_writable(output)
     for checkpoint in checkpoints:  # the last one too, before hours of work on the first
         evaluation.check(checkpoint, read_config(resolve(checkpoint)).preprocessing)
@@ -81,9 +81,9 @@ def evaluate(
             settings={
                 "checkpoints": ", ".join(f"`{checkpoint}`" for checkpoint in checkpoints),
                 "prompt": f"{prompt}, seed {seed}",
-                "NSD tolerance": f"{tolerance:g} {evaluation.unit}; {kind}",
+                "scored": evaluation.scoring,
+                "NSD tolerance": f"{tolerance:g} {evaluation.unit}",
             },
-            unit=evaluation.unit,
             tolerance=tolerance,
             draw=evaluation.picture,
             hidden=hidden,

@@ -61,7 +61,7 @@ class SplitEvaluation:
       UserError: no such data set or split.
     """
 
-    unit = "px"
+    unit, scoring = "px", "slices in 2D, in pixels of the stored grid"
 
     def __init__(
         self,
@@ -113,7 +113,8 @@ class SplitEvaluation:
             predictor = SlicePredictor(model, min(self._batch_size, len(share)))
             self._score(predictor, share, journal)
         wait_for_all(f"evaluated {checkpoint}")
-        unique = {_key(row): {"checkpoint": checkpoint} | row for row in journal.rows()}
+        common = {"checkpoint": checkpoint, "unit": self.unit}
+        unique = {_key(row): common | row for row in journal.rows()}
         return [unique[key] for key in sorted(unique)]
 
     def picture(self, row: Row) -> np.ndarray:

@@ -16,7 +16,8 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     """One row per checkpoint, prompt, shift and reference, task and modality, and one over all.
 
     NaN (both masks empty) and infinite distances (one empty) stay out of the statistics; how many
-    objects that are is in `both_empty`, `missed` (truth without prediction) and `spurious`.
+    objects that are is in `both_empty`, `missed` (truth without prediction) and `spurious`. `unit`
+    is that of the distances, which have no statistics where mm and pixels meet.
     """
     summary = []
     names = ("checkpoint", "prompt", "box_shift", "reference")
@@ -26,7 +27,8 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
             parts.append(((ALL, ALL), group))
         for (task, modality), members in parts:
             row = dict(zip(names, keys, strict=True))
-            row |= {"task": task, "modality": modality, "cases": count_cases(members)}
+            row |= {"task": task, "modality": modality, "unit": units(members)}
+            row |= {"cases": count_cases(members)}
             summary.append(row | {"n": len(members)} | _empty_counts(members) | _spread(members))
     return summary
 
@@ -35,6 +37,11 @@ def first_setting(rows: Sequence[Row]) -> list[Row]:
     """The rows with the first row's box shift and reference: those of the main table."""
     wanted = rows[0]["box_shift"], rows[0]["reference"]
     return [row for row in rows if (row["box_shift"], row["reference"]) == wanted]
+
+
+def units(rows: Iterable[Row]) -> str:
+    """Of the distances and the tolerance: "mm", "px", or "mm or px" of volumes and pictures."""
+    return " or ".join(sorted({unit for row in rows for unit in row["unit"].split(" or ")}))
 
 
 def count_cases(rows: Iterable[Row]) -> int:
@@ -126,9 +133,10 @@ def _empty_counts(rows: Sequence[Row]) -> Row:
 
 def _spread(rows: Sequence[Row]) -> Row:
     spread = {}
-    for metric in METRICS:
+    one_unit = len({row["unit"] for row in rows}) == 1
+    for metric, (_, is_share) in METRICS.items():
         values = np.array([row[metric] for row in rows], float)
-        values = values[np.isfinite(values)]
+        values = values[np.isfinite(values) & (is_share or one_unit)]
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [np.nan] * 3
         mean = values.mean() if len(values) else np.nan
         names = ("median", "q1", "q3", "mean")

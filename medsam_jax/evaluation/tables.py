@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.evaluation.scoring import METRICS
+from medsam_jax.evaluation.statistics import units
 
 Row = dict[str, Any]
+TEXT_COLUMNS = ("task", "modality", "checkpoint", "reference")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,27 +40,33 @@ def _number(value: Any) -> Any:
     return value
 
 
-def summary_headings(unit: str, tolerance: float) -> list[str]:
-    """Column headings that go with `summary_cells`."""
-    unit = unit.split(",")[0]
-    names = {"hd95": f"HD95 ({unit})", "asd": f"ASD ({unit})", "nsd": f"NSD ({tolerance:g} {unit})"}
-    columns = ["task", "modality", "checkpoint", "reference", "cases", "objects", "missed"]
+def summary_table(rows: Sequence[Row], tolerance: float) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a printed table of `statistics.summarise`'s rows."""
+    unit = units(rows)
+    names = list(TEXT_COLUMNS if len({row["reference"] for row in rows}) > 1 else TEXT_COLUMNS[:3])
+    in_heading = {"nsd": f" ({tolerance:g} {unit})", "hd95": f" ({unit})", "asd": f" ({unit})"}
+    headings = [*names, "cases", "objects", "empty (missed/spurious/both)"]
     for metric, (heading, _) in METRICS.items():
-        columns += [f"{names.get(metric, heading)} median (IQR)"]
-        columns += ["mean"] if metric in ("dice", "nsd") else []
-    return columns
+        headings.append(f"{heading}{in_heading.get(metric, '')} median (IQR)")
+        headings += ["mean"] if metric in ("dice", "nsd") else []
+    return headings, [
+        [row[name] for name in names] + _summary_numbers(row, row["unit"] != unit) for row in rows
+    ]
 
 
-def summary_cells(row: Row) -> list[str]:
-    """A summary row as the cells of a printed table."""
-    cells = [row["task"], row["modality"], row["checkpoint"], row["reference"]]
-    cells += [str(row["cases"]), str(row["n"]), str(row["missed"])]
-    for metric in METRICS:
-        digits = 3 if METRICS[metric][1] else 2
-        median, low, high = (row[f"{metric}_{name}"] for name in ("median", "q1", "q3"))
-        cells.append(f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})")
+def _summary_numbers(row: Row, with_unit: bool) -> list[str]:
+    cells = [str(row["cases"]), str(row["n"])]
+    cells.append("/".join(str(row[name]) for name in ("missed", "spurious", "both_empty")))
+    for metric, (_, is_share) in METRICS.items():
+        digits = 3 if is_share else 2
+        median, low, high, mean = (
+            f"{row[f'{metric}_{name}']:.{digits}f}" for name in ("median", "q1", "q3", "mean")
+        )
+        known = np.isfinite(row[f"{metric}_median"])
+        unit = f" {row['unit']}" * (with_unit and not is_share)
+        cells.append(f"{median}{unit} ({low}-{high})" if known else "-")
         if metric in ("dice", "nsd"):
-            cells.append(f"{row[f'{metric}_mean']:.{digits}f}")
+            cells.append(mean if known else "-")
     return cells
 
 
@@ -74,25 +83,39 @@ COMPARISON_HEADINGS = ["task", "modality", "metric", "A", "B", "cases", "median 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
 
 
 def latex(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A LaTeX table (booktabs); the first four columns are text."""
+    """A LaTeX table as wide as the page at most; what stands in brackets goes to a second line."""
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(_escaped(cell) for cell in cells) + r" \\" + "\n"
+        return " & ".join(map(_latex_cell, cells)) + r" \\" + "\n"
 
-    columns = "llll" + "r" * (len(headings) - 4)
+    columns = "".join("l" if heading in TEXT_COLUMNS else "r" for heading in headings)
     body = "".join(line(row) for row in rows)
     return (
-        "\\begin{table}\n\\centering\n"
-        f"\\caption{{{_escaped(caption)}}}\n"
+        "% Needs \\usepackage{booktabs,graphicx}\n"
+        "\\begin{table*}\n\\centering\n\\footnotesize\n"
+        f"\\caption{{{_escaped(caption.replace('`', ''))}}}\n"
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n"
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(headings)}\\midrule\n{body}"
-        "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+        "\\bottomrule\n\\end{tabular}}\n\\end{table*}\n"
     )
 
 
+def _latex_cell(text: str) -> str:
+    """Quartiles, and what else ends a cell in brackets, go below: columns stay narrow."""
+    found = re.fullmatch(r"(.+) \((.+)\)", text)
+    if not found:
+        return _escaped(text)
+    above, below = map(_escaped, found.groups())
+    below = re.sub(r"(?<=\d)-(?=\d)", "--", below)
+    return rf"\begin{{tabular}}{{@{{}}c@{{}}}}{above}\\({below})\end{{tabular}}"
+
+
 def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}"} | {character: f"\\{character}" for character in "&%$#_{}"}
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
     return "".join(special.get(character, character) for character in text)

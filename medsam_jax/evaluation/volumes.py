@@ -85,6 +85,8 @@ class VolumeEvaluation:
       UserError: a manifest that cannot be used, see `read_cases`.
     """
 
+    unit, scoring = "mm (px for pictures)", "volumes in 3D, in mm; pictures and slices in 2D, in px"
+
     def __init__(
         self,
         manifest: str,
@@ -102,7 +104,6 @@ class VolumeEvaluation:
         self._split = split
         self.title = f"{len(self.cases)} scans of `{manifest}`" + (f", split {split}" * bool(split))
         self.slice_rows: list[Row] = []  # of everything evaluated so far
-        self.unit = "mm, px in pictures"
 
     def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
         """Any recipe will do: scans are prepared by the checkpoint's own."""
@@ -294,6 +295,7 @@ class VolumeEvaluation:
         if not truth.any():
             largest = int(prediction.sum(axis=(1, 2)).argmax())
         row = {
+            "unit": "px" if volume.is_picture else "mm",
             "slice_index": largest,
             "truth_size": int(np.count_nonzero(truth)),
             "predicted_size": int(np.count_nonzero(prediction)),
@@ -311,6 +313,7 @@ class VolumeEvaluation:
                 row |= {f"{name}_{measure}": value for measure, value in measured.items()}
         slices = [
             {
+                "unit": "px",
                 "slice_index": int(number),
                 "truth_size": int(np.count_nonzero(truth[number])),
                 "predicted_size": int(np.count_nonzero(prediction[number])),

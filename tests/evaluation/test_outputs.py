@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import pytest
 
-from medsam_jax.evaluation import tables
+from medsam_jax.evaluation import burden_report, plots, tables
 from medsam_jax.evaluation.figures import PREDICTION, PROMPT, TRUTH, overlay, window_around
 from medsam_jax.evaluation.journal import Journal, checkpoint_identity
-from medsam_jax.evaluation.scoring import decode_runs, encode_runs
+from medsam_jax.evaluation.scoring import METRICS, decode_runs, encode_runs
 
 
 def test_overlay_outlines_follow_the_masks():
@@ -56,10 +56,78 @@ def test_csv_reads_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
-def test_latex_escapes_names():
-    text = tables.latex(["a", "b", "c", "d"], [["x_y", "50%", r"a\b", "1"]], "A & B")
-    assert r"x\_y & 50\% & a\textbackslash{}b & 1 \\" in text
-    assert r"\caption{A \& B}" in text
+def test_latex_escapes_names_and_breaks_before_brackets():
+    headings = ["task", "modality", "checkpoint", "n", "NSD (2 mm) median (IQR)"]
+    row = ["x_y", "50%", r"runs/a~1\b", "1", "0.743 (0.681-0.777)"]
+    text = tables.latex(headings, [row], "A & B of `2024-11`")
+    stacked = r"\begin{tabular}{@{}c@{}}%s\end{tabular}"
+    assert r"x\_y & 50\% & runs/a\textasciitilde{}1\textbackslash{}b & 1 & " in text
+    assert stacked % r"0.743\\(0.681--0.777)" in text
+    assert stacked % r"NSD (2 mm) median\\(IQR)" in text
+    assert r"\caption{A \& B of 2024-11}" in text
+    assert "{lllrr}" in text
+    assert text.count("{") == text.count("}")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+
+
+def test_markdown_keeps_a_bar_in_its_cell():
+    assert tables.markdown(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |\n"
+
+
+def summary(task, unit, **changes):
+    empty = {"missed": 0, "spurious": 0, "both_empty": 0}
+    numbers = {f"{m}_{n}": 0.5 for m in METRICS for n in ("median", "q1", "q3", "mean")}
+    names = {"task": task, "modality": "CT", "checkpoint": "m", "reference": "mask"}
+    return names | {"unit": unit, "cases": 1, "n": 2} | empty | numbers | changes
+
+
+def test_summary_table_names_the_unit_of_what_it_holds():
+    headings, ((*_, hd95, _),) = tables.summary_table([summary("t", "px")], 2.0)
+    assert headings[-2:] == ["HD95 (px) median (IQR)", "ASD (px) median (IQR)"]
+    assert "NSD (2 px) median (IQR)" in headings
+    assert hd95 == "0.50 (0.50-0.50)"
+    headings, cells = tables.summary_table([summary("t", "px"), summary("u", "mm")], 2.0)
+    assert headings[-2] == "HD95 (mm or px) median (IQR)"
+    assert [row[-2] for row in cells] == ["0.50 px (0.50-0.50)", "0.50 mm (0.50-0.50)"]
+
+
+def test_summary_table_of_missed_objects_has_dashes_and_counts():
+    unknown = {f"hd95_{name}": np.nan for name in ("median", "q1", "q3", "mean")}
+    row = summary("t", "mm", missed=2, both_empty=1, **unknown)
+    headings, (cells,) = tables.summary_table([row], 2.0)
+    named = dict(zip(headings, cells, strict=True))
+    assert named["HD95 (mm) median (IQR)"] == "-"
+    assert named["empty (missed/spurious/both)"] == "2/0/1"
+    assert "reference" not in headings
+    headings, _ = tables.summary_table([row, row | {"reference": "reader"}], 2.0)
+    assert headings[3] == "reference"
+
+
+def score(checkpoint, modality, dice, **changes):
+    names = {"checkpoint": checkpoint, "task": "t", "modality": modality, "case_id": "a"}
+    return names | {"slice_index": 0, "label": 1, "dice": dice} | changes
+
+
+def test_scatter_pairs_an_object_with_itself():
+    """One case of one task in two modalities: two objects."""
+    rows = [score("m", "CT", 0.9), score("m", "MR", 0.5), score("n", "CT", 0.8)]
+    figure = plots.paired_scatter([*rows, score("n", "MR", 0.4)], "dice", "m", "n")
+    x, y = figure.axes[0].lines[0].get_data()
+    assert sorted(zip(x, y, strict=True)) == [(0.5, 0.4), (0.9, 0.8)]
+
+
+def test_box_shift_figure_has_a_line_for_annotators():
+    rows = [score("m", "CT", 0.9 - shift / 100, box_shift=shift) for shift in (0, 10)]
+    figure = plots.score_by_shift([*rows, score("annotator", "CT", 0.7, box_shift=0)])
+    curve, line = (line.get_ydata() for line in figure.axes[0].lines)
+    assert (list(curve), list(line)) == ([0.9, 0.8], [0.7, 0.7])
+
+
+def test_burden_section_counts_what_is_not_measured():
+    rows = [score(name, "CT", 1, truth_volume_ml=np.nan) for name in ("m", "n")]
+    text = burden_report.section(rows, [])
+    assert "mm: 1 objects" in text
+    assert "|" not in text
 
 
 def test_journal_drops_a_cut_line_and_reads_every_process(tmp_path):

@@ -232,7 +232,7 @@ def test_evaluate_writes_all_tables(make, monkeypatch, tmp_path):
     with (output / "per_object.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 6
-    assert list(rows[0])[:4] == ["checkpoint", "prompt", "box_shift", "case_id"]
+    assert list(rows[0])[:5] == ["checkpoint", "unit", "prompt", "box_shift", "case_id"]
     assert not {"runs", "box"} & rows[0].keys()
     page = (output / "summary.md").read_text()
     for name in (

@@ -15,6 +15,7 @@ def row(checkpoint, case, dice, task="t", truth=10, predicted=10, number=0):
             "checkpoint": checkpoint,
             "prompt": "box",
             "box_shift": 0,
+            "unit": "mm",
             "case_id": case,
             "reference": "mask",
         },
@@ -47,6 +48,15 @@ def test_summary_has_a_row_over_all_tasks():
         ("n", "t"),
     ]
     assert summary[2]["dice_mean"] == pytest.approx(0.3)
+
+
+def test_distances_in_mm_and_in_pixels_are_not_averaged():
+    rows = [row("m", "a", 0.2, "t"), row("m", "b", 0.4, "u") | {"unit": "px"}]
+    mm, px, both = statistics.summarise(rows)
+    assert (mm["unit"], px["unit"], both["unit"]) == ("mm", "px", "mm or px")
+    assert (mm["hd95_median"], px["asd_mean"]) == (0.2, 0.4)
+    assert np.isnan([both["hd95_median"], both["asd_mean"]]).all()
+    assert both["nsd_mean"] == pytest.approx(0.3)
 
 
 def test_holm_of_a_worked_example():

@@ -216,7 +216,7 @@ def test_slices_are_scored_in_pixels(manifest):
     scans = evaluation(manifest)
     scans.evaluate("0.5")
     row = next(r for r in scans.slice_rows if (r["case_id"], r["label"]) == ("one", 1))
-    assert row["slice_index"] == 1
+    assert (row["slice_index"], row["unit"]) == (1, "px")
     assert 0 < row["nsd"] <= 1
 
 
@@ -233,6 +233,7 @@ def test_pictures_are_scored_in_two_dimensions(tmp_path, monkeypatch):
     moved = np.roll(truth, 3, axis=1)
     moved[:, 140:] = 0
     assert row["nsd"] == normalized_surface_dice(moved == 1, truth == 1, (1, 1), 2.0)
+    assert row["unit"] == "px"
     assert np.isnan(row["truth_volume_ml"])
 
 
