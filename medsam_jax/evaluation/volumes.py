@@ -184,16 +184,12 @@ class VolumeEvaluation:
         case = self.cases[index]
         try:
             scan = read_scan(case.image)
+            axis = slice_axis(scan)
+            _check_spacing(case.image, scan.spacing, is_volume=scan.array.shape[axis] > 1)
             masks = {name: read_mask(path, scan) for name, path in case.masks.items()}
         except UserError as error:
             raise UserError(f"{case.name}: {error}") from None
-        axis = slice_axis(scan)
         spacing = (scan.spacing[axis], *np.delete(scan.spacing, axis))
-        if scan.array.shape[axis] > 1 and not (np.isfinite(spacing).all() and min(spacing) > 0):
-            raise UserError(
-                f"{case.name}: {case.image} has the spacing {spacing}; 3D scores need positive mm: "
-                "save the volume in a format with geometry"
-            )
         labels = {name: np.moveaxis(mask, axis, 0) for name, mask in masks.items()}
         present = [int(label) for label in np.unique(labels[FIRST]) if label]
         absent = [label for label in self._labels if label not in present]
@@ -322,6 +318,16 @@ class VolumeEvaluation:
             for number in np.flatnonzero((truth | prediction).any(axis=(1, 2)))
         ]
         return row, slices
+
+
+def _check_spacing(image: str, spacing: Sequence[float], is_volume: bool) -> None:
+    """Raises UserError unless it is positive mm, or, in a picture, unknown (NaN)."""
+    spacing = np.asarray(spacing, float)
+    if not ((spacing > 0) | (np.isnan(spacing) & (not is_volume))).all() or np.isinf(spacing).any():
+        raise UserError(
+            f"{image}: has the spacing {spacing.tolist()} (z, y, x); 3D scores need positive mm: "
+            "save the volume in a format with geometry"
+        )
 
 
 def _state(case: Case) -> str:

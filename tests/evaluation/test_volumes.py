@@ -281,6 +281,15 @@ def test_labels_that_mean_nothing_are_refused(manifest, labels):
     assert not (manifest.parent / "out").exists()
 
 
+def test_a_spacing_of_zero_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    volume = np.ones((3, 40, 50), np.uint8)
+    np.savez(tmp_path / "scan.npz", imgs=volume, gts=volume, spacing=[0.0, 1.0, 1.0])
+    path = write_manifest(tmp_path / "cases.csv", [["p", "scan.npz", "scan.npz", "MR", "t"]])
+    with pytest.raises(UserError, match=r"case p \(t, MR\): .*spacing \[.*0\.0.*\] .*positive mm"):
+        evaluation(path).evaluate("0.5")
+
+
 def test_labels_choose(manifest):
     assert {row["label"] for row in evaluation(manifest, labels=[3]).evaluate("0.5")} == {3}
 
