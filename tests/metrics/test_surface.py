@@ -85,6 +85,20 @@ def test_hand_computed_contours(form):
     assert normalized_surface_dice(pred, target, (1, 0.5), 1.5) == pytest.approx(0.5)
 
 
+def test_hand_computed_distances():
+    """Facing sides are three columns apart, far sides four; halves of equal length."""
+    pred, target = single((5, 9), (2, 2)), single((5, 9), (2, 6))
+    assert average_surface_distance(pred, target, (1, 1)) == pytest.approx(3.5)
+    assert hausdorff_distance(pred, target, (1, 1)) == 4
+    assert hausdorff_distance(pred, target, (1, 1), percentile=50) == 3
+    assert hausdorff_distance(pred, target, (9, 0.5)) == 2, "spacing is (row, column)"
+    # A far pixel is a third of one contour: it decides HD95, and no longer its 60th percentile.
+    outlier = target | single((5, 9), (2, 0)) | single((5, 9), (2, 4))
+    assert hausdorff_distance(target, outlier, (1, 1)) == 6
+    assert hausdorff_distance(target, outlier, (1, 1), percentile=60) == 2
+    assert hausdorff_distance(outlier, target, (1, 1)) == 6, "the greater of the two directions"
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_hand_computed_surfaces(form):
     """Two voxels, three planes apart: each surface is eight corner triangles."""
