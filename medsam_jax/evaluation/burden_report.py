@@ -8,6 +8,7 @@ import numpy as np
 
 from medsam_jax.evaluation import plots, tables
 from medsam_jax.evaluation.burden import MEASURES, agreement
+from medsam_jax.evaluation.statistics import ALL
 
 Row = dict[str, Any]
 KEYS = ("checkpoint", "task", "modality", "case_id")
@@ -20,7 +21,8 @@ def agreements(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Measurements of every object and patient, and how well they agree with the truth.
 
     A patient's burden in a task and modality is the sum over its objects: of the volumes, and of
-    the diameters as RECIST and WHO do. Pictures have no mm and are left out.
+    the diameters as RECIST and WHO do. Pictures have no mm and are left out. Where there are
+    several tasks or modalities, there is also an agreement over all of them.
     """
     objects = [
         {"level": "object", **{name: row[name] for name in (*KEYS, "label", *NAMES)}}
@@ -39,6 +41,10 @@ def agreements(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     for row in measured:
         key = tuple(row[name] for name in ("level", "checkpoint", "task", "modality"))
         groups.setdefault(key, []).append(row)
+    if len({key[2:] for key in groups}) > 1:
+        for row in measured:
+            key = (row["level"], row["checkpoint"], ALL, ALL)
+            groups.setdefault(key, []).append(row)
     table = []
     for (level, checkpoint, task, modality), members in groups.items():
         for measure in MEASURES:
@@ -73,7 +79,8 @@ def _agreement_cells(row: Row) -> list[str]:
     cells = [row["level"], row["task"], row["modality"], row["checkpoint"]]
     cells += [MEASURES[row["measure"]], str(row["n"])]
     cells += [text(name, ".3f") for name in ("pearson", "spearman", "icc")]
-    limits = f"{text('lower_limit', '+.2f')} to {text('upper_limit', '+.2f')}"
+    limits = f"{row['lower_limit']:+.2f} to {row['upper_limit']:+.2f}"
+    limits = limits if np.isfinite(row["sd"]) else "-"
     return [*cells, text("bias", "+.2f"), limits]
 
 
@@ -89,7 +96,8 @@ def write_figures(folder: Path, measured: Sequence[Row]) -> list[str]:
 
 
 def _bland_altman(rows: Sequence[Row], checkpoint: str) -> Any:
-    figure = plots.figure_of(11.0, 3.6)
+    figure = plots.figure_of(12.5, 3.6)
+    groups = [(row["task"], row["modality"]) for row in rows]
     for axes, (measure, heading) in zip(
         figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True
     ):
@@ -97,11 +105,17 @@ def _bland_altman(rows: Sequence[Row], checkpoint: str) -> Any:
             np.array([row[f"{side}_{measure}"] for row in rows]) for side in ("truth", "predicted")
         )
         agreed = agreement(predicted, truth)
-        axes.plot((truth + predicted) / 2, predicted - truth, ".", color=plots.COLOURS[0])
+        for number, group in enumerate(dict.fromkeys(groups)):
+            chosen = np.array([one == group for one in groups])
+            x, y = ((truth + predicted) / 2)[chosen], (predicted - truth)[chosen]
+            colour = plots.COLOURS[number % len(plots.COLOURS)]
+            axes.plot(x, y, ".", color=colour, label=", ".join(group))
         for name, style in (("bias", "-"), ("lower_limit", "--"), ("upper_limit", "--")):
             if np.isfinite(agreed[name]):
                 axes.axhline(agreed[name], color="0.4", linestyle=style, linewidth=1)
         axes.set_title(heading, fontsize=9)
-        axes.set(xlabel="mean of truth and prediction", ylabel="prediction - truth")
+        axes.set(xlabel="mean of truth and prediction", ylabel="prediction \N{MINUS SIGN} truth")
+    lines = axes.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside right upper", fontsize="small", frameon=False)
     figure.suptitle(f"{checkpoint}: bias and 95 % limits of agreement", fontsize=10)
     return figure

@@ -161,12 +161,14 @@ def overview(rows: Sequence[Row], unit: str) -> Any:
         sizes = [row["truth_size"] for row in members]
         right.plot(sizes, [place] * len(sizes), "|", color=COLOURS[place % len(COLOURS)])
     left.set_yticks(range(len(groups)), [f"{task}, {modality}" for task, modality in groups])
+    left.invert_yaxis()  # shared: the first task on top
+    left.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     left.set_xlabel("objects")
     left.margins(x=0.5)  # for the text beside the longest bar
     counted = unit.replace("mm", "voxels").replace("px", "pixels")
     right.set(xscale="log", xlabel=f"size of each ({counted})")
     sizes = [row["truth_size"] for row in rows]
-    wide = max(sizes) > 500 * max(1, min(sizes))
+    wide = max(sizes) > 50 * max(1, min(sizes))
     right.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5)))
     right.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     right.xaxis.set_minor_formatter("")

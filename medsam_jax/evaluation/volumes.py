@@ -177,7 +177,7 @@ class VolumeEvaluation:
             "checkpoint": checkpoint,
             "protocols": [dataclasses.astuple(protocol) for protocol in self._protocols],
             "settings": [self._tolerance, self._labels, self._burden],
-            "rows": 2,  # raise when their content changes
+            "rows": 3,  # raise when their content changes
         }
 
     def _read(self, index: int) -> _Volume:

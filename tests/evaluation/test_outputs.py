@@ -130,6 +130,39 @@ def test_burden_section_counts_what_is_not_measured():
     assert "|" not in text
 
 
+def burden_row(task, case, truth, predicted):
+    sides = {name: truth if name.startswith("truth") else predicted for name in burden_report.NAMES}
+    names = {"checkpoint": "m", "task": task, "modality": "CT", "case_id": case, "label": 1}
+    return names | sides
+
+
+def test_burden_is_summed_per_patient_and_pooled_over_tasks():
+    rows = [burden_row("t", "a", 2.0, 3.0), burden_row("t", "a", 4.0, 4.0) | {"label": 2}]
+    measured, table = burden_report.agreements([*rows, burden_row("u", "b", 1.0, 3.0)])
+    patients = {row["case_id"]: row for row in measured if row["level"] == "patient"}
+    assert (patients["a"]["truth_volume_ml"], patients["a"]["predicted_volume_ml"]) == (6, 7)
+    bias = {(r["level"], r["task"]): r["bias"] for r in table if r["measure"] == "volume_ml"}
+    assert bias == {
+        **{("object", "t"): 0.5, ("object", "u"): 2, ("object", "all"): 1},
+        **{("patient", "t"): 1, ("patient", "u"): 2, ("patient", "all"): 1.5},
+    }
+    cells = burden_report.section(rows, table).splitlines()
+    assert [line.split(" | ")[-2:] for line in cells if "object | u" in line][0] == ["+2.00", "- |"]
+
+
+def test_bland_altman_figure_tells_tasks_apart(monkeypatch, tmp_path):
+    saved = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: saved.append(figure))
+    rows = [burden_row("t", "a", 2.0, 3.0), burden_row("u", "b", 1.0, 3.0)]
+    burden_report.write_figures(tmp_path, burden_report.agreements(rows)[0])
+    volume = saved[0].axes[0]
+    dots = {line.get_label(): line.get_xydata().tolist() for line in volume.lines[:2]}
+    assert dots == {"t, CT": [[2.5, 1.0]], "u, CT": [[2.0, 2.0]]}
+    levels = [line.get_ydata()[0] for line in volume.lines[2:]]
+    limit = 1.96 * np.sqrt(0.5)  # differences of 1 and 2
+    assert levels == pytest.approx([1.5, 1.5 - limit, 1.5 + limit])
+
+
 def test_journal_drops_a_cut_line_and_reads_every_process(tmp_path):
     Journal(tmp_path, {"a": 1}, process=0).append([{"n": 1}, {"n": 2}])
     path = next(tmp_path.iterdir())
