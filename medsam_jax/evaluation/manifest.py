@@ -46,7 +46,8 @@ def read_cases(path: str | Path, split: str | None = None) -> list[Case]:
             rows = list(reader)
             header = reader.fieldnames or []
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from None
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({reason}); give a CSV file in UTF-8") from None
     annotators = {FIRST: FIRST} | {
         name: name.removeprefix(ANNOTATOR) for name in header if name.startswith(ANNOTATOR)
     }

@@ -275,7 +275,10 @@ class VolumeEvaluation:
     ) -> Iterator[SliceTask]:
         recipe = get_recipe(preprocessing.recipe)
         case, shape = volume.case, volume.image.shape[1:3]
-        grey = normalise_intensity(volume.image, case.modality, recipe, case.window)
+        try:
+            grey = normalise_intensity(volume.image, case.modality, recipe, case.window)
+        except UserError as error:
+            raise UserError(f"{case.name}: {case.image}: {error}") from None
         for slice_keys in keys:
             number = slice_keys[0][0]
             image, valid_shape = resize_image(grey[number], recipe)

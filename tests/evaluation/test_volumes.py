@@ -281,6 +281,20 @@ def test_labels_that_mean_nothing_are_refused(manifest, labels):
     assert not (manifest.parent / "out").exists()
 
 
+def test_a_scan_of_one_intensity_is_refused_by_name(manifest):
+    write(manifest.parent / "two.nii.gz", np.full((7, 120, 90), 300, np.int16))
+    with pytest.raises(UserError, match=r"case two \(balls, MR\): .*two.nii.gz: .*constant"):
+        evaluation(manifest).evaluate("0.5")
+
+
+def test_a_manifest_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"none.csv: cannot be read \(No such file or directory\);"):
+        read_cases(tmp_path / "none.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\x80\x81")
+    with pytest.raises(UserError, match=r"binary.csv: cannot be read \(not UTF-8 text\);"):
+        read_cases(tmp_path / "binary.csv")
+
+
 def test_a_spacing_of_zero_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
     volume = np.ones((3, 40, 50), np.uint8)
