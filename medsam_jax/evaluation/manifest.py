@@ -51,6 +51,9 @@ def read_cases(path: str | Path, split: str | None = None) -> list[Case]:
     annotators = {FIRST: FIRST} | {
         name: name.removeprefix(ANNOTATOR) for name in header if name.startswith(ANNOTATOR)
     }
+    for column, name in annotators.items():
+        if column != FIRST and name in ("", FIRST):
+            raise UserError(f"{path}: column {column!r} names no other annotator; rename it")
     unknown = [name for name in header if name not in (*REQUIRED, *OPTIONAL, *annotators)]
     missing = [name for name in REQUIRED if name not in header]
     if missing or unknown:

@@ -320,6 +320,8 @@ def test_output_that_is_not_finite_is_refused_by_name(manifest):
         ([["a", "", "y.nii", "CT", "t"]], (), "row 2: image is empty"),
         ([], (), "no row; add cases"),
         ([["a", "x", "y", "CT", "t", "z"]], ("reader",), r"unknown are \['reader'\]"),
+        ([["a", "x", "y", "CT", "t", "z"]], ("mask_mask",), "column 'mask_mask' names no other"),
+        ([["a", "x", "y", "CT", "t", "z"]], ("mask_",), "column 'mask_' names no other"),
     ],
 )
 def test_bad_manifests_are_refused(tmp_path, rows, extra, message):
