@@ -99,9 +99,12 @@ class FilePredictor:
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
-        model = load_model(self.request.checkpoint)
+        try:
+            model = load_model(self.request.checkpoint)
+        except UserError as error:
+            raise outputs.FatalError(str(error)) from None
         if not isinstance(model, Sam):
-            raise UserError(
+            raise outputs.FatalError(
                 f"{self.request.checkpoint}: takes no prompts; use a SAM or MedSAM checkpoint"
             )
         return Predictor(model)
@@ -130,9 +133,21 @@ class FilePredictor:
           The files written, the record last.
 
         Raises:
-          UserError: what reading, prompting and writing raise; nothing is left half-written.
+          FatalError: no model, or no place to write: other images would fail alike.
+          UserError: what reading and prompting raise, naming the image; nothing is left
+            half-written.
         """
+        try:
+            return self._run(image, name, mask)
+        except outputs.FatalError:
+            raise
+        except UserError as error:
+            text = str(error)
+            raise UserError(text if image in text else f"{image}: {text}") from None
+
+    def _run(self, image: str, name: str, mask: str | None) -> list[Path]:
         read = self._read(image, name, mask)
+        self._check_inputs_stay(read)
         objects = self._objects(read)
         volume = VolumePredictor(self._predictor)
         volume.set_volume(read.slices, read.modality, self.request.window)
@@ -154,6 +169,15 @@ class FilePredictor:
             require_highdicom()
         modality = _modality(self.request, image, scan)
         return _Input(image, name, scan, axis, modality, suffix, mask)
+
+    def _check_inputs_stay(self, read: _Input) -> None:
+        """Raises UserError where an output would replace an image, a mask or prompts given."""
+        given = [read.image.split("#")[0], read.mask, self.request.prompts]
+        inputs = {Path(path).resolve() for path in given if path}
+        for suffix in (f"_mask{read.suffix}", "_overlay.png", "_montage.png", ".gif", ".json"):
+            path = self.request.output / f"{read.name}{suffix}"
+            if path.resolve() in inputs:
+                raise UserError(f"{read.image}: {path} is an input; choose another --output folder")
 
     def _objects(self, read: _Input) -> list[ObjectPrompts]:
         """The objects to look for, each prompt on a slice that exists."""
@@ -274,6 +298,15 @@ def _check(request: Request) -> None:
         raise UserError(
             f"prompt: {' and '.join(given) or 'nothing'} given; give one of {'; '.join(ways)}"
         )
+    if request.auto and (request.largest_component or request.fill_holes):
+        raise UserError(
+            "--largest_component, --fill_holes: --auto gives objects as they are found; leave them "
+            "out, or prompt the objects"
+        )
+    if request.prompt_mask and request.slice_index is not None:
+        raise UserError(
+            f"--slice: {request.slice_index}; a --prompt_mask says its slices itself, leave it out"
+        )
     if request.modality is not None and request.modality.upper() not in MODALITIES:
         raise UserError(
             f"--modality: {request.modality!r} is unknown; use one of {', '.join(MODALITIES)}"
@@ -299,8 +332,10 @@ def _key(image: str) -> str:
 
 def _start(request: Request, image: str, count: int) -> int:
     """The slice that the command line names."""
-    if count == 1:
+    if count == 1 and request.slice_index in (None, 0):
         return 0
+    if count == 1:
+        raise UserError(f"--slice: {request.slice_index}; {image} has one slice, leave it out")
     if request.slice_index is None:
         raise UserError(f"{image}: has {count} slices; say which by --slice")
     if not 0 <= request.slice_index < count:
@@ -314,7 +349,8 @@ def _modality(request: Request, image: str, scan: Scan) -> str | None:
     if modality is None and is_dicom(image):
         modality = _dicom_modality(image)
     if request.window and (modality or "").upper() != "CT":
-        raise UserError(f"--window: {request.window!r} needs --modality CT; {image} has {modality}")
+        found = modality or "none"
+        raise UserError(f"--window: {request.window!r} needs --modality CT; {image} has {found}")
     if request.window and scan.array.dtype == np.uint8:
         raise UserError(f"--window: {image} has 8 bits, windowed already; leave the window out")
     if modality is None and scan.array.min() < -500:

@@ -10,7 +10,7 @@ from medsam_jax.data.scans import list_series
 from medsam_jax.errors import UserError
 from medsam_jax.inference.coco import write_coco
 from medsam_jax.inference.files import FilePredictor, Request
-from medsam_jax.inference.outputs import SCAN_SUFFIXES, OutputError, stem
+from medsam_jax.inference.outputs import SCAN_SUFFIXES, FatalError, stem
 from medsam_jax.progress import progress
 
 _SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
@@ -65,6 +65,10 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
     request = predictor.request
     if request.output.resolve() == Path(request.image).resolve():
         raise UserError(f"--output: {request.output} is the folder of the images; give another")
+    if request.prompt_mask and not Path(request.prompt_mask).is_dir():
+        raise UserError(
+            f"--prompt_mask: {request.prompt_mask} is no folder; give one mask for each image"
+        )
     names = _names(images)
     failures, skipped = [], 0
     for image in progress(images, "images"):
@@ -74,11 +78,10 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
                 skipped += 1
             else:
                 predictor.run(image, names[image], mask)
-        except OutputError:
+        except FatalError:
             raise
         except UserError as error:
-            text = str(error)
-            failures.append(text if image in text else f"{image}: {text}")
+            failures.append(str(error))
     done = len(images) - skipped - len(failures)
     print(
         f"{request.output}: {done} images done, {skipped} skipped (finished earlier), "
@@ -112,8 +115,6 @@ def _mask_of(request: Request, image: str, alone: bool) -> str | None:
     given = Path(request.prompt_mask)
     if alone and not (given.is_dir() and not list_series(given)):
         return request.prompt_mask
-    if not given.is_dir():
-        raise UserError(f"--prompt_mask: {given} is no folder; give one mask for each image")
     wanted = (stem(image), f"{stem(image)}_mask")
     found = sorted(p for p in given.iterdir() if p.is_file() and stem(p.name) in wanted)
     found = [p for p in found if p.name.lower().endswith(_SUFFIXES)]

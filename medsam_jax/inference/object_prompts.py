@@ -108,10 +108,12 @@ def _check(here: str, prompt: Any) -> None:
         raise UserError(f"{here}: unknown field {unknown[0]!r}; use {', '.join(_FIELDS)}")
     if "box" not in prompt and "points" not in prompt:
         raise UserError(f"{here}: has neither box nor points; give one of them")
-    for key, least, most in (("label", 1, _LARGEST_LABEL), ("slice", 0, None)):
+    for key, least, most in (("label", 1, _LARGEST_LABEL), ("slice", 0, _LARGEST_LABEL)):
         value = prompt.get(key, least)
-        if type(value) is not int or value < least or (most is not None and value > most):
-            raise UserError(f"{here}: {key} {value!r}; give a whole number from {least}")
+        if type(value) is not int or not least <= value <= most:
+            raise UserError(f"{here}: {key} {value!r}; give a whole number from {least} to {most}")
+    if not isinstance(prompt.get("name", ""), str):
+        raise UserError(f"{here}: name {prompt['name']!r}; give a text in quotes")
     if "box" in prompt and not _are_numbers(prompt["box"], 4):
         raise UserError(f"{here}: box {prompt['box']!r}; give [x0, y0, x1, y1]")
     points = prompt.get("points", [[0, 0, 1]])

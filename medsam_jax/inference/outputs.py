@@ -17,8 +17,12 @@ SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
 MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")
 
 
-class OutputError(UserError):
-    """The output folder cannot be written: no use in going on with the next image."""
+class FatalError(UserError):
+    """The cause is not this image: no use in going on with the next."""
+
+
+class OutputError(FatalError):
+    """The output folder cannot be written."""
 
 
 def check_writable(output: Path) -> None:

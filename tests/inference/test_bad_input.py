@@ -43,7 +43,10 @@ CASES = {
     "no_prompt": (PICTURE, "prompt: nothing given"),
     "two_ways": ([*PICTURE, *BOX, "--auto"], "--box, --point and --auto given; give one"),
     "box_of_three": ([*PICTURE, "--box", "1,2,3"], "--box: '1,2,3'; give x0,y0,x1,y1"),
-    "box_outside": ([*PICTURE, "--box", "50,0,60,5"], "outside the image of 20 x 16"),
+    "box_outside": (
+        [*PICTURE, "--box", "50,0,60,5"],
+        "photo.png: object 1, slice 0: box: (50, 0, 60, 5) is outside the image of 20 x 16",
+    ),
     "box_inverted": ([*VOLUME, "--box", "9,9,1,1"], "is inverted; give x0, y0, x1, y1"),
     "point_without_label": ([*PICTURE, "--point", "5,5"], "--point: '5,5'; give x,y,label"),
     "label_of_seven": ([*PICTURE, "--point", "5,5,7"], "point_labels: 7"),
@@ -52,13 +55,34 @@ CASES = {
     "absent_image": (["--image", "no.png", *BOX], "no.png: does not exist"),
     "empty_image": (["--image", "empty.png", *BOX], "empty.png: is empty (0 bytes)"),
     "not_a_number": (["--image", "nan.mha", *BOX, "--slice", "0"], "nan.mha: 1 voxels are NaN"),
-    "constant": (["--image", "constant.mha", *BOX, "--slice", "0"], "image: constant"),
+    "constant": (
+        ["--image", "constant.mha", *BOX, "--slice", "0"],
+        "constant.mha: image: constant",
+    ),
     "four_dimensions": (["--image", "4d.nii.gz", *BOX], "4d.nii.gz: has 4 dimensions"),
     "no_slice": (["--image", "scan.nii.gz", *BOX], "has 5 slices; say which by --slice"),
     "slice_outside": (["--image", "scan.nii.gz", *BOX, "--slice", "5"], "--slice: 5;"),
     "modality": ([*VOLUME, *BOX, "--modality", "CTT"], "--modality: 'CTT' is unknown"),
     "window_of_mr": ([*VOLUME, *BOX, "--modality", "MR", "--window", "lung"], "is for CT"),
-    "window_alone": ([*VOLUME, *BOX, "--window", "lung"], "'lung' needs --modality CT"),
+    "window_alone": (
+        [*VOLUME, *BOX, "--window", "lung"],
+        "'lung' needs --modality CT; scan.nii.gz has none",
+    ),
+    "slice_of_picture": ([*PICTURE, *BOX, "--slice", "3"], "photo.png has one slice"),
+    "slice_and_mask": (
+        ["--image", "scan.nii.gz", "--slice", "3", "--prompt_mask", "constant.mha"],
+        "a --prompt_mask says its slices itself",
+    ),
+    "clean_automatic": ([*PICTURE, "--auto", "--fill_holes"], "--auto gives objects as they are"),
+    "output_over_prompts": (
+        [*PICTURE, "--prompts", "photo.json", "--output", "."],
+        "photo.png: photo.json is an input; choose another --output folder",
+    ),
+    "numbered_name": (
+        [*PICTURE, "--prompts", "named.json"],
+        "named.json: photo.png, prompt 1: name 5; give a text",
+    ),
+    "masks_for_folder": (["--image", ".", "--prompt_mask", "photo.png"], "photo.png is no folder"),
     "window_of_recipe": (
         [*VOLUME, *BOX, "--modality", "CT", "--window", "wide", "--checkpoint", "v2"],
         "window: 'wide' is not one of recipe v2's: soft_tissue, lung, brain",
@@ -103,6 +127,8 @@ def answers(model, tmp_path_factory):
     sitk.WriteImage(four, str(folder / "4d.nii.gz"))
     (folder / "broken.json").write_text("{'photo.png': 1}")
     (folder / "unlabelled.json").write_text('{"photo.png": [{"points": [[5, 5]]}]}')
+    (folder / "photo.json").write_text('{"photo.png": [{"box": [1, 1, 9, 9]}]}')
+    (folder / "named.json").write_text('{"photo.png": [{"box": [1, 1, 9, 9], "name": 5}]}')
     (folder / "other.json").write_text('{"photo.png": [{"box": [1, 1, 9, 9]}]}')
     for name in ("lite", "v2"):
         preprocessing = dataclasses.replace(model.config.preprocessing, recipe=name)

@@ -150,3 +150,23 @@ def test_what_a_folder_holds(folder, tmp_path):
         find_images(str(tmp_path / "empty"))
     with pytest.raises(UserError, match="is the folder of the images"):
         predict_path(Request("m", str(folder), folder, boxes=BOXES))
+
+
+def test_an_absent_checkpoint_stops_the_run(folder, capsys):
+    with pytest.raises(UserError, match="nowhere"):
+        predict_path(Request("nowhere", str(folder), folder.parent / "out", boxes=BOXES))
+    assert "failed" not in capsys.readouterr().err
+
+
+def test_a_mask_that_was_given_is_never_replaced(ran, folder):
+    masks = folder.parent / "masks"
+    masks.mkdir()
+    mask = np.zeros((16, 24), np.uint8)
+    mask[4:11, 4:14] = 2
+    Image.fromarray(mask).save(masks / "a_mask.png")
+    given = (masks / "a_mask.png").read_bytes()
+    for image in (folder / "a.png", folder):
+        with pytest.raises(UserError, match="a_mask.png is an input|4 of 4 images failed"):
+            predict_path(Request("m", str(image), masks, prompt_mask=str(masks)))
+    assert [path.name for path in masks.iterdir()] == ["a_mask.png"]
+    assert (masks / "a_mask.png").read_bytes() == given
