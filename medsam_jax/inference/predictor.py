@@ -10,9 +10,11 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ from medsam_jax.data.preprocess import (
 )
 from medsam_jax.errors import UserError
 from medsam_jax.inference.mask_filters import Enlargement, enlargement
+from medsam_jax.inference.outputs import write_whole
 from medsam_jax.inference.prompts import Prompts, pack, read_prompts
 from medsam_jax.models.common import Functional
 from medsam_jax.models.sam import Sam
@@ -118,7 +121,7 @@ class Predictor:
             raise UserError(f"image: shape {image.shape}; give [H, W] or [H, W, 3]")
         if image.size == 0:
             raise UserError(f"image: shape {image.shape} has no pixels")
-        if image.dtype == bool or not np.issubdtype(image.dtype, np.number):
+        if image.dtype.kind not in "iuf":
             raise UserError(f"image: type {image.dtype}; give integers or floats")
         if not np.isfinite(image).all():
             raise UserError("image: contains NaN or infinity; replace them (with 0, or air)")
@@ -330,6 +333,9 @@ class Predictor:
 
         Args:
           notes: arrays to keep with them.
+
+        Raises:
+          UserError: no image is set, or the file cannot be written.
         """
         images = self._require_images()
         buffer = io.BytesIO()
@@ -341,10 +347,7 @@ class Predictor:
             weights=self._fingerprint(),
             **{f"note_{name}": value for name, value in notes.items()},
         )
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
+        write_whole(Path(path), lambda partial: partial.write_bytes(buffer.getvalue()))
 
     def load_embedding(self, path: str | os.PathLike) -> dict[str, np.ndarray]:
         """Sets the images of a file by `save_embedding`, without encoding them again.
@@ -356,11 +359,12 @@ class Predictor:
           UserError: no such file, not one of ours, or made by another image encoder.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                saved = dict(file)
+            # Opened here: np.load leaves a damaged file open.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                saved = dict(archive)
             weights = str(saved["weights"])
             parts = saved["embedding"], saved["original_shape"], saved["valid_shape"]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error):
             raise UserError(f"{path}: no file of Predictor.save_embedding; make it again") from None
         if weights != self._fingerprint():
             raise UserError(f"{path}: made with other weights; encode the image again")

@@ -77,7 +77,7 @@ def _read_points(coords, labels, image_shape) -> tuple[np.ndarray | None, np.nda
         lacking = "point_coords" if coords is None else "point_labels"
         raise UserError(f"{lacking}: missing; points need both point_coords and point_labels")
     coords = _numbers("point_coords", coords)
-    labels = np.asarray(labels)
+    labels = _numbers("point_labels", labels)
     if coords.ndim not in (2, 3) or coords.shape[-1] != 2 or coords.shape[:-1] != labels.shape:
         raise UserError(
             f"point_coords: shape {coords.shape} with point_labels of {labels.shape}; give [N, 2] "
@@ -87,7 +87,7 @@ def _read_points(coords, labels, image_shape) -> tuple[np.ndarray | None, np.nda
         raise UserError("point_coords: empty; leave them out, or give at least one point")
     if not np.isin(labels, (0, 1)).all():
         bad = labels[~np.isin(labels, (0, 1))].flat[0]
-        raise UserError(f"point_labels: {bad}; use 1 for foreground and 0 for background")
+        raise UserError(f"point_labels: {bad:g}; use 1 for foreground and 0 for background")
     height, width = image_shape
     outside = (coords < 0).any(axis=-1) | (coords >= (width, height)).any(axis=-1)
     if outside.any():
@@ -116,7 +116,7 @@ def _read_boxes(box, image_shape) -> np.ndarray:
 
 def _read_masks(mask_input, side: int) -> np.ndarray:
     masks = _numbers("mask_input", mask_input)
-    if masks.shape[-2:] != (side, side) or masks.ndim > 4:
+    if masks.shape[-2:] != (side, side) or masks.ndim > 4 or masks.size == 0:
         raise UserError(
             f"mask_input: shape {masks.shape}; give low-resolution logits of an earlier answer, "
             f"[{side}, {side}] for each prompt"

@@ -77,8 +77,11 @@ class VolumePredictor:
         """Writes the slices that were encoded so far to an `.npz`: 4 MB a slice (LiteMedSAM).
 
         Raises:
-          UserError: none was encoded.
+          UserError: none was encoded, or the file cannot be written.
         """
+        if not self._encoded:
+            self._require_slices()
+            raise UserError("no slice is encoded; predict first, then save the embeddings")
         order = sorted(self._encoded)
         self.predictor.use([self._encoded[index] for index in order])
         self.predictor.save_embedding(path, slices=order, volume_shape=self.slices.shape)
@@ -109,12 +112,15 @@ class VolumePredictor:
             object; see `read_prompts`.
         """
         slices = self._require_slices()
-        if not 0 <= slice_index < len(slices):
+        if not isinstance(slice_index, int | np.integer) or not 0 <= slice_index < len(slices):
             raise UserError(f"slice {slice_index}: the volume has slices 0 to {len(slices) - 1}")
         prompt = {"point_coords": point_coords, "point_labels": point_labels, "box": box}
-        if read_prompts(slices.shape[1:3], 0, **prompt).count > 1:
+        read = read_prompts(slices.shape[1:3], 0, **prompt)
+        if read.count > 1:
             raise UserError("prompt: of several objects; add one, and clear_prompts for the next")
-        self._prompts[slice_index] = {k: v for k, v in prompt.items() if v is not None}
+        if read.boxes is not None:
+            prompt["box"] = read.boxes[0]
+        self._prompts[int(slice_index)] = {k: v for k, v in prompt.items() if v is not None}
 
     def clear_prompts(self) -> None:
         """Forgets the prompts and keeps the volume, for another object in it."""
@@ -159,7 +165,7 @@ class VolumePredictor:
         grow = np.array([-self.margin, -self.margin, self.margin, self.margin])
         around = box_from_mask(mask[start])
         given = self._prompts[start].get("box")
-        box = around if given is None else np.asarray(given, np.float32).reshape(4)
+        box = around if given is None else given
         grow = grow + (box - around)
         index = start + step
         while 0 <= index < len(mask) and np.isnan(scores[index]):

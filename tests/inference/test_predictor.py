@@ -156,9 +156,30 @@ def test_embeddings_saved_and_loaded(model, predictor, tmp_path):
     stranger = Predictor(nnx.merge(graph, jax.tree.map(lambda leaf: 1.5 * leaf, state)))
     with pytest.raises(UserError, match="made with other weights"):
         stranger.load_embedding(tmp_path / "two.npz")
-    (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(UserError, match="text.npz: no file of"):
-        stranger.load_embedding(tmp_path / "text.npz")
+    whole = (tmp_path / "two.npz").read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name, content in (
+        ("text.npz", b"no archive"),
+        ("cut.npz", whole[:middle]),
+        ("flipped.npz", flipped),
+        ("array.npy", (tmp_path / "array.npy").read_bytes()),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: no file of"):
+            stranger.load_embedding(tmp_path / name)
+
+
+def test_embeddings_go_to_a_new_folder_or_nowhere(predictor, tmp_path):
+    predictor.set_image(picture(40, 50))
+    predictor.save_embedding(tmp_path / "new" / "one.npz")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["one.npz"]
+    with pytest.raises(UserError, match="one.npz: cannot be written"):
+        predictor.save_embedding(tmp_path / "new" / "one.npz" / "two.npz")
+    with pytest.raises(UserError, match="cannot be written"):
+        predictor.save_embedding(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +190,7 @@ def test_embeddings_saved_and_loaded(model, predictor, tmp_path):
         (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
         (np.full((5, 5), np.nan), "NaN"),
         (np.zeros((5, 5), bool), "type bool"),
+        (np.ones((5, 5), complex), "type complex128"),
         (np.full((5, 5), 3.0), "constant"),
     ],
 )
@@ -192,6 +214,11 @@ def test_bad_images(predictor, image, message):
         ({"point_coords": np.zeros((0, 2)), "point_labels": []}, "empty"),
         ({"box": [30, 30, 10, 40]}, "is inverted"),
         ({"box": [70, 10, 90, 40]}, "is outside the image of 60 x 50"),
+        (
+            {"point_coords": [[3, 3]], "point_labels": [[1], [1, 0]]},
+            "point_labels: is not an array of numbers",
+        ),
+        ({"mask_input": np.zeros((0, MASK_SIDE, MASK_SIDE))}, "mask_input: shape"),
         ({"box": [1, 2, 3]}, r"box: shape \(3,\)"),
         ({"box": "left"}, "box: is not an array of numbers"),
         ({"mask_input": np.zeros((1, 32, 32))}, "mask_input: shape"),

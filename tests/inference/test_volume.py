@@ -123,6 +123,8 @@ def test_embeddings_are_kept(compiled_predictor, tmp_path):
     for predictor in (first, again):
         predictor.set_volume(volume, "MR")
         predictor.add_prompt(1, box=[5, 5, 30, 30])
+    with pytest.raises(UserError, match="no slice is encoded; predict first"):
+        first.save_embeddings(tmp_path / "volume.npz")
     mask, scores = first.predict_slices()
     first.save_embeddings(tmp_path / "volume.npz")
     again.load_embeddings(tmp_path / "volume.npz")
@@ -165,6 +167,8 @@ def test_bad_input():
         predictor.propagate()
     with pytest.raises(UserError, match="slice 2: the volume has slices 0 to 1"):
         predictor.add_prompt(2, box=[0, 0, 1, 1])
+    with pytest.raises(UserError, match="slice 0.5: the volume has slices 0 to 1"):
+        predictor.add_prompt(0.5, box=[0, 0, 1, 1])
     with pytest.raises(UserError, match="is inverted"):
         predictor.add_prompt(0, box=[9, 9, 1, 1])
     with pytest.raises(UserError, match="of several objects"):
@@ -172,3 +176,15 @@ def test_bad_input():
     predictor.add_prompt(0, point_coords=[[3, 3]], point_labels=[1])
     with pytest.raises(UserError, match="boxes on two slices"):
         predictor.interpolate()
+
+
+def test_a_box_may_have_an_axis_of_prompts():
+    masks = []
+    for key in ([2, 2, 20, 20], [[2, 2, 20, 20]]):
+        predictor = Threshold()
+        predictor.set_volume(cone([5, 6, 7]))
+        predictor.add_prompt(0, box=key)
+        predictor.add_prompt(2, box=[1, 1, 22, 22])
+        masks.append(predictor.interpolate()[0])
+    assert masks[0].any()
+    np.testing.assert_array_equal(*masks)
