@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data import pictures, truncation
+from medsam_jax.data import nifti, pictures
 from medsam_jax.errors import UserError
 
 
@@ -110,7 +110,7 @@ def _read(path: str, as_labels: bool) -> Scan:
     if suffix == ".npz":
         return _read_npz(path, "gts" if as_labels else "imgs")
     if file.name.lower().endswith((".nii", ".nii.gz")):
-        truncation.check_nifti(file)
+        nifti.check_nifti(file)
     return _read_sitk(path)
 
 

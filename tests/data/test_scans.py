@@ -1,6 +1,7 @@
 """Reading: every format back to the array that was written, in the right order and orientation."""
 
 import gzip
+import struct
 
 import numpy as np
 import pytest
@@ -255,6 +256,16 @@ def four_dimensions(tmp_path):
     return tmp_path / "a.nii.gz"
 
 
+def without_spacing(tmp_path):
+    """ITK takes 1 mm where a header says 0."""
+    path = write(tmp_path / "a.nii", volume(), spacing=(0.75, 0.5, 3.0))
+    header = bytearray(path.read_bytes())
+    assert struct.unpack_from("<3f", header, 80) == (0.75, 0.5, 3.0)
+    struct.pack_into("<f", header, 84, 0.0)
+    path.write_bytes(header)
+    return path
+
+
 def not_finite(tmp_path):
     array = volume(dtype=np.float32)
     array[0, 0, :2] = np.nan, np.inf
@@ -286,6 +297,7 @@ def empty_folder(tmp_path):
         (lambda path: truncated(path, "a.mha", compress=True), "cannot be read"),
         (lambda path: truncated(path, "a.mha"), "cannot be read"),
         (four_dimensions, r"4 dimensions \(8 x 6 x 4 x 2\)"),
+        (without_spacing, r"header says 0.75 x 0 x 3 mm a voxel; write the scan's spacing"),
         (not_finite, "2 voxels are NaN or infinite"),
         (empty_folder, "no DICOM series"),
     ],
