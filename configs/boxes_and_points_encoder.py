@@ -1,0 +1,37 @@
+"""As `boxes_and_points.py`, and the image encoder's last stage and neck are trained too.
+
+A frozen encoder that was trained with boxes alone does not tell which tissue a point means: the
+decoder learns its 14 patients by heart and the tune split stands still. Here the encoder's last two
+blocks and its neck adapt at half the decoder's rate, and every slice is flipped, rotated and changed
+in contrast anew. No embeddings can be cached then: a step costs an encoder.
+
+Command:  python -m medsam_jax.train --config configs/boxes_and_points_encoder.py --workdir W \
+              --config.data_dir=DATA
+Data:     python -m datasets.build --recipe lite
+"""
+
+import ml_collections
+
+from medsam_jax.training.config import base_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base_config()
+    config.frozen = (r"image_encoder\.(patch_embed|layers\.[012])\..*", r"prompt_encoder\..*")
+    config.learning_rates = ((r"image_encoder\..*", 0.5),)
+    config.augmentation.flip = 0.5
+    config.augmentation.rotation = 30.0
+    config.augmentation.intensity = 0.15
+    config.point_share = 0.6
+    config.prompts_per_image = 2
+    config.iou_weight = 1.0
+    config.batch_size = 4
+    config.num_steps = 400
+    config.learning_rate = 2e-4
+    config.schedule = "cosine"
+    config.warmup_steps = 20
+    config.ema_decay = 0.98
+    config.eval_every = 200
+    config.eval_batch_size = 2
+    config.checkpoint_every = 50
+    return config
