@@ -8,6 +8,11 @@ changed in contrast anew. No embeddings can be cached then: a step costs an enco
 Command:  python -m medsam_jax.train --config configs/boxes_and_points_encoder.py --workdir W \
               --config.data_dir=DATA
 Data:     python -m datasets.build --recipe lite
+Hardware: a CPU will do.
+Time:     400 steps in 52 minutes on two busy CPU cores.
+Scores:   tune split, means of seed 0, from released weights to step 400: DSC by box 0.765 to 0.880,
+          by one point 0.007 to 0.685 (soft-tissue sarcoma). Validation patients are in
+          docs/results.md: one point reaches 0.78 over whole tumours, 0.64 slice by slice.
 """
 
 import ml_collections
