@@ -13,7 +13,7 @@ import numpy as np
 
 from medsam_jax.data.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis
 from medsam_jax.errors import UserError
-from medsam_jax.inference import object_prompts, outputs
+from medsam_jax.inference import coco, object_prompts, outputs
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
 from medsam_jax.inference.describe import measure
 from medsam_jax.inference.dicom_seg import require_highdicom, write_dicom_seg
@@ -174,8 +174,9 @@ class FilePredictor:
         """Raises UserError where an output would replace an image, a mask or prompts given."""
         given = [read.image.split("#")[0], read.mask, self.request.prompts]
         inputs = {Path(path).resolve() for path in given if path}
-        for suffix in (f"_mask{read.suffix}", "_overlay.png", "_montage.png", ".gif", ".json"):
-            path = self.request.output / f"{read.name}{suffix}"
+        suffixes = (f"_mask{read.suffix}", "_overlay.png", "_montage.png", ".gif", ".json")
+        for file in (*(f"{read.name}{suffix}" for suffix in suffixes), coco.FILE):
+            path = self.request.output / file
             if path.resolve() in inputs:
                 raise UserError(f"{read.image}: {path} is an input; choose another --output folder")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from medsam_jax.data.pictures import SUFFIXES as PICTURE_SUFFIXES
 from medsam_jax.data.scans import list_series
 from medsam_jax.errors import UserError
-from medsam_jax.inference.coco import write_coco
+from medsam_jax.inference import coco
 from medsam_jax.inference.files import FilePredictor, Request
 from medsam_jax.inference.outputs import SCAN_SUFFIXES, FatalError, stem
 from medsam_jax.progress import progress
@@ -29,13 +29,13 @@ def predict_path(request: Request) -> None:
     images = find_images(request.image)
     if images is None:
         mask = _mask_of(request, request.image, alone=True)
-        for path in predictor.run(request.image, stem(request.image), mask):
+        for path in predictor.run(request.image, _name(request.image), mask):
             print(path)
     else:
         _run_folder(predictor, images)
-    coco = write_coco(request.output)
-    if coco:
-        print(coco)
+    written = coco.write_coco(request.output)
+    if written:
+        print(written)
 
 
 def find_images(path: str) -> list[str] | None:
@@ -88,20 +88,26 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
         f"{len(failures)} failed"
     )
     if failures:
-        write_coco(request.output)
+        coco.write_coco(request.output)
         for text in failures:
             print(f"failed: {text}", file=sys.stderr)
         raise UserError(f"{len(failures)} of {len(images)} images failed; they are named above")
 
 
+def _name(image: str) -> str:
+    """The stem, of which outputs are named; "coco_image" where a record would be `coco.json`."""
+    name = stem(image)
+    return f"{name}_image" if f"{name}.json".lower() == coco.FILE else name
+
+
 def _names(images: list[str]) -> dict[str, str]:
     """Names of outputs: stems, or whole file names where stems are the same."""
-    counts = Counter(stem(image).lower() for image in images)
+    counts = Counter(_name(image).lower() for image in images)
     names = {}
     for image in images:
         folder, _, uid = image.partition("#")
         whole = Path(folder).name + (f"_{uid}" if uid else "")
-        names[image] = stem(image) if counts[stem(image).lower()] == 1 else whole
+        names[image] = _name(image) if counts[_name(image).lower()] == 1 else whole
     return names
 
 

@@ -78,6 +78,10 @@ CASES = {
         [*PICTURE, "--prompts", "photo.json", "--output", "."],
         "photo.png: photo.json is an input; choose another --output folder",
     ),
+    "output_over_coco": (
+        [*PICTURE, "--prompts", "coco.json", "--output", "."],
+        "photo.png: coco.json is an input; choose another --output folder",
+    ),
     "numbered_name": (
         [*PICTURE, "--prompts", "named.json"],
         "named.json: photo.png, prompt 1: name 5; give a text",
@@ -127,7 +131,8 @@ def answers(model, tmp_path_factory):
     sitk.WriteImage(four, str(folder / "4d.nii.gz"))
     (folder / "broken.json").write_text("{'photo.png': 1}")
     (folder / "unlabelled.json").write_text('{"photo.png": [{"points": [[5, 5]]}]}')
-    (folder / "photo.json").write_text('{"photo.png": [{"box": [1, 1, 9, 9]}]}')
+    for name in ("photo.json", "coco.json"):
+        (folder / name).write_text('{"photo.png": [{"box": [1, 1, 9, 9]}]}')
     (folder / "named.json").write_text('{"photo.png": [{"box": [1, 1, 9, 9], "name": 5}]}')
     (folder / "other.json").write_text('{"photo.png": [{"box": [1, 1, 9, 9]}]}')
     for name in ("lite", "v2"):

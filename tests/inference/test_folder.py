@@ -28,7 +28,8 @@ def folder(tmp_path):
 
 
 def request(folder, **changes) -> Request:
-    return Request("m", str(folder), folder.parent / "out", **({"boxes": BOXES} | changes))
+    settings = {"image": str(folder), "output": folder.parent / "out", "boxes": BOXES}
+    return Request("m", **(settings | changes))
 
 
 @pytest.fixture
@@ -53,6 +54,20 @@ def test_all_images_and_one_coco_file(ran, folder, capsys):
     assert [i["file_name"] for i in coco["images"]] == ["a.png", "b.png", "c.jpg", "c.png"]
     assert [a["area"] for a in coco["annotations"]][:2] == [25, 30]
     assert coco["categories"] == [{"id": 1, "name": "object"}]
+
+
+def test_a_picture_called_coco_keeps_its_record(ran, folder):
+    """Alone, in a folder, and beside one that has the name it gets instead."""
+    (folder / "a.png").rename(folder / "Coco.png")
+    output = folder.parent / "out"
+    predict_path(request(folder, image=str(folder / "Coco.png")))
+    predict_path(request(folder))
+    assert ran == ["Coco_image", "b", "c.jpg", "c.png"]  # the first is not done again
+    assert json.loads((output / "Coco_image.json").read_text())["objects"]
+    assert len(json.loads((output / "coco.json").read_text())["images"]) == 4
+    (folder / "b.png").rename(folder / "coco_image.png")
+    predict_path(request(folder))
+    assert ran[4:] == ["Coco.png", "coco_image.png"]
 
 
 def test_goes_on_where_it_stopped(ran, folder, monkeypatch, capsys):
