@@ -32,7 +32,7 @@ from medsam_jax.data.preprocess import (
 from medsam_jax.errors import UserError
 from medsam_jax.inference.mask_filters import Enlargement, enlargement
 from medsam_jax.inference.outputs import write_whole
-from medsam_jax.inference.prompts import Prompts, pack, read_prompts
+from medsam_jax.inference.prompts import PARTS, Prompts, pack, read_prompts
 from medsam_jax.models.common import Functional
 from medsam_jax.models.sam import Sam
 from medsam_jax.ops.compile import jit
@@ -209,6 +209,9 @@ class Predictor:
 
         Kinds and numbers of prompts, and of points in them, may differ: the answers are those of
         one call each.
+
+        Raises:
+          UserError: as `predict`, and for a key that is none of its arguments.
         """
         answers = self.predict_low_res(prompts, multimask_output)
         return [
@@ -223,6 +226,10 @@ class Predictor:
         images = self._require_images()
         if len(prompts) != len(images):
             raise UserError(f"predict_batch: {len(prompts)} prompts for {len(images)} images")
+        for index, given in enumerate(prompts):
+            if unknown := [name for name in given if name not in PARTS]:
+                known = ", ".join(PARTS)
+                raise UserError(f"prompts[{index}]: unknown key {unknown[0]!r}; use {known}")
         read = [
             read_prompts(image.original_shape, self._mask_side, **given)
             for image, given in zip(images, prompts, strict=True)

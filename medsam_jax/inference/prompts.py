@@ -9,6 +9,9 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.models.prompt_encoder import PADDING_LABEL
 
+# Of a prompt, as arguments of `Predictor.predict`.
+PARTS = ("point_coords", "point_labels", "box", "mask_input")
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:

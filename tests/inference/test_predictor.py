@@ -243,6 +243,9 @@ def test_bad_calls(predictor):
         predictor.predict(box=[0, 0, 5, 5])
     with pytest.raises(UserError, match="1 prompts for 2 images"):
         predictor.predict_batch([{"box": [0, 0, 5, 5]}])
+    known = "point_coords, point_labels, box, mask_input"
+    with pytest.raises(UserError, match=rf"prompts\[1\]: unknown key 'boxes'; use {known}"):
+        predictor.predict_batch([{"box": [0, 0, 5, 5]}, {"boxes": [0, 0, 5, 5]}])
     predictor.reset_image()
     with pytest.raises(UserError, match="no image is set"):
         predictor.get_image_embedding()
