@@ -98,7 +98,7 @@ def _read(path: str, as_labels: bool) -> Scan:
     """Dispatches by what the path is. See `read_scan`; colours become labels for `as_labels`."""
     file = pathlib.Path(path.split("#")[0])
     if not file.exists():
-        raise UserError(f"{path}: does not exist; correct the path (relative to the manifest)")
+        raise UserError(f"{path}: does not exist; correct the path")
     if file.is_dir():
         return _read_dicom_series(path)
     if file.stat().st_size == 0:

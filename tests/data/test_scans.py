@@ -285,7 +285,7 @@ def empty_folder(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path / "no.nii.gz", "does not exist"),
+        (lambda path: path / "no.nii.gz", "does not exist; correct the path$"),
         (lambda path: file_with(path, "a.nrrd", b""), "0 bytes"),
         (lambda path: file_with(path, "a.nii.gz", b"GIF89a not a scan"), "cannot be read"),
         (lambda path: file_with(path, "a.png", b"\x89PNG no"), "not a picture"),
