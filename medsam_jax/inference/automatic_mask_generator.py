@@ -6,6 +6,7 @@ of prompts; empty masks are dropped whatever the thresholds; `label_map` is a fu
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -123,10 +124,22 @@ class AutomaticMaskGenerator:
             ("points_per_batch", points_per_batch, 1),
             ("crop_n_layers", crop_n_layers, 0),
             ("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 1),
+            ("min_mask_region_area", min_mask_region_area, 0),
             ("box_rounds", box_rounds, 0),
         ):
-            if value < least:
-                raise UserError(f"{name}: {value}; use {least} or more")
+            if not isinstance(value, numbers.Integral) or value < least:
+                raise UserError(f"{name}: {value!r}; use a whole number, {least} or more")
+        for name, value, most in (
+            ("pred_iou_thresh", pred_iou_thresh or 0, 1),
+            ("stability_score_thresh", stability_score_thresh or 0, 1),
+            ("stability_score_offset", stability_score_offset, np.inf),
+            ("box_nms_thresh", box_nms_thresh, 1),
+            ("crop_nms_thresh", crop_nms_thresh, 1),
+            ("crop_overlap_ratio", crop_overlap_ratio, 1),
+        ):
+            if not isinstance(value, numbers.Real) or not 0 <= value <= most:
+                ends = ", 0 or more" if most > 1 else " from 0 to 1"
+                raise UserError(f"{name}: {value!r}; use a number{ends}")
         if (points_per_side is None) == (point_grids is None):
             raise UserError("points_per_side, point_grids: give one of them, the other as None")
         if point_grids is not None and len(point_grids) <= crop_n_layers:
@@ -144,7 +157,7 @@ class AutomaticMaskGenerator:
         preprocessing = self.predictor.model.config.preprocessing
         by_recipe = "points" if preprocessing.recipe == "sam" else "boxes"
         self.prompts = prompts or self.predictor.model.config.automatic_prompts or by_recipe
-        self.point_grids = point_grids or [
+        self.point_grids = [_unit_grid(*pair) for pair in enumerate(point_grids or ())] or [
             records.point_grid(max(points_per_side // crop_n_points_downscale_factor**layer, 1))
             for layer in range(crop_n_layers + 1)
         ]
@@ -331,6 +344,19 @@ class AutomaticMaskGenerator:
             "crop_box": _xywh(candidate.crop_box),
             **candidate.prompt,
         }
+
+
+def _unit_grid(layer: int, grid: Any) -> np.ndarray:
+    """One of `point_grids`, checked."""
+    points = np.asarray(grid, float)
+    if points.ndim != 2 or points.shape[1] != 2 or points.size == 0:
+        raise UserError(f"point_grids[{layer}]: shape {points.shape}; give [N, 2]")
+    if not ((points >= 0) & (points <= 1)).all():
+        raise UserError(
+            f"point_grids[{layer}]: from {points.min():g} to {points.max():g}; give x and y as "
+            "parts of width and height, 0 to 1"
+        )
+    return points
 
 
 def label_map(answers: Sequence[dict[str, Any]], shape: tuple[int, int]) -> np.ndarray:

@@ -83,16 +83,23 @@ def test_points_and_crops(compiled_predictor, image):
         assert top <= y < top + height
 
 
-def test_filters_only_take_away(compiled_predictor, image):
+def test_filters_only_take_away(compiled_predictor, image, monkeypatch):
+    decode = AutomaticMaskGenerator._decode
+
+    def decode_below_one(self, batch):  # the random weights predict 1.2 to 2
+        logits, predicted_iou = decode(self, batch)
+        return logits, predicted_iou / 2
+
+    monkeypatch.setattr(AutomaticMaskGenerator, "_decode", decode_below_one)
     settings = {"box_sides": (0.5,), "box_nms_thresh": 1.0}
     everything = AutomaticMaskGenerator(compiled_predictor, **settings, **OPEN).generate(image)
     ious = sorted(answer["predicted_iou"] for answer in everything)
-    middle = next(iou for iou in ious[len(ious) // 2 :] if iou > 0)
+    middle = ious[len(ious) // 2]
     strict = AutomaticMaskGenerator(
         compiled_predictor, pred_iou_thresh=middle, stability_score_thresh=0.0, **settings
     ).generate(image)
     assert len(strict) == sum(answer["predicted_iou"] > middle for answer in everything)
-    settings |= OPEN | {"stability_score_thresh": 1.01}
+    settings |= OPEN | {"stability_score_thresh": 1.0, "stability_score_offset": 1e6}
     assert AutomaticMaskGenerator(compiled_predictor, **settings).generate(image) == []
 
 
@@ -120,7 +127,24 @@ def test_outputs_hold_the_same_masks(compiled_predictor, image):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"points_per_side": 0}, "points_per_side: 0; use 1 or more"),
+        ({"points_per_side": 0}, "points_per_side: 0; use a whole number, 1 or more"),
+        ({"points_per_side": 8.5}, "points_per_side: 8.5; use a whole number, 1 or more"),
+        ({"points_per_batch": 0}, "points_per_batch: 0; use a whole number, 1 or more"),
+        ({"crop_n_layers": -1}, "crop_n_layers: -1; use a whole number, 0 or more"),
+        ({"crop_n_points_downscale_factor": 0}, "crop_n_points_downscale_factor: 0; use a whole"),
+        ({"min_mask_region_area": -1}, "min_mask_region_area: -1; use a whole number, 0 or more"),
+        ({"pred_iou_thresh": 88}, "pred_iou_thresh: 88; use a number from 0 to 1"),
+        ({"pred_iou_thresh": "0.9"}, "pred_iou_thresh: '0.9'; use a number from 0 to 1"),
+        ({"stability_score_thresh": -0.1}, "stability_score_thresh: -0.1; use a number from 0 to"),
+        ({"stability_score_offset": -1.0}, "stability_score_offset: -1.0; use a number, 0 or more"),
+        ({"box_nms_thresh": float("nan")}, "box_nms_thresh: nan; use a number from 0 to 1"),
+        ({"crop_nms_thresh": 1.5}, "crop_nms_thresh: 1.5; use a number from 0 to 1"),
+        ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio: 1.5; use a number from 0 to 1"),
+        (
+            {"points_per_side": None, "point_grids": [[[5, 7]]]},
+            r"point_grids\[0\]: from 5 to 7; give x",
+        ),
+        ({"points_per_side": None, "point_grids": [[0.5, 0.5]]}, r"point_grids\[0\]: shape \(2,\)"),
         ({"point_grids": [np.zeros((1, 2))]}, "give one of them"),
         ({"output_mode": "png"}, "output_mode: 'png'"),
         ({"prompts": "text"}, "prompts: 'text'"),
