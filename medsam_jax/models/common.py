@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from medsam_jax.ops.convolution import conv3x3
 from medsam_jax.ops.depthwise import depthwise_conv3x3
+from medsam_jax.ops.layer_norm import layer_norm
 
 
 class Buffer(nnx.Variable):
@@ -54,7 +55,11 @@ class LayerNorm(nnx.LayerNorm):
     """LayerNorm over channels, statistics in float32 and by two passes as PyTorch computes them."""
 
     def __init__(self, features: int, *, epsilon: float, dtype=None, rngs: nnx.Rngs):
-        super().__init__(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+        super().__init__(features, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        x = x.astype(self.dtype or x.dtype)
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 class LayerNorm2d(LayerNorm):

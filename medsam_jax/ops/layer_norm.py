@@ -1,0 +1,56 @@
+"""LayerNorm whose gradient XLA:CPU computes fast.
+
+Derived by jax, it is a chain of small reductions, which XLA:CPU hands to library kernels one by
+one: summing 4096 pixels of 256 channels into the gradient of a norm's scale took 8.5 ms there.
+Written out, its sums over pixels are products with a row of ones: the decoder's gradient takes 0.93
+of the time.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "... c"], scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float
+) -> Float[Array, "... c"]:
+    """Normalises over the last axis, in float32 and by two passes as PyTorch does.
+
+    The result has the type of `x`.
+    """
+    return _layer_norm(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm(x, scale, bias, epsilon):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    away = wide - mean
+    rate = jax.lax.rsqrt(jnp.mean(away * away, axis=-1, keepdims=True) + epsilon)
+    return (away * (rate * scale) + bias).astype(x.dtype), mean, rate
+
+
+def _forward(x, scale, bias, epsilon):
+    y, mean, rate = _layer_norm(x, scale, bias, epsilon)
+    return y, (x, mean, rate, scale, bias)
+
+
+def _backward(epsilon, saved, gradient):
+    x, mean, rate, scale, bias = saved
+    gradient = gradient.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * rate
+    by_normal = gradient * scale
+    along = jnp.mean(by_normal * normal, axis=-1, keepdims=True)
+    by_x = rate * (by_normal - jnp.mean(by_normal, axis=-1, keepdims=True) - normal * along)
+    by_scale = _sum_of_rows(gradient * normal).astype(scale.dtype)
+    return by_x.astype(x.dtype), by_scale, _sum_of_rows(gradient).astype(bias.dtype)
+
+
+layer_norm.defvjp(_forward, _backward)
+
+
+def _sum_of_rows(x: Float[Array, "... c"]) -> Float[Array, "c"]:
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.matmul(jnp.ones((1, len(rows))), rows, precision="highest")[0]
