@@ -30,7 +30,7 @@ from medsam_jax.progress import progress
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle", "label_map"]
 _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "binary_mask": records.decode_rle,
-    "label_map": records.decode_rle,
+    "label_map": dict,  # decoded one by one
     "uncompressed_rle": dict,
     "coco_rle": records.compress_rle,
 }
@@ -360,10 +360,16 @@ def _unit_grid(layer: int, grid: Any) -> np.ndarray:
 
 
 def label_map(answers: Sequence[dict[str, Any]], shape: tuple[int, int]) -> np.ndarray:
-    """Masks of `generate` as one int32 [H, W], numbered by size; smaller ones lie over larger."""
+    """Masks of `generate` as one int32 [H, W], numbered by size; smaller ones lie over larger.
+
+    Args:
+      answers: with `segmentation` as a mask or as uncompressed run lengths.
+      shape: (H, W).
+    """
     labels = np.zeros(shape, np.int32)
     for label, answer in enumerate(sorted(answers, key=lambda a: -a["area"]), start=1):
-        labels[answer["segmentation"]] = label
+        mask = answer["segmentation"]
+        labels[records.decode_rle(mask) if isinstance(mask, dict) else mask] = label
     return labels
 
 

@@ -150,7 +150,9 @@ class FilePredictor:
         self._check_inputs_stay(read)
         objects = self._objects(read)
         volume = VolumePredictor(self._predictor)
-        volume.set_volume(read.slices, read.modality, self.request.window)
+        is_known = np.isfinite(read.spacing).all()
+        spacing = read.spacing if is_known else (1.0, 1.0, 1.0)  # cubes, as set_volume has it
+        volume.set_volume(read.slices, read.modality, self.request.window, spacing)
         if self.request.auto:
             start = _start(self.request, image, len(read.slices))
             found = _find_all(self._predictor, volume, start)
@@ -378,7 +380,8 @@ def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:
 
 
 def _find_all(predictor: Predictor, volume: VolumePredictor, start: int) -> Segmentation:
-    answers = AutomaticMaskGenerator(predictor).generate(volume.slices[start])
+    generator = AutomaticMaskGenerator(predictor, output_mode="uncompressed_rle")
+    answers = generator.generate(volume.slices[start])
     labels = np.zeros(volume.slices.shape[:3], np.int32)
     labels[start] = label_map(answers, labels.shape[1:])
     records = []

@@ -1,5 +1,8 @@
 """Automatic masks: which weights get boxes, filters, crops, outputs, bad parameters."""
 
+import weakref
+
+import jax
 import numpy as np
 import pytest
 
@@ -124,6 +127,22 @@ def test_outputs_hold_the_same_masks(compiled_predictor, image):
     assert (labels[smallest] == len(masks)).all()
 
 
+def test_a_label_map_needs_one_mask_at_a_time(compiled_predictor, image, monkeypatch):
+    decode, decoded = records.decode_rle, []
+
+    def spy(rle):
+        assert not any(reference() is not None for reference in decoded)
+        mask = decode(rle)
+        decoded.append(weakref.ref(mask))
+        return mask
+
+    monkeypatch.setattr(records, "decode_rle", spy)
+    labels = AutomaticMaskGenerator(
+        compiled_predictor, output_mode="label_map", box_sides=(0.5,), box_nms_thresh=1.0, **OPEN
+    ).generate(image)
+    assert len(decoded) == labels.max() > 1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -154,3 +173,25 @@ def test_outputs_hold_the_same_masks(compiled_predictor, image):
 def test_bad_parameters(compiled_predictor, settings, message):
     with pytest.raises(UserError, match=message):
         AutomaticMaskGenerator(compiled_predictor, **settings)
+
+
+def test_memory_is_that_of_a_batch(compiled_predictor, image, monkeypatch):
+    """Nine times the points leave as much on the device, and on the host run lengths only."""
+    collect, on_device, on_host = AutomaticMaskGenerator._collect, [], []
+
+    def spy(self, *arguments):
+        found = collect(self, *arguments)
+        on_device[-1].append(sum(array.nbytes for array in jax.live_arrays()))
+        on_host.extend(found)
+        return found
+
+    monkeypatch.setattr(AutomaticMaskGenerator, "_collect", spy)
+    for points_per_side in (8, 24):
+        on_device.append([])
+        AutomaticMaskGenerator(
+            compiled_predictor, points_per_side, points_per_batch=16, prompts="points", **OPEN
+        ).generate(image)
+    few, many = on_device
+    assert (len(few), len(many)) == (4, 36)
+    assert max(many) == max(few)
+    assert all(c.counts.base is None for c in on_host)  # a view would keep its whole batch
