@@ -34,6 +34,10 @@ _OUTPUT = flags.DEFINE_string("output", "docs/images", "Folder for the pictures.
 
 _REFERENCE = "totalsegmentator-2.18.0/tests/reference_files"
 _ABDOMEN_SLICE, _LEAST_PIXELS = 14, 50
+_PANEL = 560  # pixels across
+_GREY_BITS = 3  # that are dropped
+_FOUND, _OTHER = 32, 33  # of the palette, after the greys
+_COLOURS = [0, 255, 80, 255, 120, 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +59,15 @@ def main(argv) -> None:
             start = time.perf_counter()
             masks = offered(predictor, picture, mode)
             seconds = time.perf_counter() - start
-            best = best_overlap(masks, picture.objects)
+            iou = overlaps(masks, picture.objects)
+            best = iou.max(axis=0, initial=0)
             print(
                 f"| {picture.name} | {mode} | {len(masks)} | {(best >= 0.5).sum()} | "
                 f"{(best >= 0.75).sum()} | {len(best)} | {seconds:.0f} |",
                 flush=True,
             )
             name = f"automatic_{picture.name}_{mode}.png".lower().replace(" ", "_")
-            draw(picture, masks, Path(_OUTPUT.value) / name)
+            draw(picture, masks, iou, Path(_OUTPUT.value) / name)
 
 
 def pictures() -> list[Picture]:
@@ -99,32 +104,36 @@ def offered(predictor: medsam_jax.Predictor, picture: Picture, mode: str) -> np.
     return np.array([a["segmentation"] for a in answers], bool).reshape(shape)
 
 
-def best_overlap(masks: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """For each object the largest IoU with any of the masks."""
-    if len(masks) == 0:
-        return np.zeros(len(objects))
+def overlaps(masks: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """IoU [M, N] of every mask with every object."""
     a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (masks, objects))
-    overlap = a @ b.T
-    union = a.sum(axis=1)[:, None] + b.sum(axis=1) - overlap
-    return (overlap / np.maximum(union, 1)).max(axis=0)
+    both = a @ b.T
+    union = a.sum(axis=1)[:, None] + b.sum(axis=1) - both
+    return both / np.maximum(union, 1)
 
 
-def draw(picture: Picture, masks: np.ndarray, path: Path) -> None:
-    """Labelled objects on the left, masks on the right, as outlines over the picture."""
+def draw(picture: Picture, masks: np.ndarray, iou: np.ndarray, path: Path) -> None:
+    """Labelled objects on the left, masks on the right, as outlines over the picture.
+
+    Green is what found and what was found at IoU 0.5; the others are orange.
+    """
+    height, width = picture.image.shape
+    size = (_PANEL, round(_PANEL * height / width))
+    # Few greys, so that noise packs well; the palette keeps the outlines' colours exact.
+    greys = cv2.resize(picture.image, size, interpolation=cv2.INTER_AREA) >> _GREY_BITS
     panels = []
-    for shown in (picture.objects, masks):
-        panel = cv2.merge([picture.image] * 3)
-        for index, mask in enumerate(shown):
-            hue = np.uint8([[[index * 37 % 180, 255, 255]]])
-            colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-            contours, _ = cv2.findContours(
-                mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-            )
-            cv2.drawContours(panel, contours, -1, colour, 1)
-        panels.append(cv2.resize(panel, (400, 400), interpolation=cv2.INTER_AREA))
+    for shown, best in ((picture.objects, iou.max(axis=0, initial=0)), (masks, iou.max(axis=1))):
+        panel = greys.copy()
+        for mask, is_found in sorted(zip(shown, best >= 0.5, strict=True), key=lambda x: x[1]):
+            larger = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            contours, _ = cv2.findContours(larger, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(panel, contours, -1, _FOUND if is_found else _OTHER, 1)
+        panels.append(panel)
+    drawn = Image.fromarray(cv2.hconcat(panels), "P")
+    palette = [level << _GREY_BITS for level in range(_FOUND) for _ in range(3)]
+    drawn.putpalette([*palette, *_COLOURS])
     path.parent.mkdir(parents=True, exist_ok=True)
-    few_colours = Image.fromarray(cv2.hconcat(panels)).quantize(96)
-    few_colours.save(path, optimize=True)
+    drawn.save(path, optimize=True)
 
 
 if __name__ == "__main__":

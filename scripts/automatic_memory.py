@@ -1,0 +1,57 @@
+"""Peak memory of automatic masks by a grid of points on an abdominal CT slice, in a fresh process.
+
+    python scripts/automatic_memory.py --scans demo/scans --points_per_side 128
+
+The peak is the kernel's of the whole process (VmHWM), Python and libraries included, so each run
+measures one setting. With `--open` every mask passes the filters and counts as a mask of its own:
+most that can be kept.
+"""
+
+import re
+import time
+from pathlib import Path
+
+from absl import flags
+
+import medsam_jax
+from medsam_jax.data.preprocess import read_scan
+from medsam_jax.errors import run
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "lite_medsam", "Name or directory.")
+_SCANS = flags.DEFINE_string("scans", "demo/scans", "Folder of the demo's scans.")
+_POINTS = flags.DEFINE_integer("points_per_side", 128, "Of the grid.", lower_bound=1)
+_OPEN = flags.DEFINE_bool("open", False, "Let every mask pass.")
+
+_SERIES = "totalsegmentator-2.18.0/tests/reference_files/example_ct_dicom"
+_SLICE = 14
+
+
+def main(argv) -> None:
+    del argv
+    settings = {"pred_iou_thresh": 0, "stability_score_thresh": 0} if _OPEN.value else {}
+    generator = medsam_jax.AutomaticMaskGenerator(
+        medsam_jax.load_model(_CHECKPOINT.value),
+        _POINTS.value,
+        prompts="points",
+        output_mode="coco_rle",
+        box_nms_thresh=1 if _OPEN.value else 0.7,
+        **settings,
+    )
+    image = read_scan(Path(_SCANS.value) / _SERIES).array[_SLICE]
+    before, start = peak_memory(), time.perf_counter()
+    masks = generator.generate(image, modality="CT")
+    seconds = time.perf_counter() - start
+    print(
+        f"{_POINTS.value} x {_POINTS.value} points: {len(masks)} masks in {seconds:.0f} s; peak "
+        f"{peak_memory() / 1e9:.2f} GB, {before / 1e9:.2f} GB before"
+    )
+
+
+def peak_memory() -> int:
+    """Bytes, of this process so far."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024
+
+
+if __name__ == "__main__":
+    run(main)
