@@ -62,7 +62,8 @@ def score_case(predictor: VolumePredictor, case: Case) -> list[dict]:
     scan = read_scan(case.image)
     axis = slice_axis(scan)
     labels = np.moveaxis(read_mask(case.masks[FIRST], scan), axis, 0)
-    predictor.set_volume(np.moveaxis(scan.array, axis, 0), case.modality, case.window)
+    spacing = [scan.spacing[a] for a in (axis, *(a for a in range(3) if a != axis))]
+    predictor.set_volume(np.moveaxis(scan.array, axis, 0), case.modality, case.window, spacing)
     kept = _embeddings(case)
     if kept and kept.exists():
         predictor.load_embeddings(kept)

@@ -6,8 +6,9 @@ slices (`interpolate`).
 """
 
 import itertools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ class VolumePredictor:
 
     Args:
       model: a `Sam`, or a `Predictor` whose compiled programs are shared.
+      elongation: expected length of an object through the slices, in parts of its longest side on
+        the prompted slice. Beyond the outermost prompts boxes taper as those of an ellipsoid of
+        that length do, and propagation ends with it. None: nothing is expected.
       margin: pixels that a neighbour's box is grown by on each side, so that objects may grow.
       least_score: propagation stops where the predicted IoU falls below it.
       least_overlap: and where a mask shares less than this part of the smaller of it and the mask
@@ -37,40 +41,54 @@ class VolumePredictor:
     def __init__(
         self,
         model: Sam | Predictor,
+        elongation: float | None = 1.5,
         margin: int = 1,
-        least_score: float = 0.75,
+        least_score: float = 0.5,
         least_overlap: float = 0.5,
         most_growth: float = 2.0,
         batch_size: int = 8,
     ):
         self.predictor = Predictor.of(model)
+        self.elongation = elongation
         self.margin = margin
         self.least_score = least_score
         self.least_overlap = least_overlap
         self.most_growth = most_growth
         self.batch_size = batch_size
         self._slices: np.ndarray | None = None
+        self._spacing = np.ones(3)
         self._encoded: dict[int, EncodedImage] = {}
         self._prompts: dict[int, dict[str, Any]] = {}
 
     def set_volume(
-        self, volume: np.ndarray, modality: str | None = None, window: str | None = None
+        self,
+        volume: np.ndarray,
+        modality: str | None = None,
+        window: str | None = None,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         """Takes a volume and forgets prompts of the one before.
 
         Args:
           volume: [Z, H, W] or [Z, H, W, 3], cut into slices along Z; HU or scanner units.
           modality, window: as `Predictor.set_image`; limits are those of the whole volume.
+          spacing: mm between slices, rows and columns. `propagate` looks at their ratios: left out,
+            voxels are cubes.
 
         Raises:
-          UserError: another shape, no voxels, NaN, or constant where limits are needed.
+          UserError: another shape, no voxels, NaN, constant where limits are needed, or a spacing
+            that is not three positive numbers.
         """
+        steps = np.asarray(spacing, float)
+        if steps.shape != (3,) or not np.isfinite(steps).all() or not (steps > 0).all():
+            raise UserError(f"spacing: {spacing}; give mm between slices, rows and columns")
         volume = np.asarray(volume)
         if not (volume.ndim == 3 or (volume.ndim == 4 and volume.shape[3] == 3)):
             raise UserError(f"volume: shape {volume.shape}; give [Z, H, W] or [Z, H, W, 3]")
         # One tall image: intensity rules look at values, not at places.
         tall = volume.reshape(-1, *volume.shape[2:])
         self._slices = self.predictor.normalise(tall, modality, window).reshape(volume.shape)
+        self._spacing = steps
         self._encoded, self._prompts = {}, {}
 
     def save_embeddings(self, path: str | os.PathLike) -> None:
@@ -143,8 +161,11 @@ class VolumePredictor:
 
         Each slice is prompted half-way between its neighbour's box and the box of its neighbour's
         mask, the latter grown by `margin` and standing off the mask as the given box does: boxes of
-        masks alone shrink from slice to slice. See the class for where it stops, and
-        `docs/inference.md` for what the rule was chosen by.
+        masks alone shrink from slice to slice. Away from the prompts its sides are then the
+        geometric means of those and of the sides that an ellipsoid has there, one whose largest
+        section is the prompt and whose length is `elongation`: so prompt the slice on which the
+        object is largest. See the class for where it stops, and `docs/inference.md` for what the
+        rule was chosen by.
 
         Returns:
           mask [Z, H, W] and the predicted IoU of each slice (NaN: not reached).
@@ -165,12 +186,18 @@ class VolumePredictor:
         grow = np.array([-self.margin, -self.margin, self.margin, self.margin])
         around = box_from_mask(mask[start])
         given = self._prompts[start].get("box")
-        box = around if given is None else given
-        grow = grow + (box - around)
+        given = around if given is None else given
+        box, taper = given, 1.0
+        reach = self._reach(start, step, given)
         index = start + step
         while 0 <= index < len(mask) and np.isnan(scores[index]):
             neighbour = mask[index - step]
-            box = (box + box_from_mask(neighbour) + grow) / 2
+            box = (box + box_from_mask(neighbour) + grow + taper * (given - around)) / 2
+            if reach is not None:
+                if abs(index - start) >= reach:
+                    return
+                taper = math.sqrt(1 - (abs(index - start) / reach) ** 2)
+                box = _resized(box, np.sqrt(_sides(box) * _sides(given) * taper))
             box = np.clip(box, 0, [width - 1, height - 1] * 2)
             found, score = self._predict(index, {"box": box})
             if score < self.least_score or not self._continues(found, neighbour):
@@ -178,6 +205,14 @@ class VolumePredictor:
             mask[index], scores[index] = found, score
             yield index
             index += step
+
+    def _reach(self, start: int, step: int, box: np.ndarray) -> float | None:
+        """Slices from the prompted one to where the object should end; None towards a prompt."""
+        leads_to_another = any((other - start) * step > 0 for other in self._prompts)
+        if self.elongation is None or leads_to_another:
+            return None
+        longest = (_sides(box) * self._spacing[[2, 1]]).max()
+        return self.elongation * longest / 2 / self._spacing[0]
 
     def _continues(self, found: np.ndarray, neighbour: np.ndarray) -> bool:
         areas = np.count_nonzero(found), np.count_nonzero(neighbour)
@@ -231,6 +266,17 @@ class VolumePredictor:
         if not self._prompts:
             raise UserError("no prompt is given; call add_prompt first")
         return self._prompts
+
+
+def _sides(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "2"]:
+    """Width and height in pixels; both edges belong to the box."""
+    return np.maximum(box[2:] - box[:2] + 1, 1)
+
+
+def _resized(box: Float[np.ndarray, "4"], sides: Float[np.ndarray, "2"]) -> Float[np.ndarray, "4"]:
+    """A box of other sides about the same centre."""
+    centre, half = (box[:2] + box[2:]) / 2, (sides - 1) / 2
+    return np.concatenate([centre - half, centre + half])
 
 
 def clean(

@@ -15,6 +15,7 @@ class Threshold(VolumePredictor):
         self.score = lambda index: 0.9
         self.predictor = None
         for name, value in {
+            "elongation": None,
             "margin": 2,
             "least_score": 0.6,
             "least_overlap": 0.5,
@@ -24,8 +25,8 @@ class Threshold(VolumePredictor):
             setattr(self, name, value)
         self._prompts, self._encoded = {}, {}
 
-    def set_volume(self, volume):
-        self._slices = volume
+    def set_volume(self, volume, spacing=(1, 1, 1)):
+        self._slices, self._spacing = volume, np.array(spacing)
 
     def _predict(self, index, prompt):
         x0, y0, x1, y1 = np.asarray(prompt["box"]).astype(int)
@@ -87,6 +88,54 @@ def test_propagation_stops_where_masks_leak_or_jump():
     volume[2, 23:29, 28:34] = 200  # beside the object, not on it
     mask, _ = predictor.propagate()
     assert mask.any(axis=(1, 2)).tolist() == [True, True, False, False]
+
+
+def test_propagation_ends_where_an_object_of_that_elongation_does():
+    """A bright column has no end that the model could see."""
+    predictor = Threshold(elongation=1.5)
+    predictor.set_volume(cone([6] * 19), spacing=(2, 1, 1))
+    predictor.add_prompt(9, box=[19, 14, 30, 25])  # 12 wide: 18 mm long, 4.5 slices to each side
+    mask, scores = predictor.propagate()
+    assert np.flatnonzero(np.isfinite(scores)).tolist() == list(range(5, 14))
+    areas = mask.sum(axis=(1, 2))
+    assert areas[9] == 144
+    assert (np.diff(areas[9:14]) <= 0).all()  # it tapers
+    np.testing.assert_array_equal(areas[5:10], areas[13:8:-1])
+    assert areas[13] < 0.5 * areas[9]
+    predictor.elongation = None
+    assert np.isfinite(predictor.propagate()[1]).all()  # runs on over the whole volume
+
+
+def test_sides_are_geometric_means_with_the_ellipsoid():
+    predictor = Threshold(elongation=2.0, margin=0)
+    predictor.set_volume(cone([8] * 5))
+    predictor.add_prompt(0, box=[17, 15, 32, 24])  # 16 x 10: 16 slices to each side
+    predictor.propagate()
+    taper = np.sqrt(1 - (np.arange(5) / 16) ** 2)
+    width, height = 16 * np.sqrt(taper[1]), 10 * np.sqrt(taper[1])
+    x, y = (width - 1) / 2, (height - 1) / 2
+    np.testing.assert_allclose(
+        predictor.asked[1], [24.5 - x, 19.5 - y, 24.5 + x, 19.5 + y], rtol=1e-6
+    )
+
+
+def test_nothing_tapers_between_prompts():
+    predictor = Threshold(elongation=1.0, margin=0)
+    predictor.set_volume(cone([3] * 14))
+    for index in (2, 11):
+        predictor.add_prompt(index, box=[22, 17, 27, 22])  # 3 slices to each side
+    mask, scores = predictor.propagate()
+    assert np.flatnonzero(np.isfinite(scores)).tolist() == list(range(14))
+    assert (mask.sum(axis=(1, 2))[2:12] == 36).all()
+    predictor.clear_prompts()
+    predictor.add_prompt(2, box=[22, 17, 27, 22])
+    assert np.flatnonzero(np.isfinite(predictor.propagate()[1])).tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("spacing", [(1, 1), (1, 0, 1), (1, np.nan, 1), 2.0])
+def test_bad_spacing(compiled_predictor, spacing):
+    with pytest.raises(UserError, match="spacing: .*give mm between slices, rows and columns"):
+        VolumePredictor(compiled_predictor).set_volume(np.ones((3, 4, 5)), "CT", spacing=spacing)
 
 
 def test_interpolation_between_key_slices():
