@@ -124,6 +124,17 @@ def test_automatic_mode(compiled, tmp_path, capsys):
         assert "photo: no object found; the mask is empty" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("thickness", "reached"), [(1.0, range(2, 19)), (3.0, range(8, 13))])
+def test_propagation_measures_in_the_files_millimetres(bright, tmp_path, thickness, reached):
+    image = sitk.GetImageFromArray(np.full((21, 30, 30), 200, np.uint8))
+    image.SetSpacing((1.0, 1.0, thickness))
+    sitk.WriteImage(image, str(tmp_path / "scan.nii.gz"))
+    request = {"boxes": [[10, 10, 21, 21]], "slice_index": 10}  # 12 mm: 9 mm to each side
+    predict_path(Request("m", str(tmp_path / "scan.nii.gz"), tmp_path / "out", **request))
+    [found] = json.loads((tmp_path / "out" / "scan.json").read_text())["objects"]
+    assert [int(index) for index in found["slice_scores"]] == list(reached)
+
+
 def test_multi_page_tiff_keeps_its_pages(compiled, tmp_path):
     pages = [
         Image.fromarray(p) for p in np.random.default_rng(0).integers(0, 256, (3, 20, 24), np.uint8)
