@@ -130,9 +130,11 @@ def test_dicom_seg_reads_back_the_same_voxels(bright, tmp_path, name):
     write_series(tmp_path / "ct", np.where(labels, 900, -400).astype(np.int16), turned, spacing)
     scan = read_scan(tmp_path / "ct")
     bright_voxels = scan.array > 0
-    prompts = [
-        {"label": 3, "name": "liver", "slice": 3, "box": [3, 2, 16, 10]},
-        {"label": 7, "slice": 5, "box": [18, 12, 26, 23]},
+    prompts = [  # on both ends of each block: between them nothing tapers
+        {"label": 3, "name": "liver", "slice": 2, "box": [3, 2, 16, 10]},
+        {"label": 3, "name": "liver", "slice": 5, "box": [3, 2, 16, 10]},
+        {"label": 7, "slice": 4, "box": [18, 12, 26, 23]},
+        {"label": 7, "slice": 7, "box": [18, 12, 26, 23]},
     ]
     (tmp_path / "prompts.json").write_text(json.dumps({"ct": prompts}))
     predict_path(
