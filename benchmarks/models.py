@@ -11,12 +11,20 @@ KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 INPUTS = 4  # different inputs that calls take turns with
 
 
-def jax_lite_medsam():
-    """Our LiteMedSAM with the released weights, as a `Functional`."""
-    from medsam_jax import load_model
-    from medsam_jax.models.common import Functional
+def jax_lite_medsam(dtype: str = "float32"):
+    """Our LiteMedSAM with the released weights, as a `Functional` that computes in `dtype`."""
+    import dataclasses
 
-    return Functional(load_model("lite_medsam"))
+    from flax import nnx
+
+    from medsam_jax import load_model
+    from medsam_jax.models.common import Functional, flatten_state, update_state
+    from medsam_jax.models.sam import Sam
+
+    stored = load_model("lite_medsam")
+    model = Sam(dataclasses.replace(stored.config, dtype=dtype), rngs=nnx.Rngs(0))
+    update_state(model, flatten_state(stored))
+    return Functional(model)
 
 
 def torch_lite_medsam():
