@@ -1,9 +1,9 @@
 """The U-Net of `medsam_jax.models.unet` in PyTorch, trained by the same recipe on the same batches.
 
-What it needs to be a fair peer: initial weights, batches, loss, optimiser and schedule are those of
-`python -m medsam_jax.train` with the same configuration; the model and the training step are
-PyTorch's. The best weights by tune DSC are written as a checkpoint of ours, so that both are scored
-by one command:
+What it needs to be a fair peer: initial weights, batches, augmentation, loss, optimiser, schedule
+and average of the weights are those of `python -m medsam_jax.train` with the same configuration;
+the model and the training step are PyTorch's. The best weights by tune DSC are written as a
+checkpoint of ours, so that both are scored by one command:
 
   python -m benchmarks.unet_pytorch --config configs/unet_small.py --workdir runs/unet/torch \
       --config.data_dir=DATA --config.checkpoint=runs/unet/init
@@ -13,6 +13,7 @@ by one command:
 Runs where `tests/parity` does (torch beside this library).
 """
 
+import copy
 import csv
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from medsam_jax.errors import UserError, run
 from medsam_jax.metrics import dice_batch
 from medsam_jax.models.checkpoint import read_config, read_params, resolve, save_model
 from medsam_jax.models.unet import UNetConfig
+from medsam_jax.training.config import augmentation_of
 from medsam_jax.training.optimizer import learning_rate_schedule
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
@@ -191,6 +193,7 @@ def train(config, workdir: Path) -> None:
         raise UserError(f"config.checkpoint: {config.checkpoint} holds no U-Net")
     model = UNet(model_config).to(memory_format=torch.channels_last)
     load_flax(model, read_params(origin))
+    evaluated = copy.deepcopy(model) if config.ema_decay else model
     optimizer = make_optimizer(model, config)
     schedule = learning_rate_schedule(config)
     rates = [float(schedule(step)) for step in range(config.num_steps)]
@@ -200,6 +203,7 @@ def train(config, workdir: Path) -> None:
         batch_size=config.batch_size,
         seed=config.seed,
         box_jitter=config.box_jitter,
+        augmentation=augmentation_of(config),
     )
     workdir.mkdir(parents=True, exist_ok=True)
     best = -1.0
@@ -209,7 +213,7 @@ def train(config, workdir: Path) -> None:
         start = time.monotonic()
         for step in range(config.num_steps + 1):
             if step % config.eval_every == 0 or step == config.num_steps:
-                score = tune_dice(model, model_config, config)
+                score = tune_dice(evaluated, model_config, config)
                 row = [step, f"{score:.4f}", f"{time.monotonic() - start:.0f}"]
                 writer.writerow(row)
                 file.flush()
@@ -217,12 +221,19 @@ def train(config, workdir: Path) -> None:
                 if score > best:
                     best = score
                     metadata = {"licence": "Apache-2.0", "source": {"naming": "unet_pytorch"}}
-                    save_model(
-                        workdir / "best", to_flax(model), model_config, metadata, overwrite=True
-                    )
+                    arrays = to_flax(evaluated)
+                    save_model(workdir / "best", arrays, model_config, metadata, overwrite=True)
             if step == config.num_steps:
                 return
             step_once(model, optimizer, next(data), model_config, config, rates[step])
+            if config.ema_decay:
+                _move_average(evaluated, model, config.ema_decay)
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1.0 - decay)
 
 
 @torch.no_grad()
