@@ -17,7 +17,7 @@ from absl import flags, logging
 
 import medsam_jax
 from medsam_jax.cache import keep_compiled_programs
-from medsam_jax.data.preprocess import read_mask, read_scan, slice_axis
+from medsam_jax.data.preprocess import read_mask, read_scan, slice_axis, slice_spacing
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import run
 from medsam_jax.evaluation.manifest import FIRST, Case, read_cases
@@ -62,8 +62,8 @@ def score_case(predictor: VolumePredictor, case: Case) -> list[dict]:
     scan = read_scan(case.image)
     axis = slice_axis(scan)
     labels = np.moveaxis(read_mask(case.masks[FIRST], scan), axis, 0)
-    spacing = [scan.spacing[a] for a in (axis, *(a for a in range(3) if a != axis))]
-    predictor.set_volume(np.moveaxis(scan.array, axis, 0), case.modality, case.window, spacing)
+    volume, spacing = np.moveaxis(scan.array, axis, 0), slice_spacing(scan, axis)
+    predictor.set_volume(volume, case.modality, case.window, spacing)
     kept = _embeddings(case)
     if kept and kept.exists():
         predictor.load_embeddings(kept)

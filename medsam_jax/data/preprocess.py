@@ -24,7 +24,7 @@ from medsam_jax.data.recipes import (
     Recipe,
     get_recipe,
 )
-from medsam_jax.data.scans import Scan, read_mask, read_scan, slice_axis
+from medsam_jax.data.scans import Scan, read_mask, read_scan, slice_axis, slice_spacing
 from medsam_jax.errors import UserError
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "resized_shape",
     "restore_masks",
     "slice_axis",
+    "slice_spacing",
     "stored_grid_logits",
     "stored_to_input",
 ]

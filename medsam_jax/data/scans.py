@@ -351,3 +351,9 @@ def slice_axis(scan: Scan) -> int:
         return int(order[2])
     feet_to_head = np.abs(np.reshape(scan.affine[2], (3, 3))[2])  # per x, y, z index axis
     return 2 - int(np.argmax(feet_to_head))
+
+
+def slice_spacing(scan: Scan, axis: int) -> tuple[float, float, float]:
+    """mm between slices, rows and columns of a volume cut across `axis`; NaN where unknown."""
+    order = [axis, *(other for other in range(3) if other != axis)]
+    return tuple(float(scan.spacing[index]) for index in order)

@@ -27,6 +27,7 @@ from medsam_jax.data.preprocess import (
     read_scan,
     resize_image,
     slice_axis,
+    slice_spacing,
 )
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.errors import UserError
@@ -189,7 +190,6 @@ class VolumeEvaluation:
             masks = {name: read_mask(path, scan) for name, path in case.masks.items()}
         except UserError as error:
             raise UserError(f"{case.name}: {error}") from None
-        spacing = (scan.spacing[axis], *np.delete(scan.spacing, axis))
         labels = {name: np.moveaxis(mask, axis, 0) for name, mask in masks.items()}
         present = [int(label) for label in np.unique(labels[FIRST]) if label]
         absent = [label for label in self._labels if label not in present]
@@ -200,7 +200,7 @@ class VolumeEvaluation:
             )
         image = np.moveaxis(scan.array, axis, 0)
         chosen = self._labels or tuple(present)
-        return _Volume(case, image, labels, tuple(float(s) for s in spacing), chosen)
+        return _Volume(case, image, labels, slice_spacing(scan, axis), chosen)
 
     def _score_case(self, predictor: SlicePredictor, index: int) -> Row:
         volume = self._read(index)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis
+from medsam_jax.data.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis, slice_spacing
 from medsam_jax.errors import UserError
 from medsam_jax.inference import coco, object_prompts, outputs
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
@@ -76,10 +76,9 @@ class _Input:
         return np.moveaxis(self.scan.array, self.axis, 0)
 
     @property
-    def spacing(self) -> tuple[float, ...]:
+    def spacing(self) -> tuple[float, float, float]:
         """mm between slices, rows and columns; NaN where unknown."""
-        order = [self.axis, *(axis for axis in range(3) if axis != self.axis)]
-        return tuple(float(self.scan.spacing[axis]) for axis in order)
+        return slice_spacing(self.scan, self.axis)
 
 
 class FilePredictor:
