@@ -15,16 +15,12 @@ def jax_lite_medsam(dtype: str = "float32"):
     """Our LiteMedSAM with the released weights, as a `Functional` that computes in `dtype`."""
     import dataclasses
 
-    from flax import nnx
+    from medsam_jax.models.checkpoint import build_model, read_config, read_params, resolve
+    from medsam_jax.models.common import Functional
 
-    from medsam_jax import load_model
-    from medsam_jax.models.common import Functional, flatten_state, update_state
-    from medsam_jax.models.sam import Sam
-
-    stored = load_model("lite_medsam")
-    model = Sam(dataclasses.replace(stored.config, dtype=dtype), rngs=nnx.Rngs(0))
-    update_state(model, flatten_state(stored))
-    return Functional(model)
+    directory = resolve("lite_medsam")
+    config = dataclasses.replace(read_config(directory), dtype=dtype)
+    return Functional(build_model(config, read_params(directory), str(directory)))
 
 
 def torch_lite_medsam():

@@ -41,7 +41,7 @@ def main() -> None:
             work.run(request["index"])
             answer = {"seconds": time.perf_counter() - start}
         else:
-            answer = {"peak_memory": (work.peak_memory or _peak_memory)()}
+            answer = {"peak_memory": (work.peak_memory or peak_memory)()}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -62,8 +62,11 @@ def _setup(request: dict):
     return work, {"first_call": first_call, "versions": versions, **counted}
 
 
-def _peak_memory() -> int:
-    """Bytes. Not getrusage's ru_maxrss, which begins at the peak of the parent process."""
+def peak_memory() -> int:
+    """Of this process so far, bytes.
+
+    Not getrusage's ru_maxrss, which begins at the peak of the parent process.
+    """
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024
 

@@ -1,19 +1,19 @@
 """Peak memory of automatic masks by a grid of points on an abdominal CT slice, in a fresh process.
 
-    python scripts/automatic_memory.py --scans demo/scans --points_per_side 128
+    python -m benchmarks.automatic_memory --scans demo/scans --points_per_side 128
 
 The peak is the kernel's of the whole process (VmHWM), Python and libraries included, so each run
 measures one setting. With `--open` every mask passes the filters and counts as a mask of its own:
 most that can be kept.
 """
 
-import re
 import time
 from pathlib import Path
 
 from absl import flags
 
 import medsam_jax
+from benchmarks.worker import peak_memory
 from medsam_jax.data.preprocess import read_scan
 from medsam_jax.errors import run
 
@@ -45,12 +45,6 @@ def main(argv) -> None:
         f"{_POINTS.value} x {_POINTS.value} points: {len(masks)} masks in {seconds:.0f} s; peak "
         f"{peak_memory() / 1e9:.2f} GB, {before / 1e9:.2f} GB before"
     )
-
-
-def peak_memory() -> int:
-    """Bytes, of this process so far."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024
 
 
 if __name__ == "__main__":
