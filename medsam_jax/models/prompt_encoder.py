@@ -26,8 +26,8 @@ class PositionEmbeddingRandom(nnx.Module):
 
     def __call__(self, size: tuple[int, int]) -> Float[Array, "h w c"]:
         """Encodes the pixel centres of a grid of `size` (height, width)."""
-        # The sine of a sum of row and column, from the sines of either, is 0.2 of the work. They
-        # come out of a loop because XLA:CPU would fuse them back into one of all pixels.
+        # The sine of a sum, from the sines of row and column: 0.96 of the time of the decoder's
+        # gradient. They come out of a loop, or XLA:CPU would compute them anew for every pixel.
         matrix = self.positional_encoding_gaussian_matrix[...]
         height, width = size
         angles = jnp.concatenate(
