@@ -34,6 +34,47 @@ run(main)
     assert done.stderr.splitlines() == [line]
 
 
+def test_ctrl_c_while_the_garbage_collector_is_at_work_is_not_lost():
+    program = """
+import gc, signal, time
+from medsam_jax.errors import run
+def main(_):
+    asked = []
+    def callback(phase, info):
+        if not asked:
+            asked.append(phase)
+            signal.raise_signal(signal.SIGINT)
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(20)
+    print("went on")
+run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["interrupted"]
+
+
+def test_ctrl_c_neither_waits_for_children_nor_takes_the_interpreter_apart():
+    program = """
+import atexit, multiprocessing, os, time
+from medsam_jax.errors import run
+def main(_):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    print("what was printed", child.pid)
+    atexit.register(os.abort)
+    raise KeyboardInterrupt
+run(main)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 130
+    assert done.stdout.startswith("what was printed")
+    assert done.stderr.splitlines() == ["interrupted"]
+
+
 def test_too_little_space_is_refused_with_both_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2**29))
     require_space(tmp_path, 2**29, "embeddings")
