@@ -7,6 +7,7 @@ CPU a block works strip by strip (ops/strips.py); no stochastic depth (its rate 
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -32,7 +33,7 @@ from medsam_jax.ops.strips import (
 
 # What a strip holds on a CPU; small maps are one strip. Half or double are as fast.
 _HIDDEN_BYTES = 1 << 22  # hidden features of convolutions: 16 rows of LiteMedSAM's first blocks
-_WINDOW_BYTES = 1 << 20  # input of window attention, or one row of windows
+_WINDOW_BYTES = 9 << 18  # input of window attention, or one row of windows
 _MLP_TOKENS = 1024
 
 
@@ -136,7 +137,12 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention within windows, with a learned bias per head and absolute offset."""
+    """Self-attention within windows, with a learned bias per head and absolute offset.
+
+    The last windows of a map may reach beyond it, where PyTorch computes tokens that are zero
+    before the norm: a sixth of all at 64 x 64. Here their queries, which nobody reads, do not
+    exist, and their keys, which are all the same, are one key with a bias that counts them.
+    """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, *, dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -146,35 +152,78 @@ class Attention(nnx.Module):
         self.num_heads, self.window_size = num_heads, window_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Of a map with sides that are multiples of the window's."""
-        windows = self._partition(self.norm(x))  # [W, N, C]
-        qkv = self.qkv(windows).reshape(*windows.shape[:2], self.num_heads, 3, -1)
-        q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, C / heads]
-        scores = jnp.matmul(
-            q * q.shape[-1] ** -0.5, k.swapaxes(2, 3), preferred_element_type=jnp.float32
-        )
-        scores += self._bias()
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        total = weights.sum(axis=-1, keepdims=True)
-        out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
-        out = self.proj(out.swapaxes(1, 2).reshape(windows.shape))
-        return self._reverse(out, x.shape)
+        """Of rows of whole windows, or of one row of windows that reach beyond the map."""
+        height, width, dim = x.shape[1:]
+        rows, cut = min(self.window_size, height), width - width % self.window_size
+        x = self.norm(x)
+        parts = [(x[:, :, :cut], self.window_size), (x[:, :, cut:], width - cut)]
+        parts = [(part, (rows, columns)) for part, columns in parts if part.size]
+        tokens = [_partition(part, window).reshape(-1, dim) for part, window in parts]
+        sections = np.cumsum([len(of_part) for of_part in tokens])[:-1]
+        qkv = jnp.split(self.qkv(jnp.concatenate(tokens)), sections)
+        out = [
+            self._attend(of_part, window) for of_part, (_, window) in zip(qkv, parts, strict=True)
+        ]
+        out = jnp.split(self.proj(jnp.concatenate(out)), sections)
+        out = [
+            _reverse(tokens, part.shape, window)
+            for tokens, (part, window) in zip(out, parts, strict=True)
+        ]
+        return jnp.concatenate(out, axis=2)
 
-    def _bias(self) -> Float[Array, "heads n n"]:
+    def _attend(self, qkv: Float[Array, "t c3"], window: tuple[int, int]) -> Float[Array, "t c"]:
+        """Of the tokens of windows, one window after the other."""
+        heads, dim = self.num_heads, qkv.shape[-1] // 3
+        qkv = qkv.reshape(-1, window[0] * window[1], heads, 3, dim // heads)
+        q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, C / heads]
+        q = q * q.shape[-1] ** -0.5
+        bias, bias_beyond = self._bias(window)
+        scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) + bias
+        most = scores.max(axis=-1, keepdims=True)
+        if bias_beyond is not None:
+            beyond = self.qkv(self.norm(jnp.zeros((1, dim), q.dtype)))
+            key, value = jnp.moveaxis(beyond.reshape(1, heads, 3, -1), 2, 0)[1:, 0, :, None]
+            score = (q * key).sum(axis=-1, keepdims=True, dtype=jnp.float32) + bias_beyond
+            most = jnp.maximum(most, score)
+        weights = jnp.exp(scores - most)
+        total = weights.sum(axis=-1, keepdims=True)
+        out = jnp.matmul(weights.astype(v.dtype), v)
+        if bias_beyond is not None:
+            weight = jnp.exp(score - most)
+            out, total = out + weight.astype(v.dtype) * value, total + weight
+        out = out / total.astype(v.dtype)
+        return out.swapaxes(1, 2).reshape(-1, dim)
+
+    def _bias(
+        self, window: tuple[int, int]
+    ) -> tuple[Float[Array, "heads n n"], Float[Array, "heads n 1"] | None]:
+        """Of the keys in the part of a window that is on the map, and of all beyond it together."""
         size = self.window_size
         row, column = np.divmod(np.arange(size**2), size)
         offset = np.abs(row[:, None] - row) * size + np.abs(column[:, None] - column)
-        return self.attention_biases[...][:, offset]
+        inside = (row < window[0]) & (column < window[1])
+        bias = self.attention_biases[...][:, offset[inside]]
+        if inside.all():
+            return bias, None
+        return bias[..., inside], jax.nn.logsumexp(bias[..., ~inside], axis=-1, keepdims=True)
 
-    def _partition(self, x: Float[Array, "b h w c"]) -> Float[Array, "windows n c"]:
-        size, (batch, height, width, dim) = self.window_size, x.shape
-        x = x.reshape(batch, height // size, size, width // size, size, dim)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size * size, dim)
 
-    def _reverse(self, x: Array, shape: tuple[int, int, int, int]) -> Array:
-        size, (batch, height, width, _) = self.window_size, shape
-        x = x.reshape(batch, height // size, width // size, size, size, -1)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
+def _partition(
+    x: Float[Array, "b h w c"], window: tuple[int, int]
+) -> Float[Array, "b rows columns y x c"]:
+    """Cuts a map, whose sides are multiples of the window's, into windows."""
+    (batch, height, width, dim), (rows, columns) = x.shape, window
+    x = x.reshape(batch, height // rows, rows, width // columns, columns, dim)
+    return x.transpose(0, 1, 3, 2, 4, 5)
+
+
+def _reverse(
+    tokens: Float[Array, "t c"], shape: tuple[int, int, int, int], window: tuple[int, int]
+) -> Float[Array, "b h w c"]:
+    """Puts the tokens of windows back into the map of `shape` that they were cut from."""
+    (batch, height, width, _), (rows, columns) = shape, window
+    x = tokens.reshape(batch, height // rows, width // columns, rows, columns, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
 class TinyViTBlock(nnx.Module):
@@ -200,13 +249,15 @@ class TinyViTBlock(nnx.Module):
         return join_rows(map_strips(lambda x: x + self.mlp(x), strips))
 
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Adds attention, rows of windows at a time; what the grid lacks of windows is zero."""
-        height, width = x.shape[1:3]
-        size = self.attn.window_size
-        x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
-        strips = split_rows(x, rows_of(_WINDOW_BYTES, *x.shape[2:]), multiple=size)
-        x = join_rows(map_strips(lambda x: x + self.attn(x), strips))
-        return x[:, :height, :width]
+        """Adds attention, rows of windows at a time."""
+        whole = x.shape[1] - x.shape[1] % self.attn.window_size
+
+        def attend(x: Array) -> Array:
+            most = rows_of(_WINDOW_BYTES, *x.shape[2:])
+            strips = split_rows(x, most, multiple=min(self.attn.window_size, x.shape[1]))
+            return join_rows(map_strips(lambda x: x + self.attn(x), strips))
+
+        return jnp.concatenate([attend(x) for x in (x[:, :whole], x[:, whole:]) if x.size], axis=1)
 
 
 class Stage(nnx.Module):

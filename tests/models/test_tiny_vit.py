@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from medsam_jax.models import tiny_vit
 from medsam_jax.models.common import Functional
@@ -87,3 +88,19 @@ def test_gradients_of_strips_equal_those_of_the_whole_map(encoder):
         scale = max(np.abs(gradient).max(), 1e-3 * largest)  # some are sums that cancel to nothing
         np.testing.assert_allclose(strips[name], gradient, atol=1e-4 * scale, err_msg=name)
     assert sum(np.any(gradient) for gradient in whole.values()) > 20
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 11), (8, 11), (3, 3)])
+def test_windows_beyond_the_map_hold_zero_tokens(height, width):
+    """As in PyTorch, which pads the map with zeros and lets what it makes of them attend too."""
+    window, dim = 4, 8
+    block = tiny_vit.TinyViTBlock(dim, 2, window, 1.0, dtype=None, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(block)
+    rng = np.random.default_rng(0)
+    block = nnx.merge(
+        graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), jnp.float32), state)
+    )
+    x = jnp.asarray(rng.standard_normal((2, height, width, dim)), jnp.float32)
+    padded = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
+    expected = x + block.attn(padded)[:, :height, :width]
+    np.testing.assert_allclose(block._attend(x), expected, atol=1e-5, rtol=1e-5)
