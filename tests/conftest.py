@@ -3,9 +3,20 @@
 Imports are inside: most tests need neither.
 """
 
+import os
 import pathlib
 
 import pytest
+
+
+def pytest_configure(config):
+    """Keeps compiled programs: many tests train or run the same tiny model.
+
+    A folder for each worker, as jax does not lock it; commands that tests start inherit it.
+    """
+    folder = config.cache.mkdir(f"xla_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 @pytest.fixture(scope="session")

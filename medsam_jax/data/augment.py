@@ -1,4 +1,4 @@
-"""Optional augmentation of a slice and its label map: flips, rotation, brightness and contrast."""
+"""Optional augmentation of a slice and its label map: flips, rotation, size, brightness, contrast."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,14 +15,15 @@ class Augmentation:
 
     flip: float = 0.0  # probability of each of the left-right and up-down flips
     rotation: float = 0.0  # largest angle, degrees, either way
+    scale: float = 0.0  # largest relative change of size; made 1 + scale times smaller as often
     intensity: float = 0.0  # largest relative change of contrast, and of brightness in 255
 
     def __post_init__(self) -> None:
-        if not (0 <= self.flip <= 1 and 0 <= self.rotation <= 180 and 0 <= self.intensity < 1):
-            raise UserError(
-                f"augmentation: {self}; flip is in [0, 1], rotation in [0, 180] and intensity "
-                "in [0, 1)"
-            )
+        largest = {"flip": 1, "rotation": 180, "scale": 3, "intensity": 0.99}
+        for name, most in largest.items():
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise UserError(f"augmentation.{name}: {value} is not in [0, {most}]")
 
 
 def augment(
@@ -34,7 +35,7 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augments inside the valid part, so that padding stays where it is.
 
-    A rotation that turns every object out of the picture is not made.
+    A rotation and change of size that leave no object in the picture are not made.
 
     Args:
       image: uint8 [S, S, 3].
@@ -46,9 +47,10 @@ def augment(
     for axis in (0, 1):
         if rng.random() < augmentation.flip:
             part, part_labels = np.flip(part, axis), np.flip(part_labels, axis)
-    if augmentation.rotation > 0:
+    if augmentation.rotation > 0 or augmentation.scale > 0:
         angle = rng.uniform(-augmentation.rotation, augmentation.rotation)
-        part, part_labels = _rotate(part, part_labels, angle)
+        size = (1 + augmentation.scale) ** rng.uniform(-1, 1) if augmentation.scale > 0 else 1.0
+        part, part_labels = _warp(part, part_labels, angle, size)
     if augmentation.intensity > 0:
         contrast, brightness = rng.uniform(-augmentation.intensity, augmentation.intensity, size=2)
         grey = part.astype(np.float32)
@@ -85,15 +87,17 @@ class Variants(Sequence):
         return {**record, "image": image, "mask": labels[:, :, None]}
 
 
-def _rotate(image: np.ndarray, labels: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rotates both about the centre, image bilinear and labels nearest, black outside."""
+def _warp(
+    image: np.ndarray, labels: np.ndarray, angle: float, size: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turns and scales both about the centre, image bilinear and labels nearest, black outside."""
     import cv2
 
     height, width = labels.shape
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-    turned = cv2.warpAffine(
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, size)
+    warped = cv2.warpAffine(
         np.ascontiguousarray(labels), matrix, (width, height), flags=cv2.INTER_NEAREST
     )
-    if not turned.any():
+    if not warped.any():
         return image, labels
-    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (width, height)), turned
+    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (width, height)), warped

@@ -35,6 +35,7 @@ def base_config() -> ml_collections.ConfigDict:
         {
             "flip": 0.0,  # probability of each of the left-right and up-down flips
             "rotation": 0.0,  # largest angle, degrees
+            "scale": 0.0,  # largest relative change of size
             "intensity": 0.0,  # largest relative change of contrast, and of brightness in 255
         }
     )

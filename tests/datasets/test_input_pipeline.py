@@ -277,6 +277,19 @@ def test_rotation_keeps_object_and_padding():
         assert found_labels.any()
 
 
+def test_scale_changes_size_of_image_and_mask_together():
+    image, labels, valid_shape = scene()
+    grow = Augmentation(scale=0.5)
+    areas = []
+    for seed in range(40):
+        found, found_labels = augment(image, labels, valid_shape, grow, np.random.default_rng(seed))
+        assert not found[20:].any()
+        assert (found[:20, :28].max(axis=-1)[found_labels[:20, :28] > 0] > 0).all()
+        areas.append(found_labels.sum() / labels.sum())
+    assert 1 / 1.5**2 - 0.1 < min(areas) < 0.6
+    assert 1.5 < max(areas) < 1.5**2 + 0.1
+
+
 def test_intensity_changes_contrast_and_brightness_only():
     image, labels, valid_shape = scene()
     change = Augmentation(intensity=0.1)
@@ -298,7 +311,7 @@ def test_augmentation_is_used_and_deterministic(built):
 
 
 def test_augmentation_out_of_range_is_refused():
-    with pytest.raises(UserError, match="flip is in"):
+    with pytest.raises(UserError, match=r"augmentation.flip: 2 is not in \[0, 1\]"):
         Augmentation(flip=2)
 
 

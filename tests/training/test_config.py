@@ -67,5 +67,5 @@ def test_augmentation_and_cache_exclude_each_other():
     config.embedding_variants = 3
     validate(config)
     config.augmentation.flip = 2.0
-    with pytest.raises(UserError, match="flip is in"):
+    with pytest.raises(UserError, match="augmentation.flip: 2.0 is not in"):
         validate(config)
