@@ -1,4 +1,4 @@
-"""Optional augmentation of a slice and its label map: flips, rotation, size, brightness, contrast."""
+"""Optional augmentation of a slice and its label map: flips, rotation, size and intensities."""
 
 import dataclasses
 from collections.abc import Sequence
