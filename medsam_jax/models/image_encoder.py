@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from medsam_jax.models.common import LayerNorm, MLPBlock, neck
 from medsam_jax.ops.attention import grid_attention, head_after_head
-from medsam_jax.ops.strips import join_rows, map_images, map_strips, rows_of, split_rows
+from medsam_jax.ops.strips import join_rows, map_images, map_strips, split_rows
+from medsam_jax.ops.windows import Window, attend_in_windows, map_window_rows
 
 # What a strip holds on a CPU; small maps are one strip.
 _MLP_TOKENS = 1024  # 512 are as fast, 2048 slower
@@ -71,18 +72,12 @@ class Attention(nnx.Module):
         self.proj = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.rel_pos_h = nnx.Param(jnp.zeros((2 * grid_size - 1, dim // num_heads)))
         self.rel_pos_w = nnx.Param(jnp.zeros((2 * grid_size - 1, dim // num_heads)))
-        self.num_heads = num_heads
+        self.num_heads, self.grid_size = num_heads, grid_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        rel_h, rel_w = _relative_positions(self.rel_pos_h), _relative_positions(self.rel_pos_w)
-
-        def attend(qkv: Array) -> Array:  # [B, H, W, 3 * heads * D] -> [B, H, W, heads * D]
-            qkv = qkv.reshape(*x.shape[:3], 3, -1, rel_h.shape[-1])
-            q, k, v = (qkv[..., i, :, :] for i in range(3))
-            return grid_attention(q, k, v, rel_h, rel_w).reshape(*x.shape[:3], -1)
-
+        """Over everything: x has the grid's size."""
         if not head_after_head(x.shape[:3], self.num_heads):
-            return self.proj(attend(self.qkv(x)))
+            return self.proj(self._attend(self.qkv(x)))
 
         def of_heads(x: Array) -> Array:  # [..., 3 * heads * D] -> [heads, ..., 3 * D]
             x = x.reshape(*x.shape[:-1], 3, self.num_heads, -1)
@@ -91,11 +86,32 @@ class Attention(nnx.Module):
         @jax.checkpoint
         def head(weights: tuple[Array, Array]) -> Array:
             kernel, bias = weights
-            return attend(x @ kernel + bias)
+            return self._attend(x @ kernel + bias)
 
         kernel, bias = (w[...].astype(x.dtype) for w in (self.qkv.kernel, self.qkv.bias))
         out = jax.lax.map(head, (of_heads(kernel), of_heads(bias)))  # [heads, B, H, W, D]
         return self.proj(jnp.moveaxis(out, 0, 3).reshape(x.shape))
+
+    def of_windows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Within windows of the grid's size; `ops.windows.map_window_rows` says of which x."""
+
+        def attend(qkv: Array, window: Window) -> Array:
+            return self._attend(qkv.reshape(len(qkv), *window, -1)).reshape(*qkv.shape[:2], -1)
+
+        return attend_in_windows(x, self.grid_size, self.qkv, attend, self.proj)
+
+    def _attend(self, qkv: Float[Array, "b h w c3"]) -> Float[Array, "b h w c"]:
+        """Of a grid, or of what a window has on the map: the tokens beyond are zero before qkv."""
+        rel_h, rel_w = _relative_positions(self.rel_pos_h), _relative_positions(self.rel_pos_w)
+        grid = (len(qkv), self.grid_size, self.grid_size)
+        shown = qkv.shape[:3]
+        keys_and_values = qkv = qkv.reshape(*shown, 3, -1, rel_h.shape[-1])
+        if shown != grid:
+            beyond = self.qkv(jnp.zeros((1, self.qkv.in_features), qkv.dtype))
+            beyond = jnp.broadcast_to(beyond.reshape(qkv.shape[3:]), (*grid, *qkv.shape[3:]))
+            keys_and_values = beyond.at[:, : shown[1], : shown[2]].set(qkv)
+        q, k, v = qkv[..., 0, :, :], keys_and_values[..., 1, :, :], keys_and_values[..., 2, :, :]
+        return grid_attention(q, k, v, rel_h, rel_w).reshape(*shown, -1)
 
 
 def _relative_positions(table: nnx.Param) -> Float[Array, "n n d"]:
@@ -126,36 +142,7 @@ class Block(nnx.Module):
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         if not self.window_size:
             return self.attn(x)
-        height, width = x.shape[1:3]
-        size = self.window_size
-        x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
-
-        def attend(rows: Array) -> Array:  # rows of windows
-            windows = window_partition(rows, size)
-            return window_unpartition(self.attn(windows), rows.shape)
-
-        strips = split_rows(x, rows_of(_WINDOW_BYTES, *x.shape[2:]), multiple=size)
-        return join_rows(map_strips(attend, strips))[:, :height, :width]
-
-
-def window_partition(
-    x: Float[Array, "b h w c"], window_size: int
-) -> Float[Array, "windows size size c"]:
-    """Cuts a grid, whose sides are multiples of `window_size`, into windows."""
-    batch, height, width, dim = x.shape
-    size = window_size
-    x = x.reshape(batch, height // size, size, width // size, size, dim)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size, size, dim)
-
-
-def window_unpartition(
-    windows: Float[Array, "windows size size c"], shape: tuple[int, int, int, int]
-) -> Float[Array, "b h w c"]:
-    """Puts windows back into the grid of `shape` that they were cut from."""
-    batch, height, width, dim = shape
-    size = windows.shape[1]
-    x = windows.reshape(batch, height // size, width // size, size, size, dim)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
+        return map_window_rows(self.attn.of_windows, x, self.window_size, _WINDOW_BYTES)
 
 
 class ImageEncoderViT(nnx.Module):

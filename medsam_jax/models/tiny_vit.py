@@ -30,6 +30,7 @@ from medsam_jax.ops.strips import (
     rows_of,
     split_rows,
 )
+from medsam_jax.ops.windows import Window, attend_in_windows, map_window_rows
 
 # What a strip holds on a CPU; small maps are one strip. Half or double are as fast.
 _HIDDEN_BYTES = 1 << 22  # hidden features of convolutions: 16 rows of LiteMedSAM's first blocks
@@ -153,28 +154,11 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Of rows of whole windows, or of one row of windows that reach beyond the map."""
-        height, width, dim = x.shape[1:]
-        rows, cut = min(self.window_size, height), width - width % self.window_size
-        x = self.norm(x)
-        parts = [(x[:, :, :cut], self.window_size), (x[:, :, cut:], width - cut)]
-        parts = [(part, (rows, columns)) for part, columns in parts if part.size]
-        tokens = [_partition(part, window).reshape(-1, dim) for part, window in parts]
-        sections = np.cumsum([len(of_part) for of_part in tokens])[:-1]
-        qkv = jnp.split(self.qkv(jnp.concatenate(tokens)), sections)
-        out = [
-            self._attend(of_part, window) for of_part, (_, window) in zip(qkv, parts, strict=True)
-        ]
-        out = jnp.split(self.proj(jnp.concatenate(out)), sections)
-        out = [
-            _reverse(tokens, part.shape, window)
-            for tokens, (part, window) in zip(out, parts, strict=True)
-        ]
-        return jnp.concatenate(out, axis=2)
+        return attend_in_windows(self.norm(x), self.window_size, self.qkv, self._attend, self.proj)
 
-    def _attend(self, qkv: Float[Array, "t c3"], window: tuple[int, int]) -> Float[Array, "t c"]:
-        """Of the tokens of windows, one window after the other."""
+    def _attend(self, qkv: Float[Array, "w n c3"], window: Window) -> Float[Array, "w n c"]:
         heads, dim = self.num_heads, qkv.shape[-1] // 3
-        qkv = qkv.reshape(-1, window[0] * window[1], heads, 3, dim // heads)
+        qkv = qkv.reshape(*qkv.shape[:2], heads, 3, dim // heads)
         q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, C / heads]
         q = q * q.shape[-1] ** -0.5
         bias, bias_beyond = self._bias(window)
@@ -192,10 +176,10 @@ class Attention(nnx.Module):
             weight = jnp.exp(score - most)
             out, total = out + weight.astype(v.dtype) * value, total + weight
         out = out / total.astype(v.dtype)
-        return out.swapaxes(1, 2).reshape(-1, dim)
+        return out.swapaxes(1, 2).reshape(*qkv.shape[:2], dim)
 
     def _bias(
-        self, window: tuple[int, int]
+        self, window: Window
     ) -> tuple[Float[Array, "heads n n"], Float[Array, "heads n 1"] | None]:
         """Of the keys in the part of a window that is on the map, and of all beyond it together."""
         size = self.window_size
@@ -206,24 +190,6 @@ class Attention(nnx.Module):
         if inside.all():
             return bias, None
         return bias[..., inside], jax.nn.logsumexp(bias[..., ~inside], axis=-1, keepdims=True)
-
-
-def _partition(
-    x: Float[Array, "b h w c"], window: tuple[int, int]
-) -> Float[Array, "b rows columns y x c"]:
-    """Cuts a map, whose sides are multiples of the window's, into windows."""
-    (batch, height, width, dim), (rows, columns) = x.shape, window
-    x = x.reshape(batch, height // rows, rows, width // columns, columns, dim)
-    return x.transpose(0, 1, 3, 2, 4, 5)
-
-
-def _reverse(
-    tokens: Float[Array, "t c"], shape: tuple[int, int, int, int], window: tuple[int, int]
-) -> Float[Array, "b h w c"]:
-    """Puts the tokens of windows back into the map of `shape` that they were cut from."""
-    (batch, height, width, _), (rows, columns) = shape, window
-    x = tokens.reshape(batch, height // rows, width // columns, rows, columns, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
 class TinyViTBlock(nnx.Module):
@@ -244,20 +210,10 @@ class TinyViTBlock(nnx.Module):
         self.local_conv = Conv2dBN(dim, dim, 3, groups=dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = self.local_conv(self._attend(x))
+        x = map_window_rows(lambda x: x + self.attn(x), x, self.attn.window_size, _WINDOW_BYTES)
+        x = self.local_conv(x)
         strips = split_rows(x, max(_MLP_TOKENS // x.shape[2], 1))
         return join_rows(map_strips(lambda x: x + self.mlp(x), strips))
-
-    def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Adds attention, rows of windows at a time."""
-        whole = x.shape[1] - x.shape[1] % self.attn.window_size
-
-        def attend(x: Array) -> Array:
-            most = rows_of(_WINDOW_BYTES, *x.shape[2:])
-            strips = split_rows(x, most, multiple=min(self.attn.window_size, x.shape[1]))
-            return join_rows(map_strips(lambda x: x + self.attn(x), strips))
-
-        return jnp.concatenate([attend(x) for x in (x[:, :whole], x[:, whole:]) if x.size], axis=1)
 
 
 class Stage(nnx.Module):

@@ -1,0 +1,88 @@
+"""Self-attention within windows of a map that need not be a multiple of the window.
+
+PyTorch fills the map up with zeros: at 64 x 64 tokens and windows of 7 or 14, a sixth of all tokens
+are none. Here nothing is computed for queries that nobody reads; how the keys beyond the map are to
+be counted is the attention's affair, as every one of them is the same.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from medsam_jax.ops.strips import join_rows, map_strips, rows_of, split_rows
+
+Window = tuple[int, int]  # rows and columns of the part of a window that is on the map
+
+
+def map_window_rows(
+    function: Callable[[Array], Array], x: Float[Array, "b h w c"], size: int, most_bytes: int
+) -> Float[Array, "b h w d"]:
+    """`function` of rows of windows: on a CPU as many at a time as `most_bytes` of x hold.
+
+    Args:
+      function: of [b, n * size, w, c] or, at the bottom of the map, of [b, fewer than size, w, c].
+      size: of a window, tokens a side.
+    """
+
+    def of_rows(x: Array) -> Array:
+        strips = split_rows(x, rows_of(most_bytes, *x.shape[2:]), multiple=min(size, x.shape[1]))
+        return join_rows(map_strips(function, strips))
+
+    whole = x.shape[1] - x.shape[1] % size
+    return jnp.concatenate([of_rows(x) for x in (x[:, :whole], x[:, whole:]) if x.size], axis=1)
+
+
+def attend_in_windows(
+    x: Float[Array, "b h w c"],
+    size: int,
+    project_in: Callable[[Array], Array],
+    attend: Callable[[Array, Window], Array],
+    project_out: Callable[[Array], Array],
+) -> Float[Array, "b h w d"]:
+    """Attention of what `map_window_rows` hands on.
+
+    Args:
+      x: the map, normed.
+      size: of a window, tokens a side.
+      project_in: tokens [t, c] to their queries, keys and values, [t, e].
+      attend: windows of equal shape and that shape, [n, rows * columns, e], to [n, rows * columns,
+        d].
+      project_out: tokens [t, d] to tokens.
+    """
+    height, width = x.shape[1:3]
+    rows, whole = min(size, height), width - width % size
+    parts = [(x[:, :, :whole], (rows, size)), (x[:, :, whole:], (rows, width - whole))]
+    parts = [(part, window) for part, window in parts if part.size]
+    # All tokens in one product each way: the right edge alone would be too few.
+    tokens = [_partition(part, window) for part, window in parts]
+    sections = np.cumsum([len(of_part) for of_part in tokens])[:-1]
+    tokens = jnp.split(project_in(jnp.concatenate(tokens)), sections)
+    tokens = [
+        attend(of_part.reshape(-1, window[0] * window[1], of_part.shape[-1]), window)
+        for of_part, (_, window) in zip(tokens, parts, strict=True)
+    ]
+    tokens = [of_part.reshape(-1, of_part.shape[-1]) for of_part in tokens]
+    tokens = jnp.split(project_out(jnp.concatenate(tokens)), sections)
+    parts = [
+        _reverse(of_part, part.shape, window)
+        for of_part, (part, window) in zip(tokens, parts, strict=True)
+    ]
+    return jnp.concatenate(parts, axis=2)
+
+
+def _partition(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "t c"]:
+    """The tokens of a map, whose sides are multiples of the window's, window by window."""
+    (batch, height, width, dim), (rows, columns) = x.shape, window
+    x = x.reshape(batch, height // rows, rows, width // columns, columns, dim)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, dim)
+
+
+def _reverse(
+    tokens: Float[Array, "t d"], shape: tuple[int, int, int, int], window: Window
+) -> Float[Array, "b h w d"]:
+    """Puts tokens back into the map of `shape` that they were cut from."""
+    (batch, height, width, _), (rows, columns) = shape, window
+    x = tokens.reshape(batch, height // rows, width // columns, rows, columns, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
