@@ -21,6 +21,7 @@ from medsam_jax.training.config import base_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = base_config()
+    config.mask_threshold = -0.5
     config.point_share = 0.5
     config.iou_weight = 1.0
     config.num_steps = 250

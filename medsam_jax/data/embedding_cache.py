@@ -77,9 +77,12 @@ def cache_key(
         weights.update(name.encode())
         weights.update(np.asarray(encoder[name]).tobytes())
     data_set = json.dumps(info.record, sort_keys=True).encode()
+    contract = preprocessing.to_dict()
+    for after_the_encoder in ("upsample", "mask_threshold"):
+        del contract[after_the_encoder]
     return {
         "encoder weights": weights.hexdigest(),
-        "preprocessing": preprocessing.to_dict(),
+        "preprocessing": contract,
         "data set": hashlib.sha256(data_set).hexdigest(),
         "shape": list(shape),
         "dtype": dtype,

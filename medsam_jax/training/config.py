@@ -1,6 +1,9 @@
 """Every field of a training configuration, with its meaning; recipes in `configs/` set some."""
 
+import math
+
 import ml_collections
+from ml_collections import config_dict
 
 from medsam_jax.data.augment import Augmentation
 from medsam_jax.data.preprocess import PREPROCESSING
@@ -14,6 +17,8 @@ def base_config() -> ml_collections.ConfigDict:
     # Starting point and data.
     config.checkpoint = "lite_medsam"  # registry name or checkpoint directory to start from
     config.preprocessing = ""  # contract to train for ("v1", "v2", ...); "": the checkpoint's own
+    # Logits above this are in the mask, 0 being probability 0.5; None: as the contract has it.
+    config.mask_threshold = config_dict.placeholder(float)
     config.dtype = "float32"  # of the computation, or "bfloat16"; parameters stay float32
     config.remat = False  # ViT: recompute blocks in the backward pass, for memory
     config.data_dir = ""  # data set written by `python -m datasets.build`
@@ -122,6 +127,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     _check_prompts(config)
     _check_parts(config)
+    if config.mask_threshold is not None and not math.isfinite(config.mask_threshold):
+        raise UserError(f"config.mask_threshold: {config.mask_threshold} given; use a finite logit")
     if not 0.0 <= config.ema_decay < 1.0:
         raise UserError(f"config.ema_decay: {config.ema_decay} given; it must be in [0, 1)")
 

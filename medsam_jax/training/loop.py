@@ -219,6 +219,11 @@ def trained_for(
                 f"{changes['preprocessing'].image_size} pixels, {stored.name} takes "
                 f"{stored.image_size}"
             )
+    if config.mask_threshold is not None:
+        contract = changes.get("preprocessing", stored.preprocessing)
+        changes["preprocessing"] = dataclasses.replace(
+            contract, mask_threshold=config.mask_threshold
+        )
     return dataclasses.replace(stored, **changes)
 
 
