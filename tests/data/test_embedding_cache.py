@@ -3,6 +3,8 @@
 Embeddings here are the mean colour of a slice, so that each tells which slice it is of.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from medsam_jax.data import embedding_cache
 from medsam_jax.data.augment import Augmentation, Variants
 from medsam_jax.data.datasets import open_dataset
 from medsam_jax.data.input_pipeline import train_loader
+from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
 
 KEY = {"encoder weights": "a", "preprocessing": {}, "data set": "b", "shape": [1, 1, 3]}
@@ -115,3 +118,15 @@ def test_a_full_disk_is_one_line(build, monkeypatch):
         with pytest.raises(UserError, match=r"train-00000-of-.*: the disk is full"):
             build()
     assert build()[1] > 0, "nothing half-written is taken up"
+
+
+def test_the_key_knows_what_reaches_the_encoder_and_no_more(built):
+    """A threshold on the masks changes no embedding, the normalisation of the input does."""
+    info, contract = open_dataset(built, "train")[1], PREPROCESSING["lite"]
+
+    def key(**changes):
+        changed = dataclasses.replace(contract, **changes)
+        return embedding_cache.cache_key({"w": np.zeros(1)}, changed, info, (1, 1, 3), "float32")
+
+    assert key(mask_threshold=-0.5, upsample="probabilities") == key()
+    assert key(normalisation="unit") != key()

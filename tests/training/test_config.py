@@ -1,9 +1,13 @@
 """Configurations are refused by the name of the field."""
 
+import dataclasses
+
 import pytest
 
 from medsam_jax.errors import UserError
+from medsam_jax.models.sam import SamConfig
 from medsam_jax.training.config import base_config, validate
+from medsam_jax.training.loop import trained_for
 
 
 def valid_config():
@@ -68,4 +72,16 @@ def test_augmentation_and_cache_exclude_each_other():
     validate(config)
     config.augmentation.flip = 2.0
     with pytest.raises(UserError, match="augmentation.flip: 2.0 is not in"):
+        validate(config)
+
+
+def test_a_mask_threshold_becomes_part_of_the_contract():
+    config, stored = valid_config(), SamConfig.tiny()
+    assert trained_for(stored, config).preprocessing == stored.preprocessing
+    config.mask_threshold = -0.5
+    validate(config)
+    contract = trained_for(stored, config).preprocessing
+    assert contract == dataclasses.replace(stored.preprocessing, mask_threshold=-0.5)
+    config.mask_threshold = float("nan")
+    with pytest.raises(UserError, match="config.mask_threshold: nan given"):
         validate(config)
