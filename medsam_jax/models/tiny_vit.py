@@ -34,7 +34,7 @@ from medsam_jax.ops.windows import Window, attend_in_windows, map_window_rows
 
 # What a strip holds on a CPU; small maps are one strip. Half or double are as fast.
 _HIDDEN_BYTES = 1 << 22  # hidden features of convolutions: 16 rows of LiteMedSAM's first blocks
-_WINDOW_BYTES = 9 << 18  # input of window attention, or one row of windows
+_WINDOW_BYTES = 3 << 20  # input of window attention, or one row of windows
 _MLP_TOKENS = 1024
 
 
@@ -140,9 +140,9 @@ class Mlp(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention within windows, with a learned bias per head and absolute offset.
 
-    The last windows of a map may reach beyond it, where PyTorch computes tokens that are zero
-    before the norm: a sixth of all at 64 x 64. Here their queries, which nobody reads, do not
-    exist, and their keys, which are all the same, are one key with a bias that counts them.
+    The last windows of a row may reach beyond the map, where PyTorch computes tokens that are zero
+    before the norm. Here their queries, which nobody reads, do not exist, and their keys, which are
+    all the same, are one key with a bias that counts them.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, *, dtype, rngs: nnx.Rngs):
@@ -153,7 +153,7 @@ class Attention(nnx.Module):
         self.num_heads, self.window_size = num_heads, window_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Of rows of whole windows, or of one row of windows that reach beyond the map."""
+        """Of rows of windows, the last of which may reach beyond the map's right edge."""
         return attend_in_windows(self.norm(x), self.window_size, self.qkv, self._attend, self.proj)
 
     def _attend(self, qkv: Float[Array, "w n c3"], window: Window) -> Float[Array, "w n c"]:

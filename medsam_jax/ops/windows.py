@@ -1,8 +1,8 @@
 """Self-attention within windows of a map that need not be a multiple of the window.
 
 PyTorch fills the map up with zeros: at 64 x 64 tokens and windows of 7 or 14, a sixth of all tokens
-are none. Here nothing is computed for queries that nobody reads; how the keys beyond the map are to
-be counted is the attention's affair, as every one of them is the same.
+are none. Here nothing is computed for those beyond the map's right edge; how their keys are to be
+counted is the attention's affair, as every one of them is the same.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,18 @@ def map_window_rows(
 ) -> Float[Array, "b h w d"]:
     """`function` of rows of windows: on a CPU as many at a time as `most_bytes` of x hold.
 
+    At the bottom the map is filled up with zeros. To leave those rows out as well takes a program
+    of its own for them: LiteMedSAM's encoder then takes 0.97 of the time, and half as long again to
+    compile, with 150 MB more.
+
     Args:
-      function: of [b, n * size, w, c] or, at the bottom of the map, of [b, fewer than size, w, c].
+      function: of [b, n * size, w, c].
       size: of a window, tokens a side.
     """
-
-    def of_rows(x: Array) -> Array:
-        strips = split_rows(x, rows_of(most_bytes, *x.shape[2:]), multiple=min(size, x.shape[1]))
-        return join_rows(map_strips(function, strips))
-
-    whole = x.shape[1] - x.shape[1] % size
-    return jnp.concatenate([of_rows(x) for x in (x[:, :whole], x[:, whole:]) if x.size], axis=1)
+    height = x.shape[1]
+    x = jnp.pad(x, ((0, 0), (0, -height % size), (0, 0), (0, 0)))
+    strips = split_rows(x, rows_of(most_bytes, *x.shape[2:]), multiple=size)
+    return join_rows(map_strips(function, strips))[:, :height]
 
 
 def attend_in_windows(
@@ -51,9 +52,9 @@ def attend_in_windows(
         d].
       project_out: tokens [t, d] to tokens.
     """
-    height, width = x.shape[1:3]
-    rows, whole = min(size, height), width - width % size
-    parts = [(x[:, :, :whole], (rows, size)), (x[:, :, whole:], (rows, width - whole))]
+    width = x.shape[2]
+    whole = width - width % size
+    parts = [(x[:, :, :whole], (size, size)), (x[:, :, whole:], (size, width - whole))]
     parts = [(part, window) for part, window in parts if part.size]
     # All tokens in one product each way: the right edge alone would be too few.
     tokens = [_partition(part, window) for part, window in parts]
