@@ -14,6 +14,8 @@ def pytest_configure(config):
 
     A folder for each worker, as jax does not lock it; commands that tests start inherit it.
     """
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     folder = config.cache.mkdir(f"xla_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
