@@ -12,13 +12,21 @@ import pytest
 def pytest_configure(config):
     """Keeps compiled programs: many tests train or run the same tiny model.
 
-    A folder for each worker, as jax does not lock it; commands that tests start inherit it.
+    A folder for each worker, as jax does not lock it. Environment variables are for the commands
+    that tests start: a plugin may have imported jax before, and a worker inherits the variables of
+    the process that started it.
     """
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
+    import jax
+
     folder = config.cache.mkdir(f"xla_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    for name, value in (
+        ("jax_compilation_cache_dir", str(folder)),
+        ("jax_persistent_cache_min_compile_time_secs", 0.1),
+    ):
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")
