@@ -19,11 +19,14 @@ class Augmentation:
     intensity: float = 0.0  # largest relative change of contrast, and of brightness in 255
 
     def __post_init__(self) -> None:
-        largest = {"flip": 1, "rotation": 180, "scale": 3, "intensity": 0.99}
-        for name, most in largest.items():
-            value = getattr(self, name)
-            if not 0 <= value <= most:
-                raise UserError(f"augmentation.{name}: {value} is not in [0, {most}]")
+        for name, fits, interval in (
+            ("flip", 0 <= self.flip <= 1, "[0, 1]"),
+            ("rotation", 0 <= self.rotation <= 180, "[0, 180]"),
+            ("scale", 0 <= self.scale <= 3, "[0, 3]"),
+            ("intensity", 0 <= self.intensity < 1, "[0, 1)"),
+        ):
+            if not fits:
+                raise UserError(f"augmentation.{name}: {getattr(self, name)} is not in {interval}")
 
 
 def augment(
