@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from medsam_jax.models.common import LayerNorm, MLPBlock, neck
 from medsam_jax.ops.attention import grid_attention, head_after_head
 from medsam_jax.ops.strips import join_rows, map_images, map_strips, split_rows
-from medsam_jax.ops.windows import Window, attend_in_windows, map_window_rows
+from medsam_jax.ops.windows import attend_in_windows, map_window_rows
 
 # What a strip holds on a CPU; small maps are one strip.
 _MLP_TOKENS = 1024  # 512 are as fast, 2048 slower
@@ -95,23 +95,25 @@ class Attention(nnx.Module):
     def of_windows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Within windows of the grid's size; `ops.windows.map_window_rows` says of which x."""
 
-        def attend(qkv: Array, window: Window) -> Array:
-            return self._attend(qkv.reshape(len(qkv), *window, -1)).reshape(*qkv.shape[:2], -1)
+        def attend(qkv: Array, columns: int) -> Array:
+            windows = qkv.reshape(len(qkv), self.grid_size, columns, -1)
+            return self._attend(windows).reshape(*qkv.shape[:2], -1)
 
         return attend_in_windows(x, self.grid_size, self.qkv, attend, self.proj)
 
     def _attend(self, qkv: Float[Array, "b h w c3"]) -> Float[Array, "b h w c"]:
-        """Of a grid, or of what a window has on the map: the tokens beyond are zero before qkv."""
+        """Of a grid, or of its first columns: tokens beyond the map are zero before qkv."""
         rel_h, rel_w = _relative_positions(self.rel_pos_h), _relative_positions(self.rel_pos_w)
-        grid = (len(qkv), self.grid_size, self.grid_size)
-        shown = qkv.shape[:3]
-        keys_and_values = qkv = qkv.reshape(*shown, 3, -1, rel_h.shape[-1])
-        if shown != grid:
-            beyond = self.qkv(jnp.zeros((1, self.qkv.in_features), qkv.dtype))
-            beyond = jnp.broadcast_to(beyond.reshape(qkv.shape[3:]), (*grid, *qkv.shape[3:]))
-            keys_and_values = beyond.at[:, : shown[1], : shown[2]].set(qkv)
-        q, k, v = qkv[..., 0, :, :], keys_and_values[..., 1, :, :], keys_and_values[..., 2, :, :]
-        return grid_attention(q, k, v, rel_h, rel_w).reshape(*shown, -1)
+        shape = qkv.shape[:3]
+        qkv = qkv.reshape(*shape, 3, -1, rel_h.shape[-1])
+        q, k, v = (qkv[..., i, :, :] for i in range(3))
+        if missing := self.grid_size - shape[2]:
+            beyond = self.qkv(jnp.zeros((self.qkv.in_features,), qkv.dtype))
+            beyond = jnp.broadcast_to(
+                beyond.reshape(qkv.shape[3:]), (*shape[:2], missing, *qkv.shape[3:])
+            )
+            k, v = (jnp.concatenate([x, beyond[..., i, :, :]], axis=2) for i, x in ((1, k), (2, v)))
+        return grid_attention(q, k, v, rel_h, rel_w).reshape(*shape, -1)
 
 
 def _relative_positions(table: nnx.Param) -> Float[Array, "n n d"]:

@@ -30,7 +30,7 @@ from medsam_jax.ops.strips import (
     rows_of,
     split_rows,
 )
-from medsam_jax.ops.windows import Window, attend_in_windows, map_window_rows
+from medsam_jax.ops.windows import attend_in_windows, map_window_rows
 
 # What a strip holds on a CPU; small maps are one strip. Half or double are as fast.
 _HIDDEN_BYTES = 1 << 22  # hidden features of convolutions: 16 rows of LiteMedSAM's first blocks
@@ -156,12 +156,12 @@ class Attention(nnx.Module):
         """Of rows of windows, the last of which may reach beyond the map's right edge."""
         return attend_in_windows(self.norm(x), self.window_size, self.qkv, self._attend, self.proj)
 
-    def _attend(self, qkv: Float[Array, "w n c3"], window: Window) -> Float[Array, "w n c"]:
+    def _attend(self, qkv: Float[Array, "w n c3"], columns: int) -> Float[Array, "w n c"]:
         heads, dim = self.num_heads, qkv.shape[-1] // 3
         qkv = qkv.reshape(*qkv.shape[:2], heads, 3, dim // heads)
         q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, C / heads]
         q = q * q.shape[-1] ** -0.5
-        bias, bias_beyond = self._bias(window)
+        bias, bias_beyond = self._bias(columns)
         scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) + bias
         most = scores.max(axis=-1, keepdims=True)
         if bias_beyond is not None:
@@ -179,13 +179,13 @@ class Attention(nnx.Module):
         return out.swapaxes(1, 2).reshape(*qkv.shape[:2], dim)
 
     def _bias(
-        self, window: Window
+        self, columns: int
     ) -> tuple[Float[Array, "heads n n"], Float[Array, "heads n 1"] | None]:
-        """Of the keys in the part of a window that is on the map, and of all beyond it together."""
+        """Of the keys in the first columns of a window, and of all beyond them together."""
         size = self.window_size
         row, column = np.divmod(np.arange(size**2), size)
         offset = np.abs(row[:, None] - row) * size + np.abs(column[:, None] - column)
-        inside = (row < window[0]) & (column < window[1])
+        inside = column < columns
         bias = self.attention_biases[...][:, offset[inside]]
         if inside.all():
             return bias, None

@@ -13,8 +13,6 @@ from jaxtyping import Array, Float
 
 from medsam_jax.ops.strips import join_rows, map_strips, rows_of, split_rows
 
-Window = tuple[int, int]  # rows and columns of the part of a window that is on the map
-
 
 def map_window_rows(
     function: Callable[[Array], Array], x: Float[Array, "b h w c"], size: int, most_bytes: int
@@ -39,7 +37,7 @@ def attend_in_windows(
     x: Float[Array, "b h w c"],
     size: int,
     project_in: Callable[[Array], Array],
-    attend: Callable[[Array, Window], Array],
+    attend: Callable[[Array, int], Array],
     project_out: Callable[[Array], Array],
 ) -> Float[Array, "b h w d"]:
     """Attention of what `map_window_rows` hands on.
@@ -48,32 +46,32 @@ def attend_in_windows(
       x: the map, normed.
       size: of a window, tokens a side.
       project_in: tokens [t, c] to their queries, keys and values, [t, e].
-      attend: windows of equal shape and that shape, [n, rows * columns, e], to [n, rows * columns,
-        d].
+      attend: what windows have on the map, and how many columns that is, [n, size * columns, e] to
+        [n, size * columns, d].
       project_out: tokens [t, d] to tokens.
     """
     width = x.shape[2]
     whole = width - width % size
-    parts = [(x[:, :, :whole], (size, size)), (x[:, :, whole:], (size, width - whole))]
-    parts = [(part, window) for part, window in parts if part.size]
+    parts = [(x[:, :, :whole], size), (x[:, :, whole:], width - whole)]
+    parts = [(part, columns) for part, columns in parts if part.size]
     # All tokens in one product each way: the right edge alone would be too few.
-    tokens = [_partition(part, window) for part, window in parts]
+    tokens = [_partition(part, (size, columns)) for part, columns in parts]
     sections = np.cumsum([len(of_part) for of_part in tokens])[:-1]
     tokens = jnp.split(project_in(jnp.concatenate(tokens)), sections)
     tokens = [
-        attend(of_part.reshape(-1, window[0] * window[1], of_part.shape[-1]), window)
-        for of_part, (_, window) in zip(tokens, parts, strict=True)
+        attend(of_part.reshape(-1, size * columns, of_part.shape[-1]), columns)
+        for of_part, (_, columns) in zip(tokens, parts, strict=True)
     ]
     tokens = [of_part.reshape(-1, of_part.shape[-1]) for of_part in tokens]
     tokens = jnp.split(project_out(jnp.concatenate(tokens)), sections)
     parts = [
-        _reverse(of_part, part.shape, window)
-        for of_part, (part, window) in zip(tokens, parts, strict=True)
+        _reverse(of_part, part.shape, (size, columns))
+        for of_part, (part, columns) in zip(tokens, parts, strict=True)
     ]
     return jnp.concatenate(parts, axis=2)
 
 
-def _partition(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "t c"]:
+def _partition(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "t c"]:
     """The tokens of a map, whose sides are multiples of the window's, window by window."""
     (batch, height, width, dim), (rows, columns) = x.shape, window
     x = x.reshape(batch, height // rows, rows, width // columns, columns, dim)
@@ -81,7 +79,7 @@ def _partition(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "t c"
 
 
 def _reverse(
-    tokens: Float[Array, "t d"], shape: tuple[int, int, int, int], window: Window
+    tokens: Float[Array, "t d"], shape: tuple[int, int, int, int], window: tuple[int, int]
 ) -> Float[Array, "b h w d"]:
     """Puts tokens back into the map of `shape` that they were cut from."""
     (batch, height, width, _), (rows, columns) = shape, window
