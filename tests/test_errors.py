@@ -38,6 +38,7 @@ def test_ctrl_c_while_the_garbage_collector_is_at_work_is_not_lost():
     program = """
 import gc, signal, time
 from medsam_jax.errors import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def main(_):
     asked = []
     def callback(phase, info):
