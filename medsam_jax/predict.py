@@ -50,7 +50,9 @@ _AUTO = flags.DEFINE_bool("auto", False, "Find all objects of a picture or slice
 _MODALITY = flags.DEFINE_string(
     "modality", None, "CT means Hounsfield units; else MR, US, ... DICOM files say it themselves."
 )
-_WINDOW = flags.DEFINE_string("window", None, "CT window of the checkpoint's recipe, e.g. lung.")
+_WINDOW = flags.DEFINE_string(
+    "window", None, "CT window, e.g. lung; by default the one the checkpoint was trained on."
+)
 _SLICE = flags.DEFINE_integer("slice", None, "Slice of a volume that the prompts lie on, from 0.")
 _FOLLOW = flags.DEFINE_string(
     "follow",

@@ -30,6 +30,19 @@ class DatasetInfo:
         """Cases, slices and objects by split, and in each by task and modality."""
         return self.record["splits"]
 
+    def ct_windows(self, split: str, task: str = "") -> set[str]:
+        """Names of the windows through which CT in Hounsfield units became a split's slices.
+
+        With a task, of its cases only.
+        """
+        names = {tuple(hu): name for name, hu in self.record["recipe_fields"]["ct_windows"].items()}
+        return {
+            names[tuple(case["intensity_limits"])]
+            for case in self.record["cases"]
+            if case["split"] == split and case["modality"].upper() == "CT"
+            if case["intensity_limits"] and task in ("", case["task"])
+        }
+
     def objects(self, split: str, task: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Of every object of a split: position of its slice in the split, and its label.
 

@@ -78,8 +78,8 @@ def cache_key(
         weights.update(np.asarray(encoder[name]).tobytes())
     data_set = json.dumps(info.record, sort_keys=True).encode()
     contract = preprocessing.to_dict()
-    for after_the_encoder in ("upsample", "mask_threshold"):
-        del contract[after_the_encoder]
+    for elsewhere in ("ct_window", "upsample", "mask_threshold"):  # before slices, after encoder
+        del contract[elsewhere]
     return {
         "encoder weights": weights.hexdigest(),
         "preprocessing": contract,

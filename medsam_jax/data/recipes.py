@@ -131,6 +131,7 @@ class Preprocessing:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     upsample: Literal["logits", "probabilities"] = "logits"  # interpolated back to the image's size
     mask_threshold: float = 0.0  # on the logits: 0 is probability 0.5
+    ct_window: str | None = None  # for CT where none is named; None: the recipe's first
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields; `from_dict` reads them back."""
@@ -154,7 +155,12 @@ class Preprocessing:
                 f"preprocessing: unknown fields {unknown}, missing fields {missing}; "
                 "the checkpoint was written by another version: convert it again"
             )
-        get_recipe(fields["recipe"])
+        windows = get_recipe(fields["recipe"]).ct_windows
+        if fields.get("ct_window") not in (None, *windows):
+            raise UserError(
+                f"preprocessing: ct_window {fields['ct_window']!r} is not one of recipe "
+                f"{fields['recipe']}'s: {', '.join(windows)}"
+            )
         triples = {
             name: tuple(float(value) for value in fields[name])
             for name in ("pixel_mean", "pixel_std")

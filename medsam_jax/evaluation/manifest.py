@@ -21,7 +21,7 @@ class Case:
     masks: dict[str, str]
     modality: str
     task: str
-    window: str | None  # CT window, None for the recipe's default
+    window: str | None  # CT window, None for the checkpoint's
 
     @property
     def name(self) -> str:

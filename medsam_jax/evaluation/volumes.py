@@ -276,7 +276,8 @@ class VolumeEvaluation:
         recipe = get_recipe(preprocessing.recipe)
         case, shape = volume.case, volume.image.shape[1:3]
         try:
-            grey = normalise_intensity(volume.image, case.modality, recipe, case.window)
+            window = case.window or preprocessing.ct_window
+            grey = normalise_intensity(volume.image, case.modality, recipe, window)
         except UserError as error:
             raise UserError(f"{case.name}: {case.image}: {error}") from None
         for slice_keys in keys:

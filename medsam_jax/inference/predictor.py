@@ -96,7 +96,7 @@ class Predictor:
             uint8 is taken as ready to see; anything else goes through the checkpoint's intensity
             rule. For a slice of a volume, normalise the volume first: its limits are the scan's.
           modality: "CT" means HU and selects a window; anything else the recipe's percentiles.
-          window: a CT window of the recipe, its first by default.
+          window: a CT window of the recipe; by default the one the checkpoint was trained on.
 
         Raises:
           UserError: empty, NaN or infinite, of another shape, or constant where limits are needed.
@@ -125,6 +125,7 @@ class Predictor:
             raise UserError(f"image: type {image.dtype}; give integers or floats")
         if not np.isfinite(image).all():
             raise UserError("image: contains NaN or infinity; replace them (with 0, or air)")
+        window = window or self._preprocessing.ct_window
         return normalise_intensity(image, modality, self._recipe, window)
 
     def set_normalised(self, images: Sequence[np.ndarray]) -> None:

@@ -10,7 +10,7 @@ one does, bit for bit on the same devices.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         first_step = step if restored else -1
         writer = MetricWriter(workdir, first_step, active=jax.process_index() == 0)
         stack.callback(writer.close)
-        export = Exporter(trained_for(stored_config, config), config, origin)
+        exported = trained_for(stored_config, config, info.ct_windows("train", config.task))
+        export = Exporter(exported, config, origin)
 
         def score(step: int) -> None:
             result = evaluate(state.evaluated())
@@ -199,9 +200,15 @@ def _checked_dataset(data_dir: str, task: str) -> DatasetInfo:
 
 
 def trained_for(
-    stored: SamConfig | UNetConfig, config: ml_collections.ConfigDict
+    stored: SamConfig | UNetConfig,
+    config: ml_collections.ConfigDict,
+    ct_windows: Collection[str] = (),
 ) -> SamConfig | UNetConfig:
-    """The checkpoint's model as this run leaves it: with the contracts that it is trained for."""
+    """The checkpoint's model as this run leaves it: with the contracts that it is trained for.
+
+    `ct_windows` are those of the slices it is trained on. A single one becomes the checkpoint's;
+    after several the recipe's default is as good as any; without CT the checkpoint's stays.
+    """
     if isinstance(stored, UNetConfig) and (config.point_share or config.iou_weight):
         field = "point_share" if config.point_share else "iou_weight"
         raise UserError(
@@ -219,11 +226,13 @@ def trained_for(
                 f"{changes['preprocessing'].image_size} pixels, {stored.name} takes "
                 f"{stored.image_size}"
             )
+    contract = {}
     if config.mask_threshold is not None:
-        contract = changes.get("preprocessing", stored.preprocessing)
-        changes["preprocessing"] = dataclasses.replace(
-            contract, mask_threshold=config.mask_threshold
-        )
+        contract["mask_threshold"] = config.mask_threshold
+    if ct_windows:
+        contract["ct_window"] = next(iter(ct_windows)) if len(ct_windows) == 1 else None
+    preprocessing = changes.get("preprocessing", stored.preprocessing)
+    changes["preprocessing"] = dataclasses.replace(preprocessing, **contract)
     return dataclasses.replace(stored, **changes)
 
 

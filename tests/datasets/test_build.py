@@ -64,6 +64,22 @@ def test_ct_slices_are_those_of_the_file(hospital, built):
         assert record["modality"] == b"CT"
 
 
+def test_the_ct_windows_of_a_split(hospital, tmp_path):
+    rows = [
+        ("p0", "ct0.nii.gz", "ct0_mask.nii.gz", "CT", "organs", "train", "soft_tissue"),
+        ("p1", "ct1.nii.gz", "ct1_mask.nii.gz", "CT", "organs", "train", "lung"),
+        ("p2", "ct2.nii.gz", "ct2_mask.nii.gz", "CT", "bones", "train", ""),
+        ("p3", "mr3.nrrd", "mr3_mask.nrrd", "MR", "tumour", "tune", ""),
+    ]
+    header = "case_id,image,mask,modality,task,split,window"
+    manifest = write_manifest(hospital.parent / "windows.csv", rows, header)
+    building.build(request(manifest, tmp_path))
+    info = find_dataset(tmp_path)
+    assert info.ct_windows("train") == {"soft_tissue", "lung", "wide"}
+    assert info.ct_windows("train", "bones") == {"wide"}
+    assert info.ct_windows("tune") == set()
+
+
 def test_slices_follow_the_thick_axis_with_row_and_column_spacing(hospital, built):
     array = sitk.GetArrayFromImage(sitk.ReadImage(str(hospital.parent / "mr3.nrrd")))
     found = [record for record in records(built, "validation") if record["modality"] == b"MR"]

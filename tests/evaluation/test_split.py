@@ -1,6 +1,7 @@
 """The data set route: scores of a known model, resuming, refusals."""
 
 import csv
+import dataclasses
 import itertools
 
 import jax
@@ -142,6 +143,22 @@ def test_another_recipe_is_refused_by_name(make, monkeypatch):
     monkeypatch.setattr(split, "load_model", lambda name: BrightInBox(0.5, recipe="sam"))
     with pytest.raises(UserError, match="low: recipe: .*'lite'.*'sam'"):
         evaluation.evaluate("low")
+
+
+def test_another_ct_window_is_pointed_out(make, monkeypatch, caplog):
+    def load(name):
+        model = BrightInBox(0.5)
+        window = None if name == "released" else name
+        contract = dataclasses.replace(model.config.preprocessing, ct_window=window)
+        model.config.preprocessing = contract
+        return model
+
+    monkeypatch.setattr(split, "load_model", load)
+    for name in ("released", "wide", "lung"):
+        make().evaluate(name)
+    (warning,) = caplog.messages
+    assert warning.startswith("lung: trained on CT in window lung, split validation of")
+    assert "holds wide" in warning
 
 
 def test_every_checkpoint_is_checked_before_the_first_is_scored(make, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """The volumes route: masks back in the scan's grid, scored in mm; annotators; refusals."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -89,6 +90,26 @@ def test_scores_in_the_scans_grid(manifest):
         assert row["predicted_size"] == pytest.approx(prediction.sum(), rel=0.05)
         expected = normalized_surface_dice(prediction, truth, SPACING, 2.0)
         assert row["nsd"] == pytest.approx(expected, abs=0.02)
+
+
+def test_ct_in_the_window_of_the_case_or_else_of_the_checkpoint(manifest, monkeypatch):
+    """900 HU are grey level 238 in the widest window, 255 in soft tissue: 0.95 lies between."""
+
+    def load(name):
+        model = BrightInBox(0.95)
+        window = None if name == "released" else name
+        contract = dataclasses.replace(model.config.preprocessing, ct_window=window)
+        model.config.preprocessing = contract
+        return model
+
+    monkeypatch.setattr(volumes, "load_model", load)
+    found = {name: evaluation(manifest).evaluate(name)[0] for name in ("released", "soft_tissue")}
+    assert found["released"]["predicted_size"] == 0
+    assert found["soft_tissue"]["dice"] > 0.9
+    first = manifest.read_text().splitlines()[1]
+    write_manifest(manifest, [[*first.split(","), "wide"]], extra=("window",))
+    (named, _) = evaluation(manifest).evaluate("soft_tissue")
+    assert named["predicted_size"] == 0
 
 
 def test_dice_equals_simpleitk(manifest, monkeypatch):

@@ -116,6 +116,26 @@ def test_intensities_by_the_recipe(predictor):
     np.testing.assert_allclose(predictor.get_image_embedding(), of_uint16, atol=1e-5)
 
 
+def test_ct_in_the_window_of_the_checkpoint(model):
+    """Where none is named; "wide" is the recipe's first."""
+    hounsfield = np.linspace(-300, 500, 64 * 64).reshape(64, 64)
+    plain = Predictor(model)
+    contract = dataclasses.replace(model.config.preprocessing, ct_window="soft_tissue")
+    config = dataclasses.replace(model.config, preprocessing=contract)
+    with mock.patch.object(model, "config", config):
+        trained = Predictor(model)
+    for predictor, window, lower, upper in (
+        (plain, None, -500, 1000),
+        (trained, None, -160, 240),
+        (trained, "wide", -500, 1000),
+    ):
+        grey = (hounsfield.clip(lower, upper) - lower) / (upper - lower) * 255
+        found = predictor.normalise(hounsfield, "CT", window)
+        np.testing.assert_array_equal(found, (grey + 1e-6).astype(np.uint8))
+    ramp = trained.normalise(hounsfield + 301, "MR")
+    np.testing.assert_array_equal(ramp, plain.normalise(hounsfield + 301, "MR"))
+
+
 def test_few_compilations_for_many_sizes(model):
     traces = {"encode": 0, "decode": 0}
 
