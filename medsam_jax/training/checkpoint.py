@@ -37,7 +37,9 @@ class TrainCheckpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep, create=True, async_options=folders_first
         )
-        return ocp.CheckpointManager(self.directory.absolute(), options=options)
+        return ocp.CheckpointManager(
+            self.directory.absolute(), options=options, handler_registry=_handlers()
+        )
 
     def save(self, step: int, state: TrainState, data: Any, progress: dict[str, Any]) -> None:
         """Starts to save; `progress` is small JSON: best score, evaluations since.
@@ -49,7 +51,7 @@ class TrainCheckpoints:
             return
         self._last_step = step
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),
             data=CheckpointSave(data),
             progress=ocp.args.JsonSave(progress),
         )
@@ -77,7 +79,9 @@ class TrainCheckpoints:
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(_abstract(template)),
+                        state=ocp.args.PyTreeRestore(
+                            template, ocp.checkpoint_utils.construct_restore_args(template)
+                        ),
                         data=CheckpointRestore(data),
                         progress=ocp.args.JsonRestore(),
                     ),
@@ -118,7 +122,16 @@ def _remove_leftovers(workdir: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _abstract(state: TrainState) -> TrainState:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Orbax's, but of replicated arrays only the large are written by several devices in parts.
+
+    By default all are, and cutting them compiles a program for every shape and device: three steps
+    of a tiny model on 8 devices, with two checkpoints, took 16 s in place of 1 s.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)
+    types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+        registry.add("state", args, state)
+    return registry

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.input_pipeline import train_loader
@@ -86,7 +87,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     state = init_state(functional.arrays, labels, tx, config)
     log.info("parameters\n%s", opt.parameter_table(state.arrays, labels, state.opt_state))
     state_sharding, by_item = shard_state(mesh, state), batch_sharding(mesh)
-    state = jax.device_put(state, state_sharding)
+    # By way of the host: from one device to several, a program is compiled for every shape.
+    state = jax.device_put(jax.tree.map(np.array, state), state_sharding)
     train_step = jit(
         make_train_step(functional, tx, labels, config, parts_of_batch(model, config)),
         in_shardings=(state_sharding, by_item),

@@ -1,10 +1,16 @@
 """Starting runs by the command line, and reading what they wrote."""
 
 import csv
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+# Runs of several devices compile for longer than they run.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
 
 
 def values(workdir: Path, name: str) -> dict[int, float]:
@@ -20,3 +26,20 @@ def command(workdir: Path, fields: dict) -> list[str]:
     recipe = str(ROOT / "configs" / "demo.py")
     main = [sys.executable, "-m", "medsam_jax.train", "--config", recipe]
     return [*main, "--workdir", str(workdir), *flags]
+
+
+def train(workdir: Path, fields: dict, devices: int) -> str:
+    """Runs the command on that many forced devices; returns what it said."""
+    forced = f"--xla_force_host_platform_device_count={devices}"
+    settings = {"XLA_FLAGS": f"{forced} {QUICK_TO_COMPILE}", "JAX_LOG_COMPILES": "1"}
+    run = subprocess.run(
+        command(workdir, fields),
+        cwd=ROOT,
+        env=os.environ | settings | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert run.returncode == 0, run.stderr
+    started = json.loads((workdir / "run.json").read_text())[-1]
+    assert started["devices"]["count"] == devices
+    return run.stderr

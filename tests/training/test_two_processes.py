@@ -1,12 +1,13 @@
 """Two processes over loopback train as one: same losses, same scores, one set of files."""
 
+import os
 import socket
 import subprocess
 
 import numpy as np
 
 from medsam_jax.models.checkpoint import read_params
-from tests.training.runs import ROOT, command, values
+from tests.training.runs import QUICK_TO_COMPILE, ROOT, command, values
 
 
 def free_port() -> int:
@@ -23,7 +24,11 @@ def test_two_processes_train_as_one(fields, undisturbed, tmp_path):
         run += [f"--coordinator=127.0.0.1:{free_port()}"]
         processes = [
             subprocess.Popen(
-                [*run, f"--process_id={i}"], cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8"
+                [*run, f"--process_id={i}"],
+                cwd=ROOT,
+                env=os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE},
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
             )
             for i in range(2)
         ]
