@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 import medsam_jax
-from medsam_jax.data.preprocess import get_recipe, normalise_intensity, read_mask, read_scan
+from medsam_jax.data.preprocess import read_mask, read_scan
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError, run
 
@@ -75,8 +75,8 @@ def score(predictor, folder: Path, case: dict[str, str], label: int) -> tuple[fl
     scan = read_scan(folder / case["image"])
     mask = read_mask(folder / case["mask"], scan) == label
     index = int(mask.sum(axis=(1, 2)).argmax())
-    recipe = get_recipe(predictor.model.config.preprocessing.recipe)
-    grey = normalise_intensity(scan.array, case["modality"], recipe)[index]
+    tall = scan.array.reshape(-1, scan.array.shape[-1])  # its limits are the scan's
+    grey = predictor.normalise(tall, case["modality"]).reshape(scan.array.shape)[index]
     predictor.set_normalised([grey])
     predicted, _, _ = predictor.predict(box=box_from_mask(mask[index]), multimask_output=False)
     pixels = (1.0, 1.0)

@@ -48,7 +48,8 @@ def _state(state: conversion.StateDict) -> dict[str, str]:
     return {
         "licence": state.metadata.get("licence", "unknown"),
         "architecture": f"{config.name}, input {config.image_size} x {config.image_size}",
-        "preprocessing": f"recipe {preprocessing.recipe}, {preprocessing.normalisation}",
+        "preprocessing": f"recipe {preprocessing.recipe}, {preprocessing.normalisation}, CT in "
+        f"{preprocessing.ct_window()}",
         **_contents(state.tensors),
     }
 

@@ -1,5 +1,6 @@
 """Opens a built `medical_slices` data set: where it lies, what it says of itself, its records."""
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medsam_jax.data.recipes import CT_WINDOWS, get_recipe
 from medsam_jax.errors import UserError
 
 RECORD_FILE = "medical_slices.json"
@@ -30,18 +32,19 @@ class DatasetInfo:
         """Cases, slices and objects by split, and in each by task and modality."""
         return self.record["splits"]
 
-    def ct_windows(self, split: str, task: str = "") -> set[str]:
-        """Names of the windows through which CT in Hounsfield units became a split's slices.
+    def ct_windows(self, split: str, task: str = "") -> tuple[str, ...]:
+        """The windows in which a split's slices show CT, that of most slices first.
 
-        With a task, of its cases only.
+        With a task, of its cases only. CT that came in 8 bits has none.
         """
-        names = {tuple(hu): name for name, hu in self.record["recipe_fields"]["ct_windows"].items()}
-        return {
-            names[tuple(case["intensity_limits"])]
-            for case in self.record["cases"]
-            if case["split"] == split and case["modality"].upper() == "CT"
-            if case["intensity_limits"] and task in ("", case["task"])
-        }
+        names = {CT_WINDOWS[name]: name for name in get_recipe(self.recipe).ct_windows}
+        slices = collections.Counter()
+        for case in self.record["cases"]:
+            if case["split"] == split and task in ("", case["task"]):
+                name = names.get(tuple(case["intensity_limits"] or ()))
+                if name and case["modality"].upper() == "CT":
+                    slices[name] += case["slices"]
+        return tuple(name for name, _ in slices.most_common())
 
     def objects(self, split: str, task: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Of every object of a split: position of its slice in the split, and its label.

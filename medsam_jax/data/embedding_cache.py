@@ -77,12 +77,9 @@ def cache_key(
         weights.update(name.encode())
         weights.update(np.asarray(encoder[name]).tobytes())
     data_set = json.dumps(info.record, sort_keys=True).encode()
-    contract = preprocessing.to_dict()
-    for elsewhere in ("ct_window", "upsample", "mask_threshold"):  # before slices, after encoder
-        del contract[elsewhere]
     return {
         "encoder weights": weights.hexdigest(),
-        "preprocessing": contract,
+        "preprocessing": preprocessing.fields_of_embedding(),
         "data set": hashlib.sha256(data_set).hexdigest(),
         "shape": list(shape),
         "dtype": dtype,

@@ -131,14 +131,26 @@ class Preprocessing:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     upsample: Literal["logits", "probabilities"] = "logits"  # interpolated back to the image's size
     mask_threshold: float = 0.0  # on the logits: 0 is probability 0.5
-    ct_window: str | None = None  # for CT where none is named; None: the recipe's first
+    ct_windows: tuple[str, ...] = ()  # it was trained on, the most frequent first; (): not known
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields; `from_dict` reads them back."""
         return dataclasses.asdict(self) | {
             "pixel_mean": list(self.pixel_mean),
             "pixel_std": list(self.pixel_std),
+            "ct_windows": list(self.ct_windows),
         }
+
+    def ct_window(self, named: str | None = None) -> str:
+        """The window that CT is shown in: as named, as trained on, or the recipe's first."""
+        return named or (*self.ct_windows, *get_recipe(self.recipe).ct_windows)[0]
+
+    def fields_of_embedding(self) -> dict[str, Any]:
+        """The fields that the embedding of a stored slice depends on."""
+        fields = self.to_dict()
+        for name in ("ct_windows", "upsample", "mask_threshold"):
+            del fields[name]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
@@ -155,18 +167,19 @@ class Preprocessing:
                 f"preprocessing: unknown fields {unknown}, missing fields {missing}; "
                 "the checkpoint was written by another version: convert it again"
             )
-        windows = get_recipe(fields["recipe"]).ct_windows
-        if fields.get("ct_window") not in (None, *windows):
+        windows = tuple(fields.get("ct_windows", ()))
+        known_windows = get_recipe(fields["recipe"]).ct_windows
+        if not set(windows) <= set(known_windows):
             raise UserError(
-                f"preprocessing: ct_window {fields['ct_window']!r} is not one of recipe "
-                f"{fields['recipe']}'s: {', '.join(windows)}"
+                f"preprocessing: ct_windows {', '.join(windows)} are not all of recipe "
+                f"{fields['recipe']}'s: {', '.join(known_windows)}"
             )
         triples = {
             name: tuple(float(value) for value in fields[name])
             for name in ("pixel_mean", "pixel_std")
             if name in fields
         }
-        return cls(**(fields | triples))
+        return cls(**(fields | triples | {"ct_windows": windows}))
 
 
 PREPROCESSING = {

@@ -63,8 +63,13 @@ def evaluate(
         )
         hidden = volume_route.JOURNAL_ONLY
     check_writable(output)
+    notes = {}
     for checkpoint in checkpoints:  # the last one too, before hours of work on the first
-        evaluation.check(checkpoint, read_config(resolve(checkpoint)).preprocessing)
+        contract = read_config(resolve(checkpoint)).preprocessing
+        evaluation.check(checkpoint, contract)
+        if note := evaluation.window_note(contract):
+            notes[f"`{checkpoint}`"] = note
+            print(f"note: {checkpoint}: {note}", flush=True)
     rows = []
     for checkpoint in checkpoints:
         print(f"scoring {checkpoint}", flush=True)
@@ -83,6 +88,7 @@ def evaluate(
                 "prompt": f"{prompt}, seed {seed}",
                 "scored": evaluation.scoring,
                 "NSD tolerance": f"{tolerance:g} {evaluation.unit}",
+                **notes,
             },
             tolerance=tolerance,
             draw=evaluation.picture,

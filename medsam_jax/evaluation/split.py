@@ -6,7 +6,6 @@ on after a kill. With several hosts each scores its share of the slices.
 """
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ from medsam_jax.evaluation.scoring import decode_runs, encode_runs
 from medsam_jax.metrics import mask_scores
 from medsam_jax.models.checkpoint import load_model
 from medsam_jax.progress import progress
-
-log = logging.getLogger(__name__)
 
 PIXELS = (1.0, 1.0)
 
@@ -95,6 +92,17 @@ class SplitEvaluation:
         except UserError as error:
             raise UserError(f"{checkpoint}: {error}") from None
 
+    def window_note(self, preprocessing: Preprocessing) -> str:
+        """Says so where slices show CT in another window than those it was trained on, else "".
+
+        A note only: such a model is worth scoring beside one that was trained on these slices.
+        """
+        shown = self.info.ct_windows(self._split)
+        trained = preprocessing.ct_windows or (preprocessing.ct_window(),)
+        if set(shown) <= set(trained):
+            return ""
+        return f"CT is shown in window {', '.join(shown)}, expected in {', '.join(trained)}"
+
     def evaluate(self, checkpoint: str) -> list[Row]:
         """Rows of every object, those of an earlier run included, in the order of the data.
 
@@ -113,26 +121,12 @@ class SplitEvaluation:
         if share:
             model = load_model(checkpoint)
             self.check(checkpoint, model.config.preprocessing)
-            self._warn_of_other_windows(checkpoint, model.config.preprocessing.ct_window)
             predictor = SlicePredictor(model, min(self._batch_size, len(share)))
             self._score(predictor, share, journal)
         wait_for_all(f"evaluated {checkpoint}")
         common = {"checkpoint": checkpoint, "unit": self.unit}
         unique = {_key(row): common | row for row in journal.rows()}
         return [unique[key] for key in sorted(unique)]
-
-    def _warn_of_other_windows(self, checkpoint: str, trained: str | None) -> None:
-        """A warning only: a model beside one that was trained on these slices is worth scoring."""
-        others = self.info.ct_windows(self._split) - {trained}
-        if trained and others:
-            log.warning(
-                "%s: trained on CT in window %s, split %s of %s holds %s; scores of CT may be low",
-                checkpoint,
-                trained,
-                self._split,
-                self.info.directory,
-                ", ".join(sorted(others)),
-            )
 
     def picture(self, row: Row) -> np.ndarray:
         """The surroundings of a row's object, with truth, prediction and prompt."""

@@ -109,6 +109,10 @@ class VolumeEvaluation:
     def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
         """Any recipe will do: scans are prepared by the checkpoint's own."""
 
+    def window_note(self, preprocessing: Preprocessing) -> str:
+        """Nothing: scans are shown in the window of their case or of the checkpoint."""
+        return ""
+
     def evaluate(self, checkpoint: str) -> list[Row]:
         """Rows of every object in 3D, those of an earlier run included, in the manifest's order.
 
@@ -276,7 +280,7 @@ class VolumeEvaluation:
         recipe = get_recipe(preprocessing.recipe)
         case, shape = volume.case, volume.image.shape[1:3]
         try:
-            window = case.window or preprocessing.ct_window
+            window = preprocessing.ct_window(case.window)
             grey = normalise_intensity(volume.image, case.modality, recipe, window)
         except UserError as error:
             raise UserError(f"{case.name}: {case.image}: {error}") from None

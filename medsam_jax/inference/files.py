@@ -267,6 +267,7 @@ class FilePredictor:
             "image": read.image,
             "checkpoint": self.request.checkpoint,
             "modality": read.modality,
+            "ct_window": self._ct_window(read),
             "is_picture": is_picture,
             "shape": list(found.labels.shape[1 if is_picture else 0 :]),
             "slice_axis": read.axis,
@@ -277,6 +278,12 @@ class FilePredictor:
         }
         outputs.write_json(output / f"{name}.json", record)
         return [output / file for file in (*files, f"{name}.json")]
+
+    def _ct_window(self, read: _Input) -> str | None:
+        """The window that CT in Hounsfield units was shown in."""
+        if (read.modality or "").upper() != "CT" or read.slices.dtype == np.uint8:
+            return None
+        return self._predictor.model.config.preprocessing.ct_window(self.request.window)
 
     def _write_mask(self, path: Path, read: _Input, found: Segmentation) -> None:
         labels = np.moveaxis(found.labels, 0, read.axis)

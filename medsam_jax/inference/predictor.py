@@ -125,7 +125,7 @@ class Predictor:
             raise UserError(f"image: type {image.dtype}; give integers or floats")
         if not np.isfinite(image).all():
             raise UserError("image: contains NaN or infinity; replace them (with 0, or air)")
-        window = window or self._preprocessing.ct_window
+        window = self._preprocessing.ct_window(window)
         return normalise_intensity(image, modality, self._recipe, window)
 
     def set_normalised(self, images: Sequence[np.ndarray]) -> None:
@@ -384,7 +384,10 @@ class Predictor:
 
     def _fingerprint(self) -> str:
         """Of the encoder and of how it is fed."""
-        digest = hashlib.sha256(json.dumps(self.model.config.to_dict(), sort_keys=True).encode())
+        config = self.model.config.to_dict()
+        fed = {name: config[name] for name in ("encoder", "image_size", "dtype")}
+        fed["preprocessing"] = self._preprocessing.fields_of_embedding()
+        digest = hashlib.sha256(json.dumps(fed, sort_keys=True).encode())
         for name, array in self._functional.arrays.items():
             if name.startswith("image_encoder."):
                 digest.update(np.asarray(array).tobytes())

@@ -10,13 +10,12 @@ one does, bit for bit on the same devices.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.input_pipeline import train_loader
@@ -41,6 +40,7 @@ from medsam_jax.training.sharding import (
     batch_sharding,
     make_mesh,
     model_inputs,
+    place,
     put_batch,
     replicated,
     shard_state,
@@ -76,6 +76,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     stored_config = read_config(origin)
     model_config = configured(stored_config, config)
     check_compatible(info, model_config.preprocessing)
+    exported_config = trained_for(stored_config, config, info.ct_windows("train", config.task))
     _check_objects_are_told_apart(info, model_config, config.task)
     check_same_run(config, workdir)
 
@@ -87,8 +88,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     state = init_state(functional.arrays, labels, tx, config)
     log.info("parameters\n%s", opt.parameter_table(state.arrays, labels, state.opt_state))
     state_sharding, by_item = shard_state(mesh, state), batch_sharding(mesh)
-    # By way of the host: from one device to several, a program is compiled for every shape.
-    state = jax.device_put(jax.tree.map(np.array, state), state_sharding)
+    state = jax.tree.map(place, state, state_sharding)
     train_step = jit(
         make_train_step(functional, tx, labels, config, parts_of_batch(model, config)),
         in_shardings=(state_sharding, by_item),
@@ -130,8 +130,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         first_step = step if restored else -1
         writer = MetricWriter(workdir, first_step, active=jax.process_index() == 0)
         stack.callback(writer.close)
-        exported = trained_for(stored_config, config, info.ct_windows("train", config.task))
-        export = Exporter(exported, config, origin)
+        export = Exporter(exported_config, config, origin)
 
         def score(step: int) -> None:
             result = evaluate(state.evaluated())
@@ -204,12 +203,11 @@ def _checked_dataset(data_dir: str, task: str) -> DatasetInfo:
 def trained_for(
     stored: SamConfig | UNetConfig,
     config: ml_collections.ConfigDict,
-    ct_windows: Collection[str] = (),
+    ct_windows: tuple[str, ...] = (),
 ) -> SamConfig | UNetConfig:
     """The checkpoint's model as this run leaves it: with the contracts that it is trained for.
 
-    `ct_windows` are those of the slices it is trained on. A single one becomes the checkpoint's;
-    after several the recipe's default is as good as any; without CT the checkpoint's stays.
+    `ct_windows` are those of the slices it is trained on; without CT the contract's stay.
     """
     if isinstance(stored, UNetConfig) and (config.point_share or config.iou_weight):
         field = "point_share" if config.point_share else "iou_weight"
@@ -232,7 +230,7 @@ def trained_for(
     if config.mask_threshold is not None:
         contract["mask_threshold"] = config.mask_threshold
     if ct_windows:
-        contract["ct_window"] = next(iter(ct_windows)) if len(ct_windows) == 1 else None
+        contract["ct_windows"] = ct_windows
     preprocessing = changes.get("preprocessing", stored.preprocessing)
     changes["preprocessing"] = dataclasses.replace(preprocessing, **contract)
     return dataclasses.replace(stored, **changes)

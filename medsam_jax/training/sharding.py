@@ -68,6 +68,18 @@ def shard_state(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(leaf_sharding, state)
 
 
+def place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """An array of one device, alike in all processes, as a global one; it may keep its memory.
+
+    Parts go by way of the host: `jax.device_put` compiles a program for each shape that it cuts,
+    and one that compares processes.
+    """
+    if sharding.is_fully_addressable and sharding.is_fully_replicated:
+        return jax.device_put(array, sharding)
+    host = np.array(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """This process's part of a batch onto its devices, as one global array each."""
     return {

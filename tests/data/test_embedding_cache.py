@@ -128,5 +128,5 @@ def test_the_key_knows_what_reaches_the_encoder_and_no_more(built):
         changed = dataclasses.replace(contract, **changes)
         return embedding_cache.cache_key({"w": np.zeros(1)}, changed, info, (1, 1, 3), "float32")
 
-    assert key(mask_threshold=-0.5, upsample="probabilities", ct_window="lung") == key()
+    assert key(mask_threshold=-0.5, upsample="probabilities", ct_windows=("lung",)) == key()
     assert key(normalisation="unit") != key()

@@ -325,7 +325,7 @@ def test_preprocessing_round_trip(name):
     [
         ({"colour": 1}, "unknown fields.*colour"),
         ({"recipe": "v9"}, "recipe: 'v9' is unknown"),
-        ({"ct_window": "lung"}, "ct_window 'lung' is not one of recipe v1's: wide"),
+        ({"ct_windows": ["wide", "lung"]}, "ct_windows wide, lung are not all of recipe v1's"),
     ],
 )
 def test_preprocessing_of_another_version_is_refused(change, message):

@@ -69,15 +69,17 @@ def test_the_ct_windows_of_a_split(hospital, tmp_path):
         ("p0", "ct0.nii.gz", "ct0_mask.nii.gz", "CT", "organs", "train", "soft_tissue"),
         ("p1", "ct1.nii.gz", "ct1_mask.nii.gz", "CT", "organs", "train", "lung"),
         ("p2", "ct2.nii.gz", "ct2_mask.nii.gz", "CT", "bones", "train", ""),
+        ("p4", "ct3.nii.gz", "ct3_mask.nii.gz", "CT", "bones", "train", "wide"),
         ("p3", "mr3.nrrd", "mr3_mask.nrrd", "MR", "tumour", "tune", ""),
     ]
     header = "case_id,image,mask,modality,task,split,window"
     manifest = write_manifest(hospital.parent / "windows.csv", rows, header)
     building.build(request(manifest, tmp_path))
     info = find_dataset(tmp_path)
-    assert info.ct_windows("train") == {"soft_tissue", "lung", "wide"}
-    assert info.ct_windows("train", "bones") == {"wide"}
-    assert info.ct_windows("tune") == set()
+    assert set(info.ct_windows("train")) == {"soft_tissue", "lung", "wide"}
+    assert info.ct_windows("train")[0] == "wide", "of two scans"
+    assert info.ct_windows("train", "bones") == ("wide",)
+    assert info.ct_windows("tune") == ()
 
 
 def test_slices_follow_the_thick_axis_with_row_and_column_spacing(hospital, built):

@@ -85,6 +85,6 @@ def fake_dataset(records: list[dict], directory: Path, recipe: str = "lite"):
         recipe=recipe,
         record={"cases": [f"{len(records)} records"]},
         objects=lambda split: (positions, labels),
-        ct_windows=lambda split: {"wide"},
+        ct_windows=lambda split: ("wide",),
     )
     return records, info

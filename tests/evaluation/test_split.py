@@ -145,20 +145,21 @@ def test_another_recipe_is_refused_by_name(make, monkeypatch):
         evaluation.evaluate("low")
 
 
-def test_another_ct_window_is_pointed_out(make, monkeypatch, caplog):
-    def load(name):
-        model = BrightInBox(0.5)
-        window = None if name == "released" else name
-        contract = dataclasses.replace(model.config.preprocessing, ct_window=window)
-        model.config.preprocessing = contract
-        return model
-
-    monkeypatch.setattr(split, "load_model", load)
-    for name in ("released", "wide", "lung"):
-        make().evaluate(name)
-    (warning,) = caplog.messages
-    assert warning.startswith("lung: trained on CT in window lung, split validation of")
-    assert "holds wide" in warning
+def test_another_ct_window_is_pointed_out(make, monkeypatch, tmp_path, capsys):
+    contracts = {}
+    for name, windows in (("released", ()), ("several", ("lung", "wide")), ("lung", ("lung",))):
+        config = BrightInBox(0.5).config
+        config.preprocessing = dataclasses.replace(config.preprocessing, ct_windows=windows)
+        contracts[name] = config
+        MODELS[name] = 0.5
+    monkeypatch.setattr(run, "read_config", contracts.get)
+    make()
+    run.evaluate(list(contracts), tmp_path / "out", data_dir="data")
+    note = "CT is shown in window wide, expected in lung"
+    assert [line for line in capsys.readouterr().out.splitlines() if "note" in line] == [
+        f"note: lung: {note}"
+    ]
+    assert (tmp_path / "out" / "summary.md").read_text().count(note) == 1
 
 
 def test_every_checkpoint_is_checked_before_the_first_is_scored(make, monkeypatch, tmp_path):

@@ -97,8 +97,8 @@ def test_ct_in_the_window_of_the_case_or_else_of_the_checkpoint(manifest, monkey
 
     def load(name):
         model = BrightInBox(0.95)
-        window = None if name == "released" else name
-        contract = dataclasses.replace(model.config.preprocessing, ct_window=window)
+        windows = () if name == "released" else (name,)
+        contract = dataclasses.replace(model.config.preprocessing, ct_windows=windows)
         model.config.preprocessing = contract
         return model
 

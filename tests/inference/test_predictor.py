@@ -120,7 +120,7 @@ def test_ct_in_the_window_of_the_checkpoint(model):
     """Where none is named; "wide" is the recipe's first."""
     hounsfield = np.linspace(-300, 500, 64 * 64).reshape(64, 64)
     plain = Predictor(model)
-    contract = dataclasses.replace(model.config.preprocessing, ct_window="soft_tissue")
+    contract = dataclasses.replace(model.config.preprocessing, ct_windows=("soft_tissue", "lung"))
     config = dataclasses.replace(model.config, preprocessing=contract)
     with mock.patch.object(model, "config", config):
         trained = Predictor(model)
@@ -171,6 +171,13 @@ def test_embeddings_saved_and_loaded(model, predictor, tmp_path):
     other.load_embedding(tmp_path / "two.npz")
     for ours, theirs in zip(other.predict_batch(prompts), expected, strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+    elsewhere = dataclasses.replace(
+        model.config.preprocessing, ct_windows=("lung",), mask_threshold=-0.5
+    )
+    config = dataclasses.replace(model.config, preprocessing=elsewhere, automatic_prompts="points")
+    with mock.patch.object(model, "config", config):
+        Predictor(model).load_embedding(tmp_path / "two.npz")  # the decoder was trained further
 
     graph, state = nnx.split(model)
     stranger = Predictor(nnx.merge(graph, jax.tree.map(lambda leaf: 1.5 * leaf, state)))

@@ -82,9 +82,10 @@ def test_a_mask_threshold_becomes_part_of_the_contract():
     validate(config)
     contract = trained_for(stored, config).preprocessing
     assert contract == dataclasses.replace(stored.preprocessing, mask_threshold=-0.5)
-    assert trained_for(stored, config, {"lung"}).preprocessing == dataclasses.replace(
-        contract, ct_window="lung"
-    )
+    windows = ("lung", "brain")
+    trained = trained_for(stored, config, windows)
+    assert trained.preprocessing == dataclasses.replace(contract, ct_windows=windows)
+    assert trained_for(trained, valid_config()).preprocessing.ct_windows == windows, "without CT"
     config.mask_threshold = float("nan")
     with pytest.raises(UserError, match="config.mask_threshold: nan given"):
         validate(config)

@@ -29,17 +29,21 @@ def check(workdir, expected) -> None:
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
+def check_compilations(said: str) -> None:
+    """The steps, and few others: not one to cut every array for the mesh or a checkpoint."""
+    assert "Compiling jit(train_step)" in said
+    assert "_multi_slice" not in said
+    assert said.count("Compiling") < 60
+
+
 def test_eight_devices_train_as_one(twenty_steps, expected, tmp_path):
-    train(tmp_path, twenty_steps, devices=8)
+    check_compilations(train(tmp_path, twenty_steps, devices=8))
     check(tmp_path, expected)
 
 
 def test_a_split_state_goes_on_with_half_the_devices(twenty_steps, expected, tmp_path):
     said = train(tmp_path, twenty_steps | {"mesh.fsdp": 4, "num_steps": 10}, devices=8)
-    assert "Compiling jit(train_step)" in said
-    assert said.count("Compiling") < 60, "no program for every array"
-    layout = (tmp_path / "checkpoints" / "10" / "state" / "_sharding").read_text()
-    assert layout.count('partition_spec\\": [null, \\"fsdp\\"]') >= 50
+    check_compilations(said)
     said = train(tmp_path, twenty_steps | {"mesh.fsdp": 2}, devices=4)
     assert "resumed at step 10 of 20" in said
     check(tmp_path, expected)

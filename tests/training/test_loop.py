@@ -37,7 +37,7 @@ def test_what_a_run_leaves(undisturbed, tiny_checkpoint):
     moved = {name for name in before if name.startswith("mask_decoder.transformer.")}
     assert changed >= {name for name in moved if not name.endswith("k_proj.bias")}
     before, after = load_model(tiny_checkpoint).config, load_model(undisturbed / "last").config
-    contract = dataclasses.replace(before.preprocessing, ct_window="wide")  # of the CT slices
+    contract = dataclasses.replace(before.preprocessing, ct_windows=("wide",))  # of the CT slices
     assert after == dataclasses.replace(before, preprocessing=contract)
 
 

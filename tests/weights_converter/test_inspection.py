@@ -32,7 +32,7 @@ def test_file(tmp_path, tiny_arrays, lazily):
         "known as": "no known file",
         "licence": "unknown",
         "architecture": "tiny, input 64 x 64",
-        "preprocessing": "recipe lite, min_max",
+        "preprocessing": "recipe lite, min_max, CT in wide",
         "tensors": f"{len(tiny_arrays)} ({floats} F32, {len(tiny_arrays) - floats} I64)",
         "elements": f"{sum(array.size for array in tiny_arrays.values()):,}",
     }
