@@ -8,8 +8,8 @@ import pytest
 from medsam_jax.models.checkpoint import save_model
 from medsam_jax.models.common import flatten_state
 from medsam_jax.training.config import base_config
-from medsam_jax.training.loop import train_and_evaluate
 from tests.tiny import tiny_sam
+from tests.training.runs import train
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +48,6 @@ def config(fields) -> ml_collections.ConfigDict:
 @pytest.fixture(scope="session")
 def undisturbed(fields, tmp_path_factory) -> pathlib.Path:
     """A run of eight steps that nothing interrupts."""
-    config = base_config()
-    config.update(fields)
     workdir = tmp_path_factory.mktemp("undisturbed")
-    train_and_evaluate(config, workdir)
+    train(workdir, fields)
     return workdir

@@ -8,15 +8,14 @@ from tests.training.runs import train, values
 
 @pytest.fixture(scope="module")
 def twenty_steps(fields) -> dict:
-    constant = {"schedule": "constant", "warmup_steps": 0}  # as some runs are resumed
     once = {"eval_every": 20, "checkpoint_every": 10}
-    return fields | constant | once | {"batch_size": 8, "num_steps": 20}
+    return fields | once | {"batch_size": 8, "num_steps": 20}
 
 
 @pytest.fixture(scope="module")
 def expected(twenty_steps, tmp_path_factory) -> dict[int, float]:
     workdir = tmp_path_factory.mktemp("one")
-    train(workdir, twenty_steps, devices=1)
+    train(workdir, twenty_steps)
     losses = values(workdir, "train/loss")
     assert list(losses) == list(range(1, 21))
     assert losses[20] < losses[1]

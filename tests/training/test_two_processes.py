@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 
 from medsam_jax.models.checkpoint import read_params
-from tests.training.runs import QUICK_TO_COMPILE, ROOT, command, values
+from tests.training.runs import QUICK, ROOT, command, values
 
 
 def free_port() -> int:
@@ -19,14 +19,14 @@ def free_port() -> int:
 def test_two_processes_train_as_one(fields, undisturbed, tmp_path):
     """The second start of both finds the checkpoints of the first and goes on from there."""
     for num_steps in (4, 8):
-        run = command(tmp_path, fields | {"schedule": "constant", "warmup_steps": 0})
-        run += [f"--config.num_steps={num_steps}", "--num_processes=2"]
+        run = command(tmp_path, fields | {"num_steps": num_steps})
+        run += ["--num_processes=2"]
         run += [f"--coordinator=127.0.0.1:{free_port()}"]
         processes = [
             subprocess.Popen(
                 [*run, f"--process_id={i}"],
                 cwd=ROOT,
-                env=os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE},
+                env=os.environ | QUICK,
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
             )

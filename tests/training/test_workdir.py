@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -85,7 +86,7 @@ def test_a_split_that_is_missing_or_empty_is_refused(config, built, tmp_path):
 
 
 def test_an_export_to_a_full_disk_leaves_the_one_before(tiny_checkpoint, tmp_path, monkeypatch):
-    arrays = read_params(tiny_checkpoint)
+    arrays = {name: jnp.asarray(x) for name, x in read_params(tiny_checkpoint).items()}
     export = Exporter(read_config(tiny_checkpoint), base_config(), tiny_checkpoint)
     best = tmp_path / "best"
     export(best, TrainState(0, arrays, None, {}), 1, {})
