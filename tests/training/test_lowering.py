@@ -62,8 +62,9 @@ def shortened(stored):
     return dataclasses.replace(stored, encoder=encoder)
 
 
-# The demo's steps are lite_medsam's, the small U-Net's a part of the U-Net's.
-DISTINCT = [recipe for recipe in RECIPES if recipe.stem not in ("demo", "unet_small")]
+# The steps of lite_medsam, boxes_and_points and the U-Net once more.
+SAME = ("demo", "boxes_and_points_augmented", "unet_small")
+DISTINCT = [recipe for recipe in RECIPES if recipe.stem not in SAME]
 
 
 @pytest.mark.parametrize("recipe", DISTINCT, ids=lambda recipe: recipe.stem)
