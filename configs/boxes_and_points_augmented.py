@@ -7,7 +7,12 @@ frozen, so what costs time is one pass of it over the four versions.
 Command:  python -m medsam_jax.train --config configs/boxes_and_points_augmented.py --workdir W \
               --config.data_dir=DATA --config.embedding_cache=CACHE
 Data:     python -m datasets.build --recipe lite
-Hardware: a CPU will do.
+Hardware: a CPU will do; the cache takes 2 MB an embedding.
+Time:     four times the pass over the training slices and twice the steps of `boxes_and_points.py`.
+Scores:   tune split, means of seed 0, from released weights to step 500: DSC by box 0.782 to 0.888,
+          by one point 0.014 to 0.683 (soft-tissue sarcoma, CT in a soft-tissue window). Validation
+          patients: one point 0.726, 0.719 and 0.739 slice by slice, median DSC of seeds 0, 1 and 2
+          (docs/results.md).
 """
 
 import ml_collections

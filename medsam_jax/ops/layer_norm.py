@@ -41,10 +41,12 @@ def _backward(epsilon, saved, gradient):
     x, mean, rate, scale, bias = saved
     gradient = gradient.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * rate
-    by_normal = gradient * scale
-    along = jnp.mean(by_normal * normal, axis=-1, keepdims=True)
-    by_x = rate * (by_normal - jnp.mean(by_normal, axis=-1, keepdims=True) - normal * along)
-    by_scale = _sum_of_rows(gradient * normal).astype(scale.dtype)
+    product = gradient * normal
+    weights = scale.astype(jnp.float32)[:, None] / len(scale)
+    along = jnp.matmul(product, weights, precision="highest")  # mean over the channels
+    level = jnp.matmul(gradient, weights, precision="highest")
+    by_x = rate * (gradient * scale - level - normal * along)
+    by_scale = _sum_of_rows(product).astype(scale.dtype)
     return by_x.astype(x.dtype), by_scale, _sum_of_rows(gradient).astype(bias.dtype)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -149,7 +150,7 @@ def make_train_step(
         if parts == 1:
             return gradient_fn(trained, frozen, batch)
         # Every `parts`-th item makes a micro-batch, so that each stays spread over the devices.
-        micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+        micro = jax.tree.map(partial(_micro_batches, parts), batch)
 
         def accumulate(total, batch):
             gradients, scalars = gradient_fn(trained, frozen, batch)
@@ -175,6 +176,12 @@ def make_train_step(
         return TrainState(state.step + 1, arrays, opt_state, ema), scalars
 
     return train_step
+
+
+def _micro_batches(parts: int, x: jax.Array) -> jax.Array:
+    if len(x) == parts:
+        return x[:, None]  # swapped below, XLA:CPU would copy it
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
 
 def parts_of_batch(model: Sam | UNet, config: ml_collections.ConfigDict) -> int:

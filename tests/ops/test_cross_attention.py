@@ -1,5 +1,6 @@
 """Projections on the tokens' side, against attention as it is usually written."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,6 +59,32 @@ def test_pixels_to_tokens(kernels, shared):
         gathered = attend(q, k[image, prompt, seen], v[image, prompt, seen])
         expected = np.einsum("nhd,hdc->nc", gathered, out_kernel)
         np.testing.assert_allclose(found[image, prompt], expected, atol=1e-5)
+
+
+def test_gradient_of_pixels_to_tokens(kernels):
+    """Along a random direction, against the difference of two values; one token is not valid."""
+    pixels = draw(BATCH, PROMPTS, PIXELS, CHANNELS)
+    k, v = draw(2, BATCH, PROMPTS, TOKENS, HEADS, DIM)
+    bias, out_kernel = draw(HEADS, DIM), kernels[1].transpose(1, 2, 0)
+    valid = np.arange(TOKENS) < np.full((BATCH, PROMPTS, 1), TOKENS - 1)
+    weights = draw(BATCH, PROMPTS, PIXELS, CHANNELS)
+
+    def value(pixels, k, v):
+        found = pixels_to_tokens(pixels, k, v, kernels[0], bias, out_kernel, valid)
+        return (found * weights).sum()
+
+    point = (pixels, k, v)
+    direction = [draw(*x.shape[::-1]).T for x in point]
+    gradient = jax.grad(value, argnums=(0, 1, 2))(*point)
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+    step = 1e-3
+    after, before = (
+        value(*(x + sign * step * d for x, d in zip(point, direction, strict=True)))
+        for sign in (1, -1)
+    )
+    # Float32 values of some tens, divided by a step of a thousandth.
+    assert slope == pytest.approx(float(after - before) / (2 * step), rel=5e-3)
+    assert not np.asarray(gradient[1][:, :, -1]).any(), "of the token that is not valid"
 
 
 def test_each_prompt_once_and_in_its_place():
