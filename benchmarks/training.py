@@ -69,7 +69,7 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     state = init_state(functional.arrays, labels, tx, config)
     mesh = sharding.make_mesh(config)
     by_item, whole = sharding.batch_sharding(mesh), sharding.shard_state(mesh, state)
-    state = jax.device_put(state, whole)
+    state = jax.tree.map(sharding.place, state, whole)
     plain = make_train_step(functional, tx, labels, config, parts_of_batch(model, config))
     step = jit(
         plain,

@@ -17,25 +17,15 @@ Scores:   tune split, means of seed 0, from released weights to step 500: DSC by
 
 import ml_collections
 
-from medsam_jax.training.config import base_config
+from configs import boxes_and_points
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = base_config()
+    config = boxes_and_points.get_config()
     config.embedding_variants = 4
     config.augmentation.flip = 0.5
     config.augmentation.rotation = 30.0
     config.augmentation.scale = 0.2
     config.augmentation.intensity = 0.15
-    config.mask_threshold = -0.5
-    config.point_share = 0.5
-    config.iou_weight = 1.0
     config.num_steps = 500
-    config.learning_rate = 2e-4
-    config.schedule = "cosine"
-    config.warmup_steps = 20
-    config.ema_decay = 0.98
-    config.eval_every = 125
-    config.eval_batch_size = 2
-    config.checkpoint_every = 125
     return config

@@ -73,7 +73,7 @@ def _softmax_over_tokens(scores: Float[Array, "b p n t heads"]) -> Float[Array, 
 
 
 def _softmax_forward(scores):
-    weights = jax.nn.softmax(scores, axis=-2)
+    weights = _softmax_over_tokens(scores)
     return weights, weights
 
 

@@ -1,5 +1,7 @@
 """One device and eight, with the state on each or split, then on half of them: the same losses."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,12 @@ def check(workdir, expected) -> None:
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
+def split_arrays(workdir) -> int:
+    """How many arrays of the state lie in parts on the devices, by the checkpoint of step 10."""
+    layouts = json.loads((workdir / "checkpoints" / "10" / "state" / "_sharding").read_text())
+    return sum("fsdp" in json.loads(layout)["partition_spec"] for layout in layouts.values())
+
+
 def check_compilations(said: str) -> None:
     """The steps, and few others: not one to cut every array for the mesh or a checkpoint."""
     assert "Compiling jit(train_step)" in said
@@ -37,12 +45,14 @@ def check_compilations(said: str) -> None:
 
 def test_eight_devices_train_as_one(twenty_steps, expected, tmp_path):
     check_compilations(train(tmp_path, twenty_steps, devices=8))
+    assert split_arrays(tmp_path) == 0
     check(tmp_path, expected)
 
 
 def test_a_split_state_goes_on_with_half_the_devices(twenty_steps, expected, tmp_path):
     said = train(tmp_path, twenty_steps | {"mesh.fsdp": 4, "num_steps": 10}, devices=8)
     check_compilations(said)
+    assert split_arrays(tmp_path) > 0
     said = train(tmp_path, twenty_steps | {"mesh.fsdp": 2}, devices=4)
     assert "resumed at step 10 of 20" in said
     check(tmp_path, expected)
