@@ -172,7 +172,7 @@ class Preprocessing:
         if not set(windows) <= set(known_windows):
             raise UserError(
                 f"preprocessing: ct_windows {', '.join(windows)} are not all of recipe "
-                f"{fields['recipe']}'s: {', '.join(known_windows)}"
+                f"{fields['recipe']}'s: {', '.join(known_windows)}; name some of these"
             )
         triples = {
             name: tuple(float(value) for value in fields[name])

@@ -152,6 +152,8 @@ def read_config(directory: str | os.PathLike) -> Any:
     module, config_name, _ = _KINDS[kind]
     try:
         return getattr(importlib.import_module(module), config_name).from_dict(fields)
+    except UserError as error:
+        raise UserError(f"{directory}/model.json: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory}/model.json: architecture does not fit this program ({error}); convert "

@@ -150,6 +150,13 @@ def test_refuses_another_architecture(directory):
         checkpoint.load_model(directory)
 
 
+def test_a_wrong_contract_is_refused_by_file(directory, model):
+    contract = model.config.preprocessing.to_dict() | {"ct_windows": ["bone"]}
+    _edit(directory, architecture={"preprocessing": contract})
+    with pytest.raises(UserError, match=r"model\.json: .*ct_windows bone .*; name some of these"):
+        checkpoint.load_model(directory)
+
+
 def test_refuses_damaged_arrays(directory):
     for file in (directory / "params").rglob("*"):
         if file.is_file() and file.parent.name == "d":
