@@ -116,4 +116,5 @@ ROWS = (
     _encoder_row(1, {"ONNX Runtime": 0.85, "PyTorch": 0.5}),
     _encoder_row(8, {"ONNX Runtime": 0.7, "PyTorch": 0.2}),
     _encoder_row(1, {}, "bfloat16"),
+    _encoder_row(8, {}, "bfloat16"),
 )

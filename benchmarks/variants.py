@@ -86,10 +86,10 @@ def _alone(function: str, label: str, argument: str, values) -> list[Contender]:
 
 ROWS = (
     _variants(
-        "training step of the decoder, embeddings cached or not, batch 4",
+        "training step of the decoder, embeddings cached or not, batch 8",
         [
-            step("medsam_jax, cached", batch_size=4, cached=True),
-            step("medsam_jax, encoder run each time", batch_size=4, cached=False),
+            step("medsam_jax, cached", batch_size=8, cached=True),
+            step("medsam_jax, encoder run each time", batch_size=8, cached=False),
         ],
         targets={"medsam_jax, encoder run each time": 0.1},
     ),

@@ -20,7 +20,7 @@ def images() -> list[np.ndarray]:
     return list(coarse.repeat(16, axis=2).repeat(16, axis=3))
 
 
-def jax_encoder(encoder: str = "vit_b") -> Work:
+def jax_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
     """`model.image_encoder` under one jit."""
     import jax
     from flax import nnx
@@ -29,15 +29,12 @@ def jax_encoder(encoder: str = "vit_b") -> Work:
     from medsam_jax.models.image_encoder import ImageEncoderViT
     from medsam_jax.ops.compile import jit
 
-    config = sam_config(encoder, "float32")
-    abstract = nnx.eval_shape(
-        lambda: ImageEncoderViT(
-            config.encoder, config.image_size, config.embed_dim, rngs=nnx.Rngs(0)
-        )
-    )
+    config = sam_config(encoder, dtype)
+    sizes = config.encoder, config.image_size, config.embed_dim
+    abstract = nnx.eval_shape(lambda: ImageEncoderViT(*sizes, dtype=dtype, rngs=nnx.Rngs(0)))
     functional = Functional(abstract)
     arrays = {name: jax.device_put(value) for name, value in _encoder_arrays(config).items()}
-    encode = jit(lambda arrays, x: functional.bind(arrays)(x))
+    encode = jit(lambda arrays, x: functional.bind(arrays)(x).astype(x.dtype))
     inputs = [jax.device_put(x) for x in images()]
     return Work(
         lambda i: encode(arrays, inputs[i % INPUTS]).block_until_ready(),
@@ -72,24 +69,28 @@ def segment_anything_encoder(encoder: str = "vit_b") -> Work:
     return _torch_work(model.eval())
 
 
-def transformers_encoder(encoder: str = "vit_b") -> Work:
+def transformers_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
     """`SamModel.vision_encoder` of transformers, whose attention is PyTorch's fused one."""
     model = transformers_sam(sam_config(encoder, "float32"))
     found = model.vision_encoder.config._attn_implementation
     if found != "sdpa":
         raise RuntimeError(f"transformers chose attention {found!r}, not sdpa")
-    return _torch_work(lambda x: model.vision_encoder(x)[0])
+    return _torch_work(lambda x: model.vision_encoder(x)[0], dtype)
 
 
-def _torch_work(encode) -> Work:
+def _torch_work(encode, dtype: str = "float32") -> Work:
+    """In bfloat16 under autocast, which leaves norms and softmax in float32, as ours does."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     inputs = [torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in images()]
 
     @torch.no_grad()
     def run(index):
-        return encode(inputs[index % INPUTS]).permute(0, 2, 3, 1).numpy()
+        with half:
+            embedding = encode(inputs[index % INPUTS])
+        return embedding.float().permute(0, 2, 3, 1).numpy()
 
     return Work(run)
 
@@ -117,6 +118,7 @@ def _torch_state(config) -> dict:
 
 
 _HERE = "benchmarks.vit_b:"
+_HALF = {"dtype": "bfloat16"}
 
 ROWS = (
     Row(
@@ -134,6 +136,20 @@ ROWS = (
         ),
         targets={"segment_anything": 0.45, "transformers": 0.6},
         memory_targets={"segment_anything": 1.0, "transformers": 1.0},
+        rounds=3,
+    ),
+    Row(
+        name="SAM ViT-B encoder, 1024 pixels, bfloat16",
+        suite="cpu",
+        contenders=(
+            Contender("medsam_jax", f"{_HERE}jax_encoder", _HALF),
+            Contender("transformers", f"{_HERE}transformers_encoder", _HALF),
+            Contender(
+                "transformers, buffers kept", f"{_HERE}transformers_encoder", _HALF, KEEP_BUFFERS
+            ),
+        ),
+        precision="bfloat16",
+        tolerance=0.1,
         rounds=3,
     ),
 )

@@ -29,10 +29,39 @@ def tokens_to_pixels(
 ) -> Float[Array, "b p t heads d"]:
     """What tokens gather from pixels; `q` is projected, `keys` and `values` are not."""
     q = jnp.einsum("bpthd,chd->bpthc", q * q.shape[-1] ** -0.5, key_kernel)
-    scores = _scores(keys, q)  # [B, P, N, T * heads]
-    weights = jax.nn.softmax(scores, axis=-2).astype(values.dtype)
-    gathered = jnp.einsum("bpnk,bpnc->bpkc", weights, values).reshape(q.shape)
+    gathered = _gather(_merged(q), keys, values).reshape(q.shape)
     return jnp.einsum("bpthc,chd->bpthd", gathered, value_kernel)
+
+
+@jax.custom_vjp
+def _gather(
+    q: Float[Array, "b p k c"], keys: Float[Array, "b p n c"], values: Float[Array, "b p n c"]
+) -> Float[Array, "b p k c"]:
+    """Attention whose gradient is written with pixels first, as `_scores` is.
+
+    Derived by jax, gradients of keys and values came out as channels by pixels, and were turned
+    round by every operation that added them up: written out, 0.87 of the decoder's gradient.
+    """
+    return _gather_forward(q, keys, values)[0]
+
+
+def _gather_forward(q, keys, values):
+    weights = jax.nn.softmax(_scores(keys, q), axis=-2).astype(values.dtype)  # [B, P, N, K]
+    gathered = jnp.einsum("bpnk,bpnc->bpkc", weights, values)
+    return gathered, (q, keys, values, weights, gathered)
+
+
+def _gather_backward(saved, gradient):
+    q, keys, values, weights, gathered = saved
+    # The gradient of the weights, averaged with the weights over the pixels.
+    mean = jnp.einsum("bpkc,bpkc->bpk", gradient, gathered, preferred_element_type=jnp.float32)
+    by_scores = weights * (_scores(values, gradient) - mean[..., None, :])
+    by_scores = by_scores.astype(keys.dtype)
+    by_q = jnp.einsum("bpnk,bpnc->bpkc", by_scores, keys)
+    return by_q, by_scores @ q, weights @ gradient
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def pixels_to_tokens(
@@ -54,7 +83,7 @@ def pixels_to_tokens(
     bias = jnp.einsum("bpthd,hd->bpth", k, query_bias, preferred_element_type=jnp.float32)
     if key_valid is not None:
         bias = jnp.where(key_valid[..., None], bias, -jnp.inf)
-    scores = _scores(queries, jnp.einsum("bpthd,chd->bpthc", k, query_kernel))
+    scores = _scores(queries, _merged(jnp.einsum("bpthd,chd->bpthc", k, query_kernel)))
     scores = scores.reshape(*scores.shape[:-1], *bias.shape[2:])  # [B, P, N, T, heads]
     weights = _softmax_over_tokens(scores + bias[:, :, None]).astype(v.dtype)
     v = _merged(jnp.einsum("bpthd,hdc->bpthc", v, out_kernel))
@@ -87,14 +116,13 @@ _softmax_over_tokens.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _scores(
-    pixels: Float[Array, "b p2 n c"], tokens: Float[Array, "b p t heads c"]
-) -> Float[Array, "b p n t*heads"]:
+    pixels: Float[Array, "b p2 n c"], tokens: Float[Array, "b p k c"]
+) -> Float[Array, "b p n k"]:
     """Pixels come first: with tokens first, XLA:CPU writes a transposed copy of the image.
 
     And it is `matmul`, which does not repeat pixels of `p2` = 1 for every prompt, as einsum would.
     """
-    tokens = _merged(tokens).swapaxes(-1, -2)
-    return jnp.matmul(pixels, tokens, preferred_element_type=jnp.float32)
+    return jnp.matmul(pixels, tokens.swapaxes(-1, -2), preferred_element_type=jnp.float32)
 
 
 def _merged(x: Float[Array, "b p t heads c"]) -> Float[Array, "b p t*heads c"]:

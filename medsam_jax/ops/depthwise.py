@@ -39,7 +39,8 @@ def depthwise_of_strip(
     batch, height, width, channels = x.shape
     height, row_length = height - 2, width + 2
     terms = _shifted(x, height * row_length)
-    sums = sum(term * kernel[i, j] for (i, j), term in terms.items())
+    kernel = kernel.astype(jnp.float32)  # or XLA:CPU would round after each of the nine terms
+    sums = sum(term * kernel[i, j] for (i, j), term in terms.items()).astype(x.dtype)
     return sums.reshape(batch, height, row_length, channels)[:, ::stride, :width:stride]
 
 

@@ -149,14 +149,14 @@ def make_train_step(
         gradient_fn = jax.grad(loss_fn, has_aux=True)
         if parts == 1:
             return gradient_fn(trained, frozen, batch)
-        # Every `parts`-th item makes a micro-batch, so that each stays spread over the devices.
-        micro = jax.tree.map(partial(_micro_batches, parts), batch)
 
-        def accumulate(total, batch):
-            gradients, scalars = gradient_fn(trained, frozen, batch)
+        def accumulate(total, part):
+            micro = jax.tree.map(partial(_every, parts, part), batch)
+            gradients, scalars = gradient_fn(trained, frozen, micro)
             return jax.tree.map(jnp.add, total, gradients), scalars
 
-        total, scalars = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, trained), micro)
+        zeros = jax.tree.map(jnp.zeros_like, trained)
+        total, scalars = jax.lax.scan(accumulate, zeros, jnp.arange(parts))
         gradients = jax.tree.map(lambda x: x / parts, total)
         return gradients, jax.tree.map(lambda x: jnp.mean(x, axis=0), scalars)
 
@@ -178,10 +178,9 @@ def make_train_step(
     return train_step
 
 
-def _micro_batches(parts: int, x: jax.Array) -> jax.Array:
-    if len(x) == parts:
-        return x[:, None]  # swapped below, XLA:CPU would copy it
-    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+def _every(parts: int, part: jax.Array, x: jax.Array) -> jax.Array:
+    """A micro-batch: every `parts`-th item, so that each stays spread over the devices."""
+    return jnp.asarray(x).reshape(-1, parts, *x.shape[1:])[:, part]
 
 
 def parts_of_batch(model: Sam | UNet, config: ml_collections.ConfigDict) -> int:

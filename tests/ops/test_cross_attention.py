@@ -1,6 +1,7 @@
 """Projections on the tokens' side, against attention as it is usually written."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,6 +45,26 @@ def test_tokens_to_pixels(kernels):
         k = project(keys[at], kernels[0], key_bias)
         expected = attend(q[at], k, project(values[at], kernels[1], 0))
         np.testing.assert_allclose(found[at], expected, atol=1e-5)
+
+
+def test_gradient_of_tokens_to_pixels(kernels):
+    """Against what jax derives from attention with projected pixels."""
+
+    def plain(q, keys, values, key_kernel, value_kernel):
+        k = jnp.einsum("bpnc,chd->bpnhd", keys, key_kernel)
+        v = jnp.einsum("bpnc,chd->bpnhd", values, value_kernel)
+        scores = jnp.einsum("bpthd,bpnhd->bphtn", q, k) / np.sqrt(DIM)
+        return jnp.einsum("bphtn,bpnhd->bpthd", jax.nn.softmax(scores), v)
+
+    q = draw(BATCH, PROMPTS, TOKENS, HEADS, DIM)
+    point = (q, *draw(2, BATCH, PROMPTS, PIXELS, CHANNELS), *kernels[:2])
+    weights = draw(*q.shape[::-1]).T
+    gradients = [
+        jax.grad(lambda *a, f=f: (f(*a) * weights).sum(), argnums=range(5))(*point)
+        for f in (tokens_to_pixels, plain)
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("shared", [False, True])

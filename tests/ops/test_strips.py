@@ -36,6 +36,16 @@ def test_depthwise(platform, stride, side):
     np.testing.assert_allclose(found, depthwise(x, kernel, stride), atol=1e-5)
 
 
+def test_depthwise_rounds_once():
+    """Half a unit in bfloat16's last place, not that of each of nine terms."""
+    x, kernel = (random(*shape).astype(jnp.bfloat16) for shape in ((1, 6, 7, 5), (3, 3, 1, 5)))
+    with strips.form_for_cpu(True):
+        found = depthwise_conv3x3(x, kernel)
+    assert found.dtype == jnp.bfloat16
+    expected = depthwise(x.astype(jnp.float32), kernel.astype(jnp.float32), 1)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise_gradient(platform, stride):
