@@ -117,14 +117,11 @@ class MaskDecoder(nnx.Module):
         self, queries, tokens, valid, image, image_pe, chosen
     ) -> tuple[Float[Array, "b p 16*n m"], Float[Array, "b p m"]]:
         """The masks of some prompts, pixels of the same pixel of the image side by side."""
-        tokens, image = self.transformer.finish(queries, tokens, valid, image, image_pe)
-        hyper_in = jnp.stack(
-            [
-                mlp(tokens[:, :, 1 + index])
-                for index, mlp in list(enumerate(self.output_hypernetworks_mlps))[chosen]
-            ],
-            axis=2,
-        )  # [B, P, M, C / 8]
+        mlps = self.output_hypernetworks_mlps[chosen]
+        outputs = [0, *range(1, 1 + self.num_mask_tokens)[chosen]]  # for the IoU, then for masks
+        tokens, image = self.transformer.finish(queries, tokens, valid, image, image_pe, outputs)
+        hyper_in = [mlp(tokens[:, :, 1 + index]) for index, mlp in enumerate(mlps)]
+        hyper_in = jnp.stack(hyper_in, axis=2)  # [B, P, M, C / 8]
         first, norm, _, second, _ = self.output_upscaling.layers
         upscaled = gelu(norm(first.blocks(image)))  # [B, P, N, 4, C / 4]
         upscaled = gelu(second.blocks(upscaled))  # [B, P, N, 4, 4, C / 8]

@@ -6,8 +6,11 @@ masked out of every attention, so they change nothing; with few tokens, pixels a
 (`ops/cross_attention.py`).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -217,12 +220,18 @@ class TwoWayTransformer(nnx.Module):
         valid: Bool[Array, "b p t"] | None,
         image: Float[Array, "b p2 n c"],
         image_pe: Float[Array, "1 1 n c"],
-    ) -> tuple[Float[Array, "b p t c"], Float[Array, "b p n c"]]:
-        """From the queries of `begin` to the processed tokens and image, one per prompt."""
+        outputs: Sequence[int],
+    ) -> tuple[Float[Array, "b p t2 c"], Float[Array, "b p n c"]]:
+        """From the queries of `begin` to the processed tokens and image, one per prompt.
+
+        Args:
+          outputs: which tokens to return; the last attention is spared the others.
+        """
         image = self.layers[0].update_image(queries, tokens, valid, image, image_pe)
         for layer in self.layers[1:]:
             queries = layer.update_tokens(queries, tokens, valid, image, image_pe)
             image = layer.update_image(queries, tokens, valid, image, image_pe)
+        queries, tokens = (x[:, :, np.asarray(outputs)] for x in (queries, tokens))
         queries = queries + self.final_attn_token_to_image.tokens_to_image(
             queries + tokens, image + image_pe, image
         )
