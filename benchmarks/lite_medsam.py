@@ -8,7 +8,13 @@ import numpy as np
 
 from benchmarks.counting import least_work
 from benchmarks.harness import Contender, Row, Work
-from benchmarks.models import INPUTS, KEEP_BUFFERS, jax_lite_medsam, torch_lite_medsam
+from benchmarks.models import (
+    INPUTS,
+    KEEP_BUFFERS,
+    jax_lite_medsam,
+    torch_encoder_work,
+    torch_lite_medsam,
+)
 
 ONNX_FOLDER = Path("benchmarks/results/onnx")
 
@@ -42,20 +48,7 @@ def jax_encoder(batch: int, dtype: str = "float32") -> Work:
 
 
 def torch_encoder(batch: int, dtype: str = "float32") -> Work:
-    """In bfloat16 under autocast, which leaves norms and softmax in float32, as ours does."""
-    import torch
-
-    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
-    model = torch_lite_medsam()
-    inputs = [torch.from_numpy(image).permute(0, 3, 1, 2).contiguous() for image in images(batch)]
-
-    @torch.no_grad()
-    def run(index):
-        with half:
-            embedding = model.image_encoder(inputs[index % INPUTS])
-        return embedding.float().permute(0, 2, 3, 1).numpy()
-
-    return Work(run, items=batch)
+    return torch_encoder_work(torch_lite_medsam().image_encoder, images(batch), dtype)
 
 
 def onnx_encoder(batch: int) -> Work:

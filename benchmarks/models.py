@@ -5,6 +5,8 @@ from functools import cache
 
 import numpy as np
 
+from benchmarks.harness import Work
+
 # PyTorch returns large buffers to the system after each layer and faults their pages in again;
 # with these settings glibc keeps them. Both ways of running it are in the table.
 KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -31,6 +33,26 @@ def torch_lite_medsam():
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     return load_torch_lite_medsam()
+
+
+def torch_encoder_work(encode, images: list[np.ndarray], dtype: str = "float32") -> Work:
+    """`encode` of images [B, S, S, 3], handed to PyTorch as [B, 3, S, S].
+
+    In bfloat16 under autocast, which leaves norms and softmax in float32, as ours does.
+    """
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    inputs = [torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in images]
+
+    @torch.no_grad()
+    def run(index):
+        with half:
+            embedding = encode(inputs[index % INPUTS])
+        return embedding.float().permute(0, 2, 3, 1).numpy()
+
+    return Work(run, items=len(images[0]))
 
 
 def segment_anything_lite_medsam(pixel_mean: float, pixel_std: float):

@@ -3,13 +3,11 @@
 Random weights, the same for all: the published ones are no faster, and need no download here.
 """
 
-import os
-
 import numpy as np
 
 from benchmarks.gpu import encoder_operations, random_arrays, sam_config, transformers_sam
 from benchmarks.harness import Contender, Row, Work
-from benchmarks.models import INPUTS, KEEP_BUFFERS
+from benchmarks.models import INPUTS, KEEP_BUFFERS, torch_encoder_work
 
 _PREFIX = "image_encoder."
 
@@ -66,7 +64,7 @@ def segment_anything_encoder(encoder: str = "vit_b") -> Work:
         global_attn_indexes=vit.global_attn_indexes,
     )
     model.load_state_dict(_torch_state(config))
-    return _torch_work(model.eval())
+    return torch_encoder_work(model.eval(), images())
 
 
 def transformers_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
@@ -75,24 +73,7 @@ def transformers_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work
     found = model.vision_encoder.config._attn_implementation
     if found != "sdpa":
         raise RuntimeError(f"transformers chose attention {found!r}, not sdpa")
-    return _torch_work(lambda x: model.vision_encoder(x)[0], dtype)
-
-
-def _torch_work(encode, dtype: str = "float32") -> Work:
-    """In bfloat16 under autocast, which leaves norms and softmax in float32, as ours does."""
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
-    inputs = [torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in images()]
-
-    @torch.no_grad()
-    def run(index):
-        with half:
-            embedding = encode(inputs[index % INPUTS])
-        return embedding.float().permute(0, 2, 3, 1).numpy()
-
-    return Work(run)
+    return torch_encoder_work(lambda x: model.vision_encoder(x)[0], images(), dtype)
 
 
 def _encoder_arrays(config) -> dict[str, np.ndarray]:

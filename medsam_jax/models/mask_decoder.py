@@ -1,7 +1,8 @@
 """SAM's mask decoder (segment_anything/modeling/mask_decoder.py), batched over images and prompts.
 
 Differences: [B, P] leading axes instead of `repeat_interleave`; only the masks that are asked for
-are multiplied out; feature maps are enlarged in name only, and pixels put in order in the masks.
+are multiplied out, and the last attention is spared the tokens that nobody reads; feature maps are
+enlarged in name only, and pixels put in order in the masks.
 """
 
 import itertools
