@@ -124,9 +124,9 @@ class MaskDecoder(nnx.Module):
         hyper_in = [mlp(tokens[:, :, 1 + index]) for index, mlp in enumerate(mlps)]
         hyper_in = jnp.stack(hyper_in, axis=2)  # [B, P, M, C / 8]
         first, norm, _, second, _ = self.output_upscaling.layers
-        upscaled = gelu(norm(first.blocks(image)))  # [B, P, N, 4, C / 4]
-        upscaled = gelu(second.blocks(upscaled))  # [B, P, N, 4, 4, C / 8]
-        upscaled = upscaled.reshape(*image.shape[:2], -1, upscaled.shape[-1])
+        pixels = first.blocks(image.reshape(-1, image.shape[-1])).reshape(-1, norm.num_features)
+        pixels = second.blocks(gelu(norm(pixels)))
+        upscaled = gelu(pixels.reshape(*image.shape[:2], -1, pixels.shape[-1]))
         masks = (upscaled @ hyper_in.swapaxes(-1, -2)).astype(jnp.float32)  # [B, P, N * 16, M]
         iou_predictions = self.iou_prediction_head(tokens[:, :, 0]).astype(jnp.float32)
         return masks, iou_predictions[..., chosen]

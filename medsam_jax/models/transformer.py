@@ -81,16 +81,16 @@ class Attention(nnx.Module):
         if not tokens_are_few(k.shape[2], self.head_dim):
             return self(q, k, v, key_valid)
         k, v = self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
-        out = pixels_to_tokens(
+        return pixels_to_tokens(
             q.astype(k.dtype),
             k,
             v,
             self._kernel(self.q_proj),
             self._bias(self.q_proj),
             self._kernel(self.out_proj, axis=0),
+            self.out_proj.bias[...].astype(k.dtype),
             key_valid,
         )
-        return out + self.out_proj.bias[...].astype(out.dtype)
 
     def _heads(self, x: Float[Array, "b p n c"]) -> Float[Array, "b p n heads d"]:
         return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)

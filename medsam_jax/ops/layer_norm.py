@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(
     x: Float[Array, "... c"], scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float
 ) -> Float[Array, "... c"]:
@@ -21,6 +20,14 @@ def layer_norm(
 
     The result has the type of `x`.
     """
+    # In one shape throughout: XLA:CPU computes anew what it is asked for in two.
+    return _norm_rows(x.reshape(-1, x.shape[-1]), scale, bias, epsilon).reshape(x.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _norm_rows(
+    x: Float[Array, "n c"], scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float
+) -> Float[Array, "n c"]:
     return _layer_norm(x, scale, bias, epsilon)[0]
 
 
@@ -29,6 +36,9 @@ def _layer_norm(x, scale, bias, epsilon):
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     away = wide - mean
     rate = jax.lax.rsqrt(jnp.mean(away * away, axis=-1, keepdims=True) + epsilon)
+    # Changes nothing but keeps XLA:CPU from writing a rate for every channel, to be read by all
+    # that follows.
+    rate = jax.lax.reduce_precision(rate, exponent_bits=8, mantissa_bits=23)
     return (away * (rate * scale) + bias).astype(x.dtype), mean, rate
 
 
@@ -50,9 +60,8 @@ def _backward(epsilon, saved, gradient):
     return by_x.astype(x.dtype), by_scale, _sum_of_rows(gradient).astype(bias.dtype)
 
 
-layer_norm.defvjp(_forward, _backward)
+_norm_rows.defvjp(_forward, _backward)
 
 
-def _sum_of_rows(x: Float[Array, "... c"]) -> Float[Array, "c"]:
-    rows = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(jnp.ones((1, len(rows))), rows, precision="highest")[0]
+def _sum_of_rows(x: Float[Array, "n c"]) -> Float[Array, "c"]:
+    return jnp.matmul(jnp.ones((1, len(x))), x, precision="highest")[0]
