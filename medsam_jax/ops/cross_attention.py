@@ -6,8 +6,12 @@ and 7 tokens every product over the pixels has 56 columns in place of 128, heads
 their own beside the pixels, and nothing as large as the image is written in between. From
 `heads * tokens` = `heads * d` on, projecting the pixels is cheaper: see `tokens_are_few`.
 
-Softmax runs in float32. Biases of what the tokens see as keys shift all scores of a token alike, so
-they are not needed; biases of values and outputs are the caller's.
+Softmax runs in float32. Biases of what tokens see as keys shift all scores of a token alike, so they
+are not needed; those of what tokens gather are the caller's.
+
+Gradients are written with pixels first. Derived by jax, those of keys and values came out as channels
+by pixels, and were turned round by every operation that added them up: written out, 0.87 of the time
+of the decoder's gradient.
 """
 
 import jax
@@ -37,11 +41,7 @@ def tokens_to_pixels(
 def _gather(
     q: Float[Array, "b p k c"], keys: Float[Array, "b p n c"], values: Float[Array, "b p n c"]
 ) -> Float[Array, "b p k c"]:
-    """Attention whose gradient is written with pixels first, as `_scores` is.
-
-    Derived by jax, gradients of keys and values came out as channels by pixels, and were turned
-    round by every operation that added them up: written out, 0.87 of the decoder's gradient.
-    """
+    """What tokens gather, of merged heads and without projections."""
     return _gather_forward(q, keys, values)[0]
 
 
@@ -73,7 +73,7 @@ def pixels_to_tokens(
     out_bias: Float[Array, "c"],
     key_valid: Bool[Array, "b p t"] | None,
 ) -> Float[Array, "b p n c"]:
-    """What pixels gather from tokens, projected; `k` and `v` are projected, `queries` are not.
+    """What pixels gather from tokens, after the output's projection; `k` and `v` are projected.
 
     Args:
       queries: pixels, not projected; with `p2` 1 the same for all prompts of an image.
@@ -84,8 +84,7 @@ def pixels_to_tokens(
     if key_valid is not None:
         bias = jnp.where(key_valid[..., None], bias, -jnp.inf)
     k = jnp.einsum("bpthd,chd->bpthc", k, query_kernel)
-    # Every pixel's weights for the tokens of a head add up to 1, so a head's values may carry the
-    # bias of the output.
+    # A pixel's weights for the tokens of a head add up to 1, so one head's values carry the bias.
     v = jnp.einsum("bpthd,hdc->bpthc", v, out_kernel).at[..., 0, :].add(out_bias)
     return _distribute(queries, _merged(k), bias, _merged(v))
 
@@ -97,7 +96,7 @@ def _distribute(
     bias: Float[Array, "b p t heads"],
     v: Float[Array, "b p k c"],
 ) -> Float[Array, "b p n c"]:
-    """Attention whose gradient is written with pixels first, as that of `_gather`."""
+    """What pixels gather, of merged heads and without projections."""
     return _distribute_forward(queries, k, bias, v)[0]
 
 
