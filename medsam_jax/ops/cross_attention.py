@@ -6,12 +6,12 @@ and 7 tokens every product over the pixels has 56 columns in place of 128, heads
 their own beside the pixels, and nothing as large as the image is written in between. From
 `heads * tokens` = `heads * d` on, projecting the pixels is cheaper: see `tokens_are_few`.
 
-Softmax runs in float32. Biases of what tokens see as keys shift all scores of a token alike, so they
-are not needed; those of what tokens gather are the caller's.
+Softmax runs in float32. Biases of what tokens see as keys shift all scores of a token alike, so
+they are not needed; those of what tokens gather are the caller's.
 
-Gradients are written with pixels first. Derived by jax, those of keys and values came out as channels
-by pixels, and were turned round by every operation that added them up: written out, 0.87 of the time
-of the decoder's gradient.
+Gradients are written with pixels first. Derived by jax, those of keys and values came out as
+channels by pixels, and were turned round by every operation that added them up: written out, 0.87
+of the time of the decoder's gradient.
 """
 
 import jax
