@@ -226,10 +226,7 @@ class ConvTranspose2x2(nnx.Module):
         """The four pixels (row by row) that each pixel becomes, not yet put in their places."""
         dtype = self.dtype or x.dtype
         kernel = self.kernel[...].astype(dtype)  # [2, 2, o, i]
-        # One axis of pixels: XLA:CPU turns them round for the kernel's gradient where there are
-        # several.
-        pixels = x.astype(dtype).reshape(-1, x.shape[-1])
-        product = pixels @ kernel.reshape(-1, kernel.shape[-1]).T
+        product = x.astype(dtype) @ kernel.reshape(-1, kernel.shape[-1]).T
         bias = self.bias[...].astype(dtype)
         return product.reshape(*x.shape[:-1], 4, bias.size) + bias
 

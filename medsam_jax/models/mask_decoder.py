@@ -124,8 +124,10 @@ class MaskDecoder(nnx.Module):
         hyper_in = [mlp(tokens[:, :, 1 + index]) for index, mlp in enumerate(mlps)]
         hyper_in = jnp.stack(hyper_in, axis=2)  # [B, P, M, C / 8]
         first, norm, _, second, _ = self.output_upscaling.layers
-        pixels = first.blocks(image.reshape(-1, image.shape[-1])).reshape(-1, norm.num_features)
-        pixels = second.blocks(gelu(norm(pixels)))
+        # Rows of channels throughout: XLA:CPU computes anew what is asked for in two shapes, and
+        # turns pixels of several axes round for a kernel's gradient.
+        pixels = first.blocks(image.reshape(-1, image.shape[-1]))  # [B * P * N, 4, C / 4]
+        pixels = second.blocks(gelu(norm(pixels.reshape(-1, norm.num_features))))
         upscaled = gelu(pixels.reshape(*image.shape[:2], -1, pixels.shape[-1]))
         masks = (upscaled @ hyper_in.swapaxes(-1, -2)).astype(jnp.float32)  # [B, P, N * 16, M]
         iou_predictions = self.iou_prediction_head(tokens[:, :, 0]).astype(jnp.float32)
