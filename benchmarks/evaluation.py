@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags, logging
 
-from medsam_jax.errors import run
+from medsam_jax.cli import run
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data set written by datasets.build.")
 _SPLIT = flags.DEFINE_string("split", "validation", "Its split.")
@@ -25,21 +25,21 @@ _BATCH = flags.DEFINE_integer("batch_size", 1, "Slices at a time.", lower_bound=
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
-    from medsam_jax.evaluation import split
+    from medsam_jax.evaluation import score_slices
     from medsam_jax.evaluation.journal import Journal
     from medsam_jax.evaluation.predictor import SlicePredictor
     from medsam_jax.evaluation.protocol import Protocol
-    from medsam_jax.models.checkpoint import load_model
+    from medsam_jax.hub import load_model
 
     with tempfile.TemporaryDirectory() as folder:
-        evaluation = split.SplitEvaluation(
+        evaluation = score_slices.SplitEvaluation(
             _DATA_DIR.value, _SPLIT.value, [Protocol()], 2.0, _BATCH.value, Path(folder)
         )
         positions = sorted(set(evaluation._positions.tolist()))[: _SLICES.value]
         model = load_model(_CHECKPOINT.value)
         predictor = SlicePredictor(model, _BATCH.value)
         tasks = [
-            split._task(list(evaluation._objects(position)), predictor.preprocessing)
+            score_slices._task(list(evaluation._objects(position)), predictor.preprocessing)
             for position in positions
         ]
 

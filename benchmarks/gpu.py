@@ -41,7 +41,7 @@ def sam_config(encoder: str, dtype: str = "bfloat16"):
 def random_arrays(config) -> dict[str, np.ndarray]:
     """Weights of the usual scale for every variable of the model, the same in every process."""
     from medsam_jax.models.checkpoint import abstract_model
-    from medsam_jax.models.common import flatten_state
+    from medsam_jax.models.functional import flatten_state
 
     rng, arrays = np.random.default_rng(0), {}
     for name, variable in flatten_state(abstract_model(config)).items():
@@ -138,7 +138,7 @@ def jax_step(encoder: str, batch: int, trained: str) -> Work:
     import jax
 
     from benchmarks.counting import least_work
-    from medsam_jax.models.common import parameter_names
+    from medsam_jax.models.functional import parameter_names
     from medsam_jax.training import optimizer as opt
     from medsam_jax.training.config import base_config
     from medsam_jax.training.step import init_state, make_train_step
@@ -208,7 +208,7 @@ def torch_step(encoder: str, batch: int, trained: str, backend: str = "inductor"
 
 def _functional(config):
     from medsam_jax.models.checkpoint import build_model
-    from medsam_jax.models.common import Functional
+    from medsam_jax.models.functional import Functional
 
     return Functional(build_model(config, random_arrays(config), "random weights"))
 

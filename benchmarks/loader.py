@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from medsam_jax.cli import run
 from medsam_jax.data.input_pipeline import find_dataset, train_loader
-from medsam_jax.errors import UserError, run
+from medsam_jax.errors import UserError
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "What datasets.build was given.", required=True)
 _RECIPE = flags.DEFINE_string("recipe", None, "Of the data set, where there are several.")

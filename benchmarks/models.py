@@ -17,8 +17,9 @@ def jax_lite_medsam(dtype: str = "float32"):
     """Our LiteMedSAM with the released weights, as a `Functional` that computes in `dtype`."""
     import dataclasses
 
-    from medsam_jax.models.checkpoint import build_model, read_config, read_params, resolve
-    from medsam_jax.models.common import Functional
+    from medsam_jax.hub import resolve
+    from medsam_jax.models.checkpoint import build_model, read_config, read_params
+    from medsam_jax.models.functional import Functional
 
     directory = resolve("lite_medsam")
     config = dataclasses.replace(read_config(directory), dtype=dtype)

@@ -16,7 +16,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks.harness import Measurement, Row
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
 
 _RESULTS = flags.DEFINE_string("results", "docs/performance.json", "What benchmarks.run wrote.")
 _DOCUMENT = flags.DEFINE_string("document", "docs/performance.md", "Where the tables go.")

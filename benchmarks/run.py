@@ -22,7 +22,8 @@ from absl import flags
 from benchmarks import machine, report
 from benchmarks.harness import measure
 from benchmarks.suites import every_row
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
 
 _SUITE = flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Which rows: those for a CPU or a GPU.")
 _ONLY = flags.DEFINE_string("only", None, "Only rows whose name contains this.")

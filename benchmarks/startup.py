@@ -25,7 +25,7 @@ FIRST_MASK = {
 import numpy as np
 from benchmarks.data import ct_slice
 from medsam_jax import Predictor, load_model
-from medsam_jax.cache import keep_compiled_programs
+from medsam_jax.io.files import keep_compiled_programs
 keep_compiled_programs()
 predictor = Predictor(load_model("lite_medsam"))
 predictor.set_image(ct_slice()[0])

@@ -49,7 +49,7 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     """The step of `medsam_jax.train`, with its recipe's defaults, over all devices of jax."""
     import jax
 
-    from medsam_jax.models.common import parameter_names
+    from medsam_jax.models.functional import parameter_names
     from medsam_jax.ops.compile import jit
     from medsam_jax.training import optimizer as opt
     from medsam_jax.training import sharding

@@ -26,11 +26,13 @@ from absl import flags, logging
 from ml_collections import config_flags
 from torch import nn
 
+from medsam_jax.cli import run
 from medsam_jax.data.input_pipeline import eval_objects, train_loader
 from medsam_jax.data.preprocess import encoder_input, stored_to_input
-from medsam_jax.errors import UserError, run
+from medsam_jax.errors import UserError
+from medsam_jax.hub import resolve
 from medsam_jax.metrics import dice_batch
-from medsam_jax.models.checkpoint import read_config, read_params, resolve, save_model
+from medsam_jax.models.checkpoint import read_config, read_params, save_model
 from medsam_jax.models.unet import UNetConfig
 from medsam_jax.training.config import augmentation_of
 from medsam_jax.training.optimizer import learning_rate_schedule

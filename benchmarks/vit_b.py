@@ -23,7 +23,7 @@ def jax_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
     import jax
     from flax import nnx
 
-    from medsam_jax.models.common import Functional
+    from medsam_jax.models.functional import Functional
     from medsam_jax.models.image_encoder import ImageEncoderViT
     from medsam_jax.ops.compile import jit
 

@@ -15,13 +15,13 @@ PROBE = "mask_decoder.iou_token"  # compared: one small tensor of the model
 
 def _write(path: Path, converted: bool) -> None:
     """Random weights under segment_anything's names, 375 MB; and, if asked, converted."""
+    from medsam_jax.io.tensors import LazyTensor
     from medsam_jax.models.checkpoint import abstract_model
-    from medsam_jax.models.common import flatten_state
+    from medsam_jax.models.functional import flatten_state
     from medsam_jax.models.sam import SamConfig
     from weights_converter.convert import convert
     from weights_converter.names import torch_leaf
     from weights_converter.pth_writer import write_pth
-    from weights_converter.tensors import LazyTensor
 
     rng, tensors = np.random.default_rng(0), {}
     for our_name, variable in flatten_state(abstract_model(SamConfig.vit_b())).items():
@@ -64,7 +64,7 @@ def loaded() -> Work:
     import jax
 
     from medsam_jax import load_model
-    from medsam_jax.models.common import flatten_state
+    from medsam_jax.models.functional import flatten_state
 
     folder, path = _prepared(converted=True)
     directory = path.parent / CONVERTED

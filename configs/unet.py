@@ -1,7 +1,7 @@
 """U-Net from random weights: the baseline that sees the same boxes (nnU-Net's 2D kind).
 
 Commands:
-  python -m medsam_jax.models.unet --output runs/unet/init
+  python -m weights_converter.init --model unet --output runs/unet/init
   python -m medsam_jax.train --config configs/unet.py --workdir runs/unet/box \
       --config.checkpoint=runs/unet/init --config.data_dir=DATA
   python -m medsam_jax.evaluate --checkpoint lite_medsam,runs/unet/box/best --data_dir DATA \

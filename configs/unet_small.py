@@ -1,7 +1,7 @@
 """U-Net of 1.3 million parameters on slices of 128 x 128: `unet.py` for a CPU.
 
 Commands:
-  python -m medsam_jax.models.unet --output runs/unet/init \
+  python -m weights_converter.init --model unet --output runs/unet/init \
       --features 16,32,64,128,128 --image_size 128
   python -m medsam_jax.train --config configs/unet_small.py --workdir runs/unet/box \
       --config.data_dir=DATA

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from medsam_jax.cli import run
 from medsam_jax.data.recipes import RECIPES
-from medsam_jax.errors import UserError, run
+from medsam_jax.errors import UserError
 
 _MANIFEST = flags.DEFINE_string(
     "manifest", None, "CSV file: case_id,image,mask,modality,task[,split][,window].", required=True

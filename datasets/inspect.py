@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from medsam_jax.errors import run
+from medsam_jax.cli import run
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "What datasets.build was given, or a version folder.", required=True

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of scans.")
 _MASKS = flags.DEFINE_string("masks", None, "Folder of masks; may be the same.")

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from launch import common
-from medsam_jax import errors
+from medsam_jax import cli, errors
 
 PORT = 8476  # of process 0, for the others
 ACCELERATORS = ("nvidia.com/gpu", "google.com/tpu")
@@ -111,4 +111,4 @@ def _pair(text: str) -> tuple[str, str]:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required([*common.REQUIRED, "name", "image", "claim"])
-    errors.run(main)
+    cli.run(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import common
-from medsam_jax import errors
+from medsam_jax import cli, errors
 
 _NODES = flags.DEFINE_integer("nodes", 1, "How many.")
 _GPUS = flags.DEFINE_integer("gpus_per_node", 1, "GPUs of each.")
@@ -80,4 +80,4 @@ exit "$status"
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(common.REQUIRED)
-    errors.run(main)
+    cli.run(main)

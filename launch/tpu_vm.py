@@ -15,7 +15,7 @@ import shlex
 from absl import flags
 
 from launch import common
-from medsam_jax import errors
+from medsam_jax import cli
 
 _TPU = flags.DEFINE_string("tpu", None, "Name of the TPU VM.")
 _ZONE = flags.DEFINE_string("zone", None, "Its zone.")
@@ -37,4 +37,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required([*common.REQUIRED, "tpu", "zone", "chips"])
-    errors.run(main)
+    cli.run(main)

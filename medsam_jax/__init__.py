@@ -6,7 +6,7 @@ Public names are imported on first use, so that `import medsam_jax` stays quick.
 import importlib
 
 _PUBLIC = {
-    "load_model": "medsam_jax.models.checkpoint",
+    "load_model": "medsam_jax.hub",
     "Predictor": "medsam_jax.inference.predictor",
     "AutomaticMaskGenerator": "medsam_jax.inference.automatic_mask_generator",
     "VolumePredictor": "medsam_jax.inference.volume",

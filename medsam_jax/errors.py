@@ -1,118 +1,13 @@
-"""Errors that a user can act on, and the one way our command lines report them."""
-
-import contextlib
-import errno
-import gc
-import multiprocessing
-import os
-import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
-
-from absl import app, flags
+"""The error that a user can act on."""
 
 
 class UserError(Exception):
     """Bad input or configuration: one line that names file or field, the value and the remedy."""
 
 
-@contextlib.contextmanager
-def disk_space(place: str | os.PathLike) -> Iterator[None]:
-    """Turns a disk that is full while the block writes into a `UserError` that names `place`."""
-    try:
-        yield
-    except Exception as error:  # ArrayRecord and TensorStore raise kinds of their own
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error) and "quota exceeded" not in str(error):
-            raise
-        raise UserError(
-            f"{place}: the disk is full; free some space and give the same command again"
-        ) from None
+class FatalError(UserError):
+    """The cause is not this image: no use in going on with the next."""
 
 
-def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
-    """Refuses to start writing `needed` bytes into a directory whose disk has less left.
-
-    Raises:
-      UserError: naming the directory and both sizes.
-    """
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(
-            f"{place}: {what} need {needed / 2**30:.2f} GiB and {free / 2**30:.2f} are free; free "
-            "some space or name another directory"
-        )
-
-
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1, Ctrl-C 130.
-
-    Any other exception keeps its traceback: it is a defect of ours, not of the input.
-    """
-
-    def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            print(f"error: unexpected argument {argv[1]!r}; see --help", file=sys.stderr)
-            sys.exit(1)
-        try:
-            with disk_space("output"):
-                main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            _leave_at_once(130)  # what shells report for SIGINT
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
-        signal.signal(signal.SIGINT, _interrupt)
-    app.run(guarded, flags_parser=_parse_flags)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt; a moment later where the garbage collector would swallow it.
-
-    jax has the collector call Python, and what is raised in there is printed and ignored: of 73
-    interrupted predictions four went on.
-    """
-    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    while frame is not None:
-        if frame.f_code in collecting:
-            main = threading.main_thread().ident  # whose sleep the signal must end
-            threading.Timer(0.01, signal.pthread_kill, [main, number]).start()
-            return
-        frame = frame.f_back
-    raise KeyboardInterrupt
-
-
-def _leave_at_once(status: int) -> None:
-    """Ends the process and its children, and does not take the interpreter apart.
-
-    Beside threads of XLA that are still at work, that can end in a segmentation fault.
-    """
-    for child in multiprocessing.active_children():
-        child.terminate()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses flags; ml_collections raises plain exceptions for fields that a config lacks."""
-    try:
-        return flags.FLAGS(list(argv))
-    except (
-        flags.Error,
-        AttributeError,
-        KeyError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:
-        reason = str(error).strip("\"'").replace("\n", " ")
-        print(f"error: command line: {reason}; see --help", file=sys.stderr)
-        sys.exit(1)
+class OutputError(FatalError):
+    """The output folder cannot be written."""

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from medsam_jax import errors
-from medsam_jax.cache import keep_compiled_programs
+from medsam_jax import cli
 from medsam_jax.distributed import define_flags
+from medsam_jax.io.files import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_list(
     "checkpoint", None, "Checkpoint directories or names of known weights, comma-separated."
@@ -74,4 +74,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["checkpoint", "output"])
-    errors.run(main)
+    cli.run(main)

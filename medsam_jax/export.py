@@ -7,7 +7,7 @@ Example:
 
 from absl import flags
 
-from medsam_jax import errors
+from medsam_jax import cli, errors
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Checkpoint directory or name of known weights."
@@ -21,8 +21,8 @@ _POINTS = flags.DEFINE_integer("points", 8, "Places for points in a prompt.")
 
 
 def main(_) -> None:
-    from medsam_jax.inference.export import export_model
-    from medsam_jax.models.checkpoint import load_model
+    from medsam_jax.hub import load_model
+    from medsam_jax.inference.stablehlo import export_model
     from medsam_jax.models.sam import Sam
 
     model = load_model(_CHECKPOINT.value)
@@ -34,4 +34,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["checkpoint", "output"])
-    errors.run(main)
+    cli.run(main)

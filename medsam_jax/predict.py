@@ -24,8 +24,8 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from medsam_jax import errors
-from medsam_jax.cache import keep_compiled_programs
+from medsam_jax import cli, errors
+from medsam_jax.io.files import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Checkpoint directory or name of known weights.", required=True
@@ -73,8 +73,8 @@ _GIF = flags.DEFINE_bool("gif", False, "Also write a GIF of a volume's slices.")
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
     keep_compiled_programs()
-    from medsam_jax.inference.files import Request
-    from medsam_jax.inference.folder import predict_path
+    from medsam_jax.inference.predict_file import Request
+    from medsam_jax.inference.predict_folder import predict_path
 
     predict_path(
         Request(
@@ -109,4 +109,4 @@ def _numbers(flag: str, text: str, form: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

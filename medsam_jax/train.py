@@ -11,9 +11,9 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from medsam_jax import errors
-from medsam_jax.cache import keep_compiled_programs
+from medsam_jax import cli
 from medsam_jax.distributed import define_flags
+from medsam_jax.io.files import keep_compiled_programs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
@@ -32,4 +32,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    errors.run(main)
+    cli.run(main)

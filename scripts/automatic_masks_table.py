@@ -19,9 +19,9 @@ from absl import flags
 from PIL import Image
 
 import medsam_jax
+from medsam_jax.cli import run
 from medsam_jax.data.preprocess import get_recipe, normalise_intensity, read_mask, read_scan
 from medsam_jax.data.prompts import box_from_mask
-from medsam_jax.errors import run
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "lite_medsam", "Name or directory.")
 _SCANS = flags.DEFINE_string("scans", "demo/scans", "Folder of the demo's scans.")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from absl import flags
 
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
 
 _FOLDER = flags.DEFINE_string("folder", "demo", "Where scans, data set, results and report go.")
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags, logging
 
-from medsam_jax.errors import UserError, run
-from medsam_jax.progress import progress
+from medsam_jax.cli import progress, run
+from medsam_jax.errors import UserError
 
 _FOLDER = flags.DEFINE_string("folder", "demo", "The folder that scripts/demo.py filled.")
 
@@ -192,7 +192,7 @@ def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
     import jax
 
     from medsam_jax import load_model
-    from medsam_jax.models.common import Functional
+    from medsam_jax.models.functional import Functional
     from medsam_jax.training.step import make_eval_step
 
     functional = Functional(load_model(checkpoint))

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from absl import flags
 
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the scans and cases.csv.", required=True)
 

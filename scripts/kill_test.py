@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from medsam_jax import errors
+from medsam_jax import cli, errors
 from medsam_jax.models.checkpoint import read_params
 
 MOMENTS = ("step", "write", "start")
@@ -175,4 +175,4 @@ def compare(undisturbed: Path, disturbed: Path) -> int:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    errors.run(main)
+    cli.run(main)

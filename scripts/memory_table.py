@@ -23,7 +23,7 @@ import time
 
 from absl import flags
 
-from medsam_jax import errors
+from medsam_jax import cli, errors
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 GIB = 2**30
@@ -106,4 +106,4 @@ def load_recipe(name: str):
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

@@ -19,9 +19,10 @@ import numpy as np
 from absl import flags
 
 import medsam_jax
+from medsam_jax.cli import run
 from medsam_jax.data.preprocess import read_mask, read_scan
 from medsam_jax.data.prompts import box_from_mask
-from medsam_jax.errors import UserError, run
+from medsam_jax.errors import UserError
 
 _SCANS = flags.DEFINE_string("scans", "demo/scans", "Folder of the demo's scans.")
 _OUTPUT = flags.DEFINE_string("output", "docs/parity.md", "File to write.")

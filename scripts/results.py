@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
 from medsam_jax.evaluation.tables import markdown, write_csv, write_text
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"

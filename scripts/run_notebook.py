@@ -13,7 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
 
 _NOTEBOOK = flags.DEFINE_string("notebook", "docs/quickstart.ipynb", "File to run.")
 _WRITE = flags.DEFINE_bool("write", False, "Keep the outputs.")

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from medsam_jax.errors import UserError, require_space
+from medsam_jax.errors import UserError
+from medsam_jax.io.files import require_space
 
 
 @pytest.mark.parametrize(

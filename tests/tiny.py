@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from medsam_jax.models.checkpoint import abstract_model, build_model
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import Sam, SamConfig
 
 

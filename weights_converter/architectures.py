@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.tensors import LazyTensor
 from medsam_jax.models.sam import SamConfig
-from weights_converter.tensors import LazyTensor
 
 _VIT = "image_encoder.patch_embed.proj.weight"
 _TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.tensors import DTYPE_NAMES, LazyTensor, TensorFile, reading
 from medsam_jax.models import checkpoint
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import SamConfig
 from weights_converter import architectures, mismatch, names
-from weights_converter.tensors import DTYPE_NAMES, LazyTensor, TensorFile, reading
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
+from medsam_jax.io.safetensors import write_safetensors
 from weights_converter import conversion, names
 from weights_converter.architectures import ARCHITECTURES
 from weights_converter.inspection import inspect
 from weights_converter.opening import open_checkpoint
 from weights_converter.pth_writer import write_pth
 from weights_converter.registry import REGISTRY
-from weights_converter.safetensors_io import write_safetensors
 
 _WRITERS: dict[str, Callable] = {"pth": write_pth, "safetensors": write_safetensors}
 

@@ -11,9 +11,9 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from medsam_jax.cache import cache_directory
+from medsam_jax.cli import progress
 from medsam_jax.errors import UserError
-from medsam_jax.progress import progress
+from medsam_jax.io.files import cache_directory
 from weights_converter.registry import REGISTRY, KnownWeights, PackageSource, UrlSource
 
 _BLOCK = 2**20

@@ -4,9 +4,9 @@ import collections
 import os
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.tensors import DTYPE_NAMES, LazyTensor
 from weights_converter import conversion, fetch, names, opening, readers
 from weights_converter.registry import by_sha256
-from weights_converter.tensors import DTYPE_NAMES, LazyTensor
 
 
 def inspect(source: str, model: str = "auto") -> str:

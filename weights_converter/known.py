@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from medsam_jax.cache import cache_directory
 from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import cache_directory
 from medsam_jax.models import checkpoint
 from medsam_jax.models.sam import SamConfig
 from weights_converter import conversion, fetch, readers

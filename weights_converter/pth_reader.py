@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.tensors import LazyTensor, TensorFile
 from weights_converter import unpickler
-from weights_converter.tensors import LazyTensor, TensorFile
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from weights_converter.tensors import LazyTensor, reading
+from medsam_jax.io.tensors import LazyTensor, reading
 
 _ALIGNMENT = 64
 _ROOT = "archive"

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.safetensors import read_safetensors
+from medsam_jax.io.tensors import TensorFile
 from weights_converter.pth_reader import read_pth
-from weights_converter.safetensors_io import read_safetensors
-from weights_converter.tensors import TensorFile
 
 
 def read_file(path: str) -> TensorFile:

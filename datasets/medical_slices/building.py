@@ -24,9 +24,9 @@ from datasets.medical_slices.medical_slices_dataset_builder import (
     build_case,
 )
 from datasets.medical_slices.workers import OrderedMap, workers
+from medsam_jax.cli import progress
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
-from medsam_jax.progress import progress
 
 
 @dataclasses.dataclass(frozen=True)

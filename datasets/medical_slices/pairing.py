@@ -10,8 +10,8 @@ import pathlib
 import re
 
 from datasets.medical_slices.cases import REQUIRED
-from medsam_jax.data import pictures
 from medsam_jax.errors import UserError
+from medsam_jax.io import pictures
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm", ".npz", *pictures.SUFFIXES)
 MASK_WORDS = "mask|masks|seg|segs|segmentation|label|labels|gt|truth|groundtruth|annotation|roi"

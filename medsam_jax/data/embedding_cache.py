@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medsam_jax.cli import progress
 from medsam_jax.data.datasets import DatasetInfo
 from medsam_jax.data.preprocess import Preprocessing
 from medsam_jax.distributed import wait_for_all
-from medsam_jax.errors import UserError, disk_space, require_space
-from medsam_jax.progress import progress
+from medsam_jax.errors import UserError
+from medsam_jax.io.files import disk_space, require_space
 
 SLICES_PER_SHARD = 32
 KEY_FILE = "key.json"

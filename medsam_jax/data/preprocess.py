@@ -24,8 +24,8 @@ from medsam_jax.data.recipes import (
     Recipe,
     get_recipe,
 )
-from medsam_jax.data.scans import Scan, read_mask, read_scan, slice_axis, slice_spacing
 from medsam_jax.errors import UserError
+from medsam_jax.io.scans import Scan, read_mask, read_scan, slice_axis, slice_spacing
 
 __all__ = [
     "PREPROCESSING",

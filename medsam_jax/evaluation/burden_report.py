@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.evaluation import plots, tables
-from medsam_jax.evaluation.burden import MEASURES, agreement
-from medsam_jax.evaluation.statistics import ALL
+from medsam_jax.evaluation.statistics import ALL, agreement
+from medsam_jax.metrics.lesion_size import MEASURES
 
 Row = dict[str, Any]
 KEYS = ("checkpoint", "task", "modality", "case_id")

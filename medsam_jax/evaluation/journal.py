@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medsam_jax.errors import disk_space
+from medsam_jax.io.files import disk_space
 
 Row = dict[str, Any]
 

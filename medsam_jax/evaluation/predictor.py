@@ -16,7 +16,7 @@ from medsam_jax.data.preprocess import encoder_input, restore_masks
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.protocol import Prompt
-from medsam_jax.models.common import Functional
+from medsam_jax.models.functional import Functional
 from medsam_jax.ops.compile import jit
 
 Shape = tuple[int, int]

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import jax
 
-from medsam_jax.errors import UserError, disk_space
+from medsam_jax.errors import UserError
 from medsam_jax.evaluation import split as split_route
 from medsam_jax.evaluation import volumes as volume_route
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
-from medsam_jax.evaluation.split import SplitEvaluation
-from medsam_jax.evaluation.volumes import VolumeEvaluation
+from medsam_jax.evaluation.score_scans import VolumeEvaluation
+from medsam_jax.evaluation.score_slices import SplitEvaluation
+from medsam_jax.hub import resolve
 from medsam_jax.inference.outputs import check_writable
-from medsam_jax.models.checkpoint import read_config, resolve
+from medsam_jax.io.files import disk_space
+from medsam_jax.models.checkpoint import read_config
 
 
 def evaluate(

@@ -143,3 +143,47 @@ def _spread(rows: Sequence[Row]) -> Row:
         numbers = (middle, low, high, mean)
         spread |= {f"{metric}_{n}": float(x) for n, x in zip(names, numbers, strict=True)}
     return spread
+
+
+def agreement(measured: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """How well measurements agree with the truth, both [n].
+
+    Returns:
+      n, Pearson's and Spearman's correlation, ICC(2,1) (two-way random effects, absolute
+      agreement, single measurement: Shrout and Fleiss 1979), and Bland and Altman's bias (measured
+      minus truth), its standard deviation and limits of agreement. NaN where n is too small (below
+      3 for the correlations, which two points always fulfil), or where a side does not vary.
+    """
+    from scipy import stats
+
+    n = len(truth)
+    difference = measured - truth
+    varies = n > 2 and np.ptp(measured) > 0 and np.ptp(truth) > 0
+    deviation = float(difference.std(ddof=1)) if n > 1 else float("nan")
+    bias = float(difference.mean()) if n else float("nan")
+    return {
+        "n": n,
+        "pearson": float(stats.pearsonr(measured, truth)[0]) if varies else float("nan"),
+        "spearman": float(stats.spearmanr(measured, truth)[0]) if varies else float("nan"),
+        "icc": intraclass_correlation(np.stack([measured, truth], axis=1))
+        if n > 2
+        else float("nan"),
+        "bias": bias,
+        "sd": deviation,
+        "lower_limit": bias - 1.96 * deviation,
+        "upper_limit": bias + 1.96 * deviation,
+    }
+
+
+def intraclass_correlation(ratings: Float[np.ndarray, "n k"]) -> float:
+    """ICC(2,1) of n targets rated by k raters; NaN for fewer than three targets or no variance."""
+    n, k = ratings.shape
+    if n < 3:
+        return float("nan")
+    mean = ratings.mean()
+    rows = k * np.sum((ratings.mean(axis=1) - mean) ** 2) / (n - 1)
+    columns = n * np.sum((ratings.mean(axis=0) - mean) ** 2) / (k - 1)
+    total = np.sum((ratings - mean) ** 2)
+    error = (total - rows * (n - 1) - columns * (k - 1)) / ((n - 1) * (k - 1))
+    denominator = rows + (k - 1) * error + k * (columns - error) / n
+    return float((rows - error) / denominator) if denominator > 0 else float("nan")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from medsam_jax.cli import progress
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
 from medsam_jax.inference.mask_filters import (
@@ -25,7 +26,6 @@ from medsam_jax.inference.mask_filters import (
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.prompts import Prompts, bucket
 from medsam_jax.models.sam import Sam
-from medsam_jax.progress import progress
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle", "label_map"]
 _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {

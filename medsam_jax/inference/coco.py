@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from medsam_jax.inference.mask_records import compress_rle, encode_rle, mask_box
-from medsam_jax.inference.outputs import write_json
+from medsam_jax.io.files import write_json
 
 FILE = "coco.json"
 

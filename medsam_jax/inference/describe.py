@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from medsam_jax.evaluation import burden
 from medsam_jax.inference.coco import annotate
+from medsam_jax.metrics import lesion_size
 
 
 def measure(
@@ -36,6 +36,6 @@ def measure(
             record |= annotate(labels[0] == label)
         else:
             record |= {"voxels": size, "volume_ml": size * float(np.prod(spacing)) / 1000}
-        measured = burden.measure(mask, (1.0, *sides))
+        measured = lesion_size.measure(mask, (1.0, *sides))
         for name in ("longest", "perpendicular"):
             record[f"{name}_{unit}"] = measured[f"{name}_mm"]

@@ -1,28 +1,16 @@
 """Names and formats of what the predict command writes, each file whole or not at all."""
 
-import json
-import math
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.pictures import SUFFIXES as PICTURE_SUFFIXES
-from medsam_jax.data.scans import Scan, is_dicom
 from medsam_jax.errors import UserError
+from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
+from medsam_jax.io.scans import Scan, is_dicom
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
 MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")
-
-
-class FatalError(UserError):
-    """The cause is not this image: no use in going on with the next."""
-
-
-class OutputError(FatalError):
-    """The output folder cannot be written."""
 
 
 def check_writable(output: Path) -> None:
@@ -70,42 +58,6 @@ def mask_suffix(image: str, slices: int, wanted: str | None = None) -> str:
         return ".png" if slices == 1 else ".tif"
     suffix = next((suffix for suffix in SCAN_SUFFIXES if lower.endswith(suffix)), ".nii.gz")
     return {".mhd": ".mha", ".npz": ".nii.gz"}.get(suffix, suffix)
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes under another name first; the suffix stays, since it selects the format.
-
-    Raises:
-      OutputError: the folder cannot be made or written to.
-    """
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(
-            f"{path.parent}: cannot be written ({reason}); free or change it"
-        ) from None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON; numbers that are not finite become null."""
-    text = json.dumps(jsonable(content), indent=2, allow_nan=False)
-    write_whole(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
-
-
-def jsonable(value: Any) -> Any:
-    """What `json.loads` would give back: keys are strings, tuples lists, NaN and infinity None."""
-    if isinstance(value, dict):
-        return {str(key): jsonable(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_mask(path: Path, scan: Scan, labels: np.ndarray) -> None:

@@ -31,9 +31,9 @@ from medsam_jax.data.preprocess import (
 )
 from medsam_jax.errors import UserError
 from medsam_jax.inference.mask_filters import Enlargement, enlargement
-from medsam_jax.inference.outputs import write_whole
 from medsam_jax.inference.prompts import PARTS, Prompts, pack, read_prompts
-from medsam_jax.models.common import Functional
+from medsam_jax.io.files import write_whole
+from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import Sam
 from medsam_jax.ops.compile import jit
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from medsam_jax.cli import progress
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
 from medsam_jax.inference.predictor import EncodedImage, Predictor
 from medsam_jax.inference.prompts import read_prompts
 from medsam_jax.models.sam import Sam
-from medsam_jax.progress import progress
 
 
 class VolumePredictor:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float
 
-from medsam_jax.metrics import bitmask, tables
+from medsam_jax.metrics import bitmask, surface_elements
 from medsam_jax.metrics.checks import (
     as_mask,
     check_shapes,
@@ -158,7 +158,7 @@ class _Surfaces:
     def sizes(self, spacing: np.ndarray) -> np.ndarray:
         """Length or area [n] of every element."""
         codes = bitmask.neighbour_codes(self.words, self.index, self.bits)
-        return tables.element_sizes(tuple(spacing))[codes]
+        return surface_elements.element_sizes(tuple(spacing))[codes]
 
     def near_each_other(self, spacing: np.ndarray, tolerance: float) -> np.ndarray:
         """Bool [n]: the element lies within the tolerance of the other surface."""

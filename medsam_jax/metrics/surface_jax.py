@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from medsam_jax.metrics import tables
+from medsam_jax.metrics import surface_elements
 from medsam_jax.metrics.bitmask import reachable_columns
 from medsam_jax.metrics.checks import check_spacing, check_tolerance
 
@@ -81,7 +81,7 @@ def nsd_volume(
     table = _reachable_rows(reachable_columns(spacing, tolerance, lattice))
     reach = np.full((lattice[0], lattice[2]), -1, np.int32)
     reach[tuple(slice(0, n) for n in table.shape)] = table
-    areas = tables.surface_areas(tuple(spacing)).astype(np.float32)
+    areas = surface_elements.surface_areas(tuple(spacing)).astype(np.float32)
     return _nsd_volume(pred, target, areas, reach)
 
 
@@ -129,7 +129,7 @@ def _nsd_packed(
     a, b = above[:, :, :-1], above[:, :, 1:]
     corner = a ^ b ^ c ^ d
     even = ~corner
-    kinds = {  # by the table of `tables.contour_lengths`
+    kinds = {  # by the table of `surface_elements.contour_lengths`
         "diagonal": corner,
         "column": even & ~(a ^ b) & (a ^ c),
         "row": even & (a ^ b) & ~(a ^ c),
@@ -186,7 +186,7 @@ def _volume_codes(words: UInt32[Array, "d h w"]) -> Int[Array, "d rows w"]:
     """Code of `tables` of every cell."""
     depth, width = words.shape[0] - 1, words.shape[2] - 1
     code = 0
-    for bit, (z, y, x) in enumerate(tables.CORNERS):
+    for bit, (z, y, x) in enumerate(surface_elements.CORNERS):
         corner = words if y else _shift_up(words)
         present = _unpack(corner[z : z + depth, :, x : x + width])
         code |= present.astype(jnp.int32) << bit

@@ -11,14 +11,11 @@ A directory is written under a temporary name beside its place and renamed when 
 """
 
 import contextlib
-import dataclasses
 import datetime
 import importlib
 import importlib.metadata
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from medsam_jax.errors import UserError
-from medsam_jax.models.common import flatten_state
+from medsam_jax.io.files import replacing
+from medsam_jax.models.functional import flatten_state
 
 FORMAT_VERSION = 1
 _PART_BYTES = 128 * 2**20
@@ -55,11 +53,11 @@ def save_model(
 
     Args:
       directory: where to; its parents are made.
-      params: arrays by dotted path (`common.flatten_state`), in the types to be stored. Taken in
+      params: arrays by dotted path (`functional.flatten_state`), in the types to be stored. Read
         order and one part at a time, so a mapping that reads lazily never has to fit in memory.
       config: `SamConfig` or `UNetConfig`.
       metadata: further JSON-able entries of model.json: `licence`, `source`, training facts.
-      extras: entries (`weights_converter.tensors.LazyTensor`) to give back at export.
+      extras: entries (`medsam_jax.io.tensors.LazyTensor`) to give back at export.
       overwrite: replace an existing directory.
 
     Raises:
@@ -72,10 +70,10 @@ def save_model(
         **metadata,
         "created_by": _versions(),
     }
-    with _replacing(Path(directory), overwrite) as target:
+    with replacing(Path(directory), overwrite) as target:
         _write_params(target / "params", params)
         if extras:
-            from weights_converter.safetensors_io import write_safetensors
+            from medsam_jax.io.safetensors import write_safetensors
 
             write_safetensors(str(target / "extras.safetensors"), extras)
         (target / "model.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -137,7 +135,7 @@ def read_extras(directory: str | os.PathLike) -> dict[str, Any]:
     path = Path(directory) / "extras.safetensors"
     if not path.exists():
         return {}
-    from weights_converter.safetensors_io import read_safetensors
+    from medsam_jax.io.safetensors import read_safetensors
 
     return read_safetensors(str(path)).tensors
 
@@ -159,50 +157,6 @@ def read_config(directory: str | os.PathLike) -> Any:
             f"{directory}/model.json: architecture does not fit this program ({error}); convert "
             "the checkpoint again"
         ) from None
-
-
-def load_model(name_or_dir: str | os.PathLike, image_size: int | None = None) -> nnx.Module:
-    """Builds the model of a checkpoint directory, or of known weights by name.
-
-    Args:
-      name_or_dir: a directory, or a name of `weights_converter.registry` such as "lite_medsam",
-        which is fetched, verified, converted and kept in `$MEDSAM_JAX_CACHE` or
-        `~/.cache/medsam_jax`.
-      image_size: another side of the square encoder input than the checkpoint's, pixels, a multiple
-        of the patch; a ViT's position tables are resized as PyTorch does.
-
-    Returns:
-      The `Sam` (or `UNet`), float32, with its configuration as `.config`.
-
-    Raises:
-      UserError: unknown name, failed or wrong download, a directory that does not hold what its
-        model.json says, or an impossible `image_size`.
-    """
-    directory = resolve(name_or_dir)
-    config, params = read_config(directory), read_params(directory)
-    if image_size not in (None, config.image_size):
-        config, params = _at_size(config, params, image_size)
-    return build_model(config, params, str(directory))
-
-
-def _at_size(
-    config: Any, params: dict[str, np.ndarray], image_size: int
-) -> tuple[Any, dict[str, np.ndarray]]:
-    """A SAM's configuration and parameters for another input size."""
-    from medsam_jax.models.image_encoder import ViTConfig, resize_position_tables
-
-    patch_size = config.encoder.patch_size
-    if image_size <= 0 or image_size % patch_size:
-        raise UserError(
-            f"image_size: {image_size} is no multiple of the patch, {patch_size} pixels"
-        )
-    if isinstance(config.encoder, ViTConfig):
-        params = resize_position_tables(params, config.encoder, image_size)
-    preprocessing = dataclasses.replace(config.preprocessing, image_size=image_size)
-    return (
-        dataclasses.replace(config, image_size=image_size, preprocessing=preprocessing),
-        params,
-    )
 
 
 def build_model(config: Any, params: Mapping[str, np.ndarray], origin: str) -> nnx.Module:
@@ -265,24 +219,6 @@ def check_same(
         )
 
 
-def resolve(name_or_dir: str | os.PathLike) -> Path:
-    """The checkpoint directory, fetched and converted first for a known name.
-
-    A name counts only where no such directory exists. Raises UserError as `load_model`.
-    """
-    path = Path(name_or_dir)
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise UserError(
-            f"{path}: a file; make a checkpoint directory of it with `python -m "
-            f"weights_converter.convert --input {path} --output DIRECTORY`"
-        )
-    from weights_converter.known import converted_directory
-
-    return converted_directory(os.fspath(name_or_dir))
-
-
 def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> None:
     import orbax.checkpoint as ocp
 
@@ -342,24 +278,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]
         else:
             flat[f"{prefix}{name}"] = np.asarray(value)
     return flat
-
-
-@contextlib.contextmanager
-def _replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary sibling that takes the place of `directory` when the block succeeds."""
-    if directory.exists() and not overwrite:
-        raise UserError(f"{directory}: exists; choose another place, or overwrite it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        target = scratch / "new"
-        target.mkdir()
-        yield target
-        if directory.exists():
-            directory.rename(scratch / "old")
-        target.rename(directory)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:

@@ -7,10 +7,8 @@ box can be an extra input channel (the fair comparison with models that are show
 are scaled as the preprocessing contract says, which instance norm makes equivalent to z-scores.
 
 It answers through `Sam`'s own methods (`image_encoder`, `decode`), so that the training loop and
-the evaluation take either model. Untrained weights, from which training starts:
-
-  python -m medsam_jax.models.unet --output runs/unet/init [--nobox_channel] [--seed 0]
-      [--features 16,32,64,128,128 --image_size 128]
+the evaluation take either model. `python -m weights_converter.init --model unet` writes untrained
+weights, from which training starts.
 
 Without the box channel nothing tells objects apart, so it is for data with one object label a
 slice, which the training checks; it then outlines all of that label.
@@ -25,7 +23,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
-from medsam_jax.errors import UserError
 from medsam_jax.models.common import ConvTranspose2x2, Sequential
 
 _INIT = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # He's, as nnU-Net
@@ -201,50 +198,3 @@ def box_mask(boxes: Float[Array, "n 4"], size: int) -> Float[Array, "n s s"]:
     rows = (position >= y_min) & (position <= y_max)
     columns = (position >= x_min) & (position <= x_max)
     return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
-
-
-def _configured(features: list[str], image_size: int, box_channel: bool) -> UNetConfig:
-    """The configuration that the flags ask for."""
-    try:
-        widths = tuple(int(n) for n in features)
-        preprocessing = dataclasses.replace(PREPROCESSING["lite"], image_size=image_size)
-        return UNetConfig(
-            features=widths,
-            box_channel=box_channel,
-            supervised=min(UNetConfig.supervised, len(widths) - 1),
-            image_size=image_size,
-            preprocessing=preprocessing,
-        )
-    except ValueError as error:
-        given = f"--features {','.join(features)} --image_size {image_size}"
-        raise UserError(f"{given}: {error}; each stage after the first halves the image") from None
-
-
-def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it writes
-    from medsam_jax.models.checkpoint import save_model
-    from medsam_jax.models.common import flatten_state
-
-    config = _configured(_FEATURES.value, _IMAGE_SIZE.value, _BOX_CHANNEL.value)
-    params = flatten_state(UNet(config, rngs=nnx.Rngs(_SEED.value)))
-    source = {"source": {"naming": "random", "seed": _SEED.value}, "licence": "Apache-2.0"}
-    save_model(_OUTPUT.value, params, config, source)
-    count = sum(value.size for value in params.values())
-    print(f"{_OUTPUT.value}: untrained U-Net of {count:,} parameters")
-
-
-if __name__ == "__main__":
-    from absl import flags, logging
-
-    from medsam_jax import errors
-
-    _OUTPUT = flags.DEFINE_string("output", None, "Checkpoint directory to write.", required=True)
-    _BOX_CHANNEL = flags.DEFINE_bool("box_channel", True, "Whether the box is an input channel.")
-    _FEATURES = flags.DEFINE_list(
-        "features", list(map(str, UNetConfig.features)), "Channels of each stage."
-    )
-    _IMAGE_SIZE = flags.DEFINE_integer(
-        "image_size", UNetConfig.image_size, "Side of the input, to which slices are resized."
-    )
-    _SEED = flags.DEFINE_integer("seed", 0, "Of the weights.")
-    errors.run(main)

@@ -14,7 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
-from medsam_jax.errors import UserError, disk_space, require_space
+from medsam_jax.errors import UserError
+from medsam_jax.io.files import disk_space, require_space
 from medsam_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from medsam_jax.data.augment import Variants
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.embedding_cache import Embeddings, cache_key, open_or_build
 from medsam_jax.errors import UserError
-from medsam_jax.models.common import Functional
+from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.ops.compile import jit
 from medsam_jax.training import optimizer as opt

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from medsam_jax.errors import disk_space
+from medsam_jax.io.files import disk_space
 from medsam_jax.models.checkpoint import read_extras, read_metadata, save_model
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.training import lora

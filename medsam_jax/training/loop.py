@@ -17,16 +17,17 @@ from typing import Any
 import jax
 import ml_collections
 
+from medsam_jax.cli import progress
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.input_pipeline import train_loader
 from medsam_jax.data.preprocess import PREPROCESSING, check_compatible
 from medsam_jax.errors import UserError
-from medsam_jax.models.checkpoint import build_model, read_config, read_params, resolve
-from medsam_jax.models.common import Functional, parameter_names
+from medsam_jax.hub import resolve
+from medsam_jax.models.checkpoint import build_model, read_config, read_params
+from medsam_jax.models.functional import Functional, parameter_names
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.models.unet import UNetConfig
 from medsam_jax.ops.compile import jit
-from medsam_jax.progress import progress
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.checkpoint import TrainCheckpoints
 from medsam_jax.training.clock import StepClock
@@ -47,7 +48,7 @@ from medsam_jax.training.sharding import (
 )
 from medsam_jax.training.step import init_state, make_eval_step, make_train_step, parts_of_batch
 from medsam_jax.training.termination import Termination
-from medsam_jax.training.tune import TuneEvaluation
+from medsam_jax.training.validation import TuneEvaluation
 from medsam_jax.training.workdir import check_same_run, record_start
 
 log = logging.getLogger(__name__)

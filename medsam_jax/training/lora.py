@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from medsam_jax.errors import UserError
-from medsam_jax.models.common import Functional
+from medsam_jax.models.functional import Functional
 
 _A, _B = ".lora_a", ".lora_b"
 

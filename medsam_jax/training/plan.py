@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.models.checkpoint import abstract_model
-from medsam_jax.models.common import Functional, parameter_names
+from medsam_jax.models.functional import Functional, parameter_names
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.loop import configured
 from medsam_jax.training.lora import adapted

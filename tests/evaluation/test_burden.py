@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from medsam_jax.evaluation.burden import agreement, diameters, intraclass_correlation, measure
+from medsam_jax.evaluation.statistics import agreement, intraclass_correlation
+from medsam_jax.metrics.lesion_size import diameters, measure
 
 
 def ellipsoid(shape, spacing, semi_axes, angle=0.0):

@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 
+from medsam_jax.drawing import PREDICTION, PROMPT, TRUTH, overlay, window_around
 from medsam_jax.evaluation import burden_report, plots, tables
-from medsam_jax.evaluation.figures import PREDICTION, PROMPT, TRUTH, overlay, window_around
 from medsam_jax.evaluation.journal import Journal, checkpoint_identity
 from medsam_jax.evaluation.scoring import METRICS, decode_runs, encode_runs
 

@@ -11,12 +11,13 @@ import pytest
 
 from medsam_jax.data.preprocess import encoder_input, stored_grid_logits
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import run, split
+from medsam_jax.evaluation import run, score_slices
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.hub import resolve
 from medsam_jax.metrics import dice, hausdorff_distance, iou, normalized_surface_dice
-from medsam_jax.models.checkpoint import abstract_model, build_model, resolve
-from medsam_jax.models.common import Functional, flatten_state
+from medsam_jax.models.checkpoint import abstract_model, build_model
+from medsam_jax.models.functional import Functional, flatten_state
 from medsam_jax.models.sam import SamConfig
 from tests.evaluation.fakes import BrightInBox, disc, discs, fake_dataset
 
@@ -32,7 +33,7 @@ def models(monkeypatch):
         loaded.append(name)
         return BrightInBox(MODELS[name])
 
-    monkeypatch.setattr(split, "load_model", load)
+    monkeypatch.setattr(score_slices, "load_model", load)
     monkeypatch.setattr(run, "resolve", lambda name: name)
     monkeypatch.setattr(run, "read_config", lambda name: BrightInBox(MODELS[name]).config)
     return loaded
@@ -42,10 +43,12 @@ def models(monkeypatch):
 def make(monkeypatch, tmp_path):
     def make(records=None, shifts=(0,), tolerance=2.0, prompt="box", batch_size=2):
         dataset = fake_dataset(records or discs(), tmp_path)
-        monkeypatch.setattr(split, "open_dataset", lambda data_dir, name: dataset)
+        monkeypatch.setattr(score_slices, "open_dataset", lambda data_dir, name: dataset)
         protocols = [Protocol(prompt, shift) for shift in shifts]
         output = tmp_path / "out"
-        return split.SplitEvaluation("data", "validation", protocols, tolerance, batch_size, output)
+        return score_slices.SplitEvaluation(
+            "data", "validation", protocols, tolerance, batch_size, output
+        )
 
     return make
 
@@ -105,8 +108,10 @@ def test_a_killed_run_goes_on(make, monkeypatch, models, tmp_path):
     parts.write_text("".join(lines[:6]) + lines[6][:40])  # a kill while the second batch is written
 
     scored = []
-    original = split.mask_scores
-    monkeypatch.setattr(split, "mask_scores", lambda *args: scored.append(0) or original(*args))
+    original = score_slices.mask_scores
+    monkeypatch.setattr(
+        score_slices, "mask_scores", lambda *args: scored.append(0) or original(*args)
+    )
     assert make(shifts=(0, 5)).evaluate("low") == whole
     assert len(scored) == len(whole) - 6
     models.clear()
@@ -140,7 +145,7 @@ def test_label_without_pixels_is_refused_by_name(make):
 
 def test_another_recipe_is_refused_by_name(make, monkeypatch):
     evaluation = make()
-    monkeypatch.setattr(split, "load_model", lambda name: BrightInBox(0.5, recipe="sam"))
+    monkeypatch.setattr(score_slices, "load_model", lambda name: BrightInBox(0.5, recipe="sam"))
     with pytest.raises(UserError, match="low: recipe: .*'lite'.*'sam'"):
         evaluation.evaluate("low")
 

@@ -10,7 +10,7 @@ import pytest
 
 from medsam_jax.evaluation.run import evaluate
 from medsam_jax.models.checkpoint import save_model
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 from tests.tiny import tiny_sam
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import run, volumes
+from medsam_jax.evaluation import run, score_scans
 from medsam_jax.evaluation.manifest import read_cases
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.metrics import normalized_surface_dice
@@ -33,7 +33,7 @@ def write(path, array, spacing=SPACING):
 @pytest.fixture
 def manifest(tmp_path, monkeypatch):
     """Two scans, CT and MR; the model finds what is bright, which is a little beside the truth."""
-    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
     rows = []
     for case, modality, shape in (("one", "CT", (9, 100, 128)), ("two", "MR", (7, 120, 90))):
         truth = ball(shape, (4, 50, 40), 11).astype(np.uint8)
@@ -61,7 +61,7 @@ def write_manifest(path, rows, extra=()):
 
 def evaluation(manifest, **settings):
     output = manifest.parent / "out"
-    return volumes.VolumeEvaluation(manifest, None, [Protocol()], 2.0, 4, output, **settings)
+    return score_scans.VolumeEvaluation(manifest, None, [Protocol()], 2.0, 4, output, **settings)
 
 
 def predictions_on_disk(manifest, row):
@@ -102,7 +102,7 @@ def test_ct_in_the_window_of_the_case_or_else_of_the_checkpoint(manifest, monkey
         model.config.preprocessing = contract
         return model
 
-    monkeypatch.setattr(volumes, "load_model", load)
+    monkeypatch.setattr(score_scans, "load_model", load)
     found = {name: evaluation(manifest).evaluate(name)[0] for name in ("released", "soft_tissue")}
     assert found["released"]["predicted_size"] == 0
     assert found["soft_tissue"]["dice"] > 0.9
@@ -115,7 +115,7 @@ def test_ct_in_the_window_of_the_case_or_else_of_the_checkpoint(manifest, monkey
 def test_dice_equals_simpleitk(manifest, monkeypatch):
     """The very masks that are scored, given to SimpleITK's overlap filter."""
     scored = []
-    original = volumes.mask_scores
+    original = score_scans.mask_scores
 
     def keep(prediction, truth, *rest):
         scores = original(prediction, truth, *rest)
@@ -123,7 +123,7 @@ def test_dice_equals_simpleitk(manifest, monkeypatch):
             scored.append((prediction, truth, scores["dice"]))
         return scores
 
-    monkeypatch.setattr(volumes, "mask_scores", keep)
+    monkeypatch.setattr(score_scans, "mask_scores", keep)
     rows = evaluation(manifest).evaluate("0.5")
     assert len(scored) == len(rows) == 4
     for prediction, truth, dice in scored:
@@ -147,44 +147,50 @@ def test_a_case_put_right_or_taken_out_leaves_the_others_as_they_are(manifest, m
     shifted = [Protocol(box_shift=9)]
     settings = (None, shifted, 2.0, 4, manifest.parent / "out")
     one, two = (
-        [row for row in volumes.VolumeEvaluation(manifest, *settings).evaluate("0.5") if keep(row)]
+        [
+            row
+            for row in score_scans.VolumeEvaluation(manifest, *settings).evaluate("0.5")
+            if keep(row)
+        ]
         for keep in (lambda row: row["case_id"] == "one", lambda row: row["case_id"] == "two")
     )
     scored = []
-    original = volumes.VolumeEvaluation._score_case
+    original = score_scans.VolumeEvaluation._score_case
     monkeypatch.setattr(
-        volumes.VolumeEvaluation,
+        score_scans.VolumeEvaluation,
         "_score_case",
         lambda self, *args: scored.append(self.cases[args[1]].case_id) or original(self, *args),
     )
     path = manifest.parent / "one_mask.nii.gz"
     path.write_bytes(path.read_bytes())
-    assert volumes.VolumeEvaluation(manifest, *settings).evaluate("0.5") == one + two
+    assert score_scans.VolumeEvaluation(manifest, *settings).evaluate("0.5") == one + two
     assert scored == ["one"]
     head, _, last = manifest.read_text().splitlines()
     manifest.write_text(f"{head}\n{last}\n")
-    assert volumes.VolumeEvaluation(manifest, *settings).evaluate("0.5") == [
+    assert score_scans.VolumeEvaluation(manifest, *settings).evaluate("0.5") == [
         row | {"case_index": 0} for row in two
     ]
     assert scored == ["one"]
     settings = (*settings[:-1], manifest.parent / "afresh")
-    assert volumes.VolumeEvaluation(manifest, *settings).evaluate("0.5")[0]["box"] == two[0]["box"]
+    assert (
+        score_scans.VolumeEvaluation(manifest, *settings).evaluate("0.5")[0]["box"] == two[0]["box"]
+    )
 
 
 def test_a_slice_is_embedded_once_for_all_box_shifts(manifest, monkeypatch):
     asked = []
-    original = volumes.SlicePredictor.run
+    original = score_scans.SlicePredictor.run
 
     def run_and_keep(self, tasks, *args):
         return original(self, (asked.append(task) or task for task in tasks), *args)
 
-    monkeypatch.setattr(volumes.SlicePredictor, "run", run_and_keep)
+    monkeypatch.setattr(score_scans.SlicePredictor, "run", run_and_keep)
     shifts = [Protocol(box_shift=shift) for shift in (0, 6)]
     out = manifest.parent / "out"
-    both = volumes.VolumeEvaluation(manifest, None, shifts, 2.0, 4, out).evaluate("0.5")
+    both = score_scans.VolumeEvaluation(manifest, None, shifts, 2.0, 4, out).evaluate("0.5")
     names = [task.name for task in asked]
     assert len(names) == len(set(names)) > 0
-    one = volumes.VolumeEvaluation(manifest, None, shifts[1:], 2.0, 4, out).evaluate("0.5")
+    one = score_scans.VolumeEvaluation(manifest, None, shifts[1:], 2.0, 4, out).evaluate("0.5")
     assert [row for row in both if row["box_shift"] == 6] == one
     assert [row["dice"] for row in both if row["box_shift"] == 0] != [row["dice"] for row in one]
 
@@ -244,7 +250,7 @@ def test_slices_are_scored_in_pixels(manifest):
 def test_pictures_are_scored_in_two_dimensions(tmp_path, monkeypatch):
     import cv2
 
-    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
     truth = np.zeros((256, 256), np.uint8)
     truth[100:130, 90:140] = 1
     cv2.imwrite(str(tmp_path / "mask.png"), truth)
@@ -275,7 +281,7 @@ def test_a_mask_elsewhere_is_refused_by_name(manifest):
 def test_a_mask_of_another_shape_is_refused_by_name(tmp_path, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
     Image.fromarray(np.zeros((50, 60), np.uint8)).save(tmp_path / "image.png")
     Image.fromarray(np.ones((60, 50), np.uint8)).save(tmp_path / "mask.png")
     path = write_manifest(tmp_path / "cases.csv", [["p", "image.png", "mask.png", "US", "t"]])
@@ -286,7 +292,7 @@ def test_a_mask_of_another_shape_is_refused_by_name(tmp_path, monkeypatch):
 def test_a_stack_without_spacing_is_refused_by_name(tmp_path, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
     pages = [Image.fromarray(np.full((40, 50), 1, np.uint8)) for _ in range(3)]
     for name in ("image", "mask"):
         pages[0].save(tmp_path / f"{name}.tiff", save_all=True, append_images=pages[1:])
@@ -317,7 +323,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_a_spacing_of_zero_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(volumes, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
     volume = np.ones((3, 40, 50), np.uint8)
     np.savez(tmp_path / "scan.npz", imgs=volume, gts=volume, spacing=[0.0, 1.0, 1.0])
     path = write_manifest(tmp_path / "cases.csv", [["p", "scan.npz", "scan.npz", "MR", "t"]])

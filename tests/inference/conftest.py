@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medsam_jax.inference.files import FilePredictor
+from medsam_jax.inference.predict_file import FilePredictor
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.volume import VolumePredictor
-from medsam_jax.models.common import flatten_state, update_state
+from medsam_jax.models.functional import flatten_state, update_state
 from medsam_jax.models.sam import Sam, SamConfig
 
 

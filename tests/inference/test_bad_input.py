@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from medsam_jax.models.checkpoint import save_model
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 
 # All command lines go through one process: starting one takes longer than failing does.
 SCRIPT = """
@@ -27,7 +27,7 @@ for arguments in json.load(sys.stdin):
     saved = flagsaver.save_flag_values()
     with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(io.StringIO()):
         try:
-            errors.run(predict.main)
+            cli.run(predict.main)
         except SystemExit as end:
             code = end.code
     flagsaver.restore_flag_values(saved)

@@ -9,9 +9,9 @@ import pytest
 
 from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.errors import UserError
-from medsam_jax.inference.export import ExportedModel, export_model
+from medsam_jax.inference.stablehlo import ExportedModel, export_model
 from medsam_jax.models.checkpoint import save_model
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 
 
 @pytest.fixture(scope="module")

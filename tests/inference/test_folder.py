@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsam_jax.errors import UserError
-from medsam_jax.inference import files
-from medsam_jax.inference.files import FilePredictor, Request
-from medsam_jax.inference.folder import find_images, predict_path
-from medsam_jax.inference.outputs import OutputError
+from medsam_jax.errors import OutputError, UserError
+from medsam_jax.inference import predict_file
+from medsam_jax.inference.predict_file import FilePredictor, Request
+from medsam_jax.inference.predict_folder import find_images, predict_path
 
 BOXES = [[3, 3, 18, 12]]
 
@@ -72,19 +71,19 @@ def test_a_picture_called_coco_keeps_its_record(ran, folder):
 
 def test_goes_on_where_it_stopped(ran, folder, monkeypatch, capsys):
     """Interrupted within the third image: it leaves nothing, the first two are not done again."""
-    write_json = files.outputs.write_json
+    write_json = predict_file.write_json
 
     def interrupted(path, content):
         if path.name == "c.jpg.json":
             raise KeyboardInterrupt
         write_json(path, content)
 
-    monkeypatch.setattr(files.outputs, "write_json", interrupted)
+    monkeypatch.setattr(predict_file, "write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_path(request(folder))
     output = folder.parent / "out"
     assert not list(output.glob(".partial*"))
-    monkeypatch.setattr(files.outputs, "write_json", write_json)
+    monkeypatch.setattr(predict_file, "write_json", write_json)
     ran.clear()
     predict_path(request(folder))
     assert ran == ["c.jpg", "c.png"]
@@ -124,7 +123,7 @@ def test_a_full_disk_stops_the_run(ran, folder, monkeypatch):
     def full(path, scan, labels):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.outputs, "write_mask", full)
+    monkeypatch.setattr(predict_file.outputs, "write_mask", full)
     with pytest.raises(OutputError, match="out: cannot be written .No space left"):
         predict_path(request(folder))
     assert ran == ["a"]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medsam_jax.data.scans import read_scan
 from medsam_jax.errors import UserError
-from medsam_jax.inference.files import Request
-from medsam_jax.inference.folder import predict_path
+from medsam_jax.inference.predict_file import Request
+from medsam_jax.inference.predict_folder import predict_path
+from medsam_jax.io.scans import read_scan
 
 SHAPE = (9, 24, 32)
 

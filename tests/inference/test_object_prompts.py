@@ -5,7 +5,7 @@ import json
 import pytest
 
 from medsam_jax.errors import UserError
-from medsam_jax.inference.object_prompts import arguments, from_json
+from medsam_jax.inference.prompt_file import arguments, from_json
 
 BOX = [1, 2, 9, 8]
 

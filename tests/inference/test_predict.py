@@ -8,12 +8,12 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medsam_jax.data.scans import read_scan
-from medsam_jax.inference.files import FilePredictor, Request
-from medsam_jax.inference.folder import predict_path
 from medsam_jax.inference.mask_records import decode_rle, encode_rle
+from medsam_jax.inference.predict_file import FilePredictor, Request
+from medsam_jax.inference.predict_folder import predict_path
+from medsam_jax.io.scans import read_scan
 from medsam_jax.models.checkpoint import save_model
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from medsam_jax import hub
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.sam import Sam, SamConfig
 
@@ -35,7 +36,7 @@ def directory(tmp_path, model):
 
 
 def test_model_comes_back_the_same(directory, model):
-    loaded = checkpoint.load_model(directory)
+    loaded = hub.load_model(directory)
     assert loaded.config == model.config
     expected = flatten_state(model)
     found = flatten_state(loaded)
@@ -61,7 +62,7 @@ def test_other_input_size(tmp_path):
     params = {path: np.ones(value.shape, np.float32) for path, value in template.items()}
     params["image_encoder.pos_embed"] = np.tile(np.arange(4.0)[:, None, None], (1, 1, 4, 16))
     checkpoint.save_model(tmp_path / "a", params, config, {})
-    model = checkpoint.load_model(tmp_path / "a", image_size=128)
+    model = hub.load_model(tmp_path / "a", image_size=128)
     assert (model.config.image_size, model.config.preprocessing.image_size) == (128, 128)
     table = model.image_encoder.pos_embed[...]
     assert table.shape == (1, 8, 8, 16)
@@ -71,7 +72,7 @@ def test_other_input_size(tmp_path):
     assert model.image_encoder.blocks[1].attn.rel_pos_h.shape == (15, 8)
     assert model.image_encoder.blocks[0].attn.rel_pos_h.shape == (3, 8)
     with pytest.raises(UserError, match="image_size: 100 is no multiple of the patch, 16 pixels"):
-        checkpoint.load_model(tmp_path / "a", image_size=100)
+        hub.load_model(tmp_path / "a", image_size=100)
 
 
 def test_metadata_is_kept(directory):
@@ -124,37 +125,37 @@ def test_refuses_what_it_cannot_read(tmp_path, directory):
     with pytest.raises(UserError, match=r"not a checkpoint directory \(no model\.json\)"):
         checkpoint.read_metadata(tmp_path)
     with pytest.raises(UserError, match="a file; make a checkpoint directory of it"):
-        checkpoint.load_model(directory / "model.json")
+        hub.load_model(directory / "model.json")
     with pytest.raises(UserError, match="'nothing': neither a file, nor"):
-        checkpoint.load_model("nothing")
+        hub.load_model("nothing")
     (directory / "model.json").write_text("{")
     with pytest.raises(UserError, match=r"model\.json: cannot be read"):
-        checkpoint.load_model(directory)
+        hub.load_model(directory)
 
 
 def test_refuses_another_version(directory):
     _edit(directory, format_version=99)
     with pytest.raises(UserError, match="format_version 99, this program reads 1"):
-        checkpoint.load_model(directory)
+        hub.load_model(directory)
 
 
 def test_refuses_another_architecture(directory):
     _edit(directory, architecture={"embed_dim": 64})
     with pytest.raises(UserError, match=r"arrays do not fit its model\.json: .* has shape"):
-        checkpoint.load_model(directory)
+        hub.load_model(directory)
     _edit(directory, architecture={"kind": "resnet"})
     with pytest.raises(UserError, match="architecture kind 'resnet' is unknown"):
-        checkpoint.load_model(directory)
+        hub.load_model(directory)
     _edit(directory, architecture={"kind": "sam", "depth": 3})
     with pytest.raises(UserError, match="architecture does not fit this program .*depth"):
-        checkpoint.load_model(directory)
+        hub.load_model(directory)
 
 
 def test_a_wrong_contract_is_refused_by_file(directory, model):
     contract = model.config.preprocessing.to_dict() | {"ct_windows": ["bone"]}
     _edit(directory, architecture={"preprocessing": contract})
     with pytest.raises(UserError, match=r"model\.json: .*ct_windows bone .*; name some of these"):
-        checkpoint.load_model(directory)
+        hub.load_model(directory)
 
 
 def test_refuses_damaged_arrays(directory):
@@ -162,14 +163,14 @@ def test_refuses_damaged_arrays(directory):
         if file.is_file() and file.parent.name == "d":
             file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match=r"params/0: cannot be read"):
-        checkpoint.load_model(directory)
+        hub.load_model(directory)
 
 
 _PROCESS = """
 import sys
 import jax, numpy as np
 from medsam_jax.models import checkpoint
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import SamConfig
 
 index, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from medsam_jax.models import image_encoder
-from medsam_jax.models.common import Functional, update_state
+from medsam_jax.models.functional import Functional, update_state
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig, resize_position_tables
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.ops import attention

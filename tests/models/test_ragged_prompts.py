@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medsam_jax.models.common import Functional
+from medsam_jax.models.functional import Functional
 from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from tests.tiny import tiny_sam
 

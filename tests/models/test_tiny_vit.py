@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from medsam_jax.models import tiny_vit
-from medsam_jax.models.common import Functional
+from medsam_jax.models.functional import Functional
 from medsam_jax.ops.strips import form_for_cpu
 from medsam_jax.ops.windows import map_window_rows
 from tests.tiny import tiny_sam

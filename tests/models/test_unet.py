@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from medsam_jax.hub import load_model
 from medsam_jax.metrics import dice
-from medsam_jax.models.checkpoint import abstract_model, build_model, load_model, save_model
-from medsam_jax.models.common import Functional, flatten_state
+from medsam_jax.models.checkpoint import abstract_model, build_model, save_model
+from medsam_jax.models.functional import Functional, flatten_state
 from medsam_jax.models.unet import InstanceNorm, UNetConfig, box_mask
 
 

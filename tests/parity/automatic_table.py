@@ -22,8 +22,8 @@ import numpy as np
 from absl import flags
 
 import medsam_jax
+from medsam_jax.cli import run
 from medsam_jax.data.preprocess import get_recipe, normalise_intensity, read_mask, read_scan
-from medsam_jax.errors import run
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
 from tests.parity.matching import count_matched
 from tests.parity.torch_models import (

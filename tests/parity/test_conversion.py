@@ -10,7 +10,8 @@ import pytest
 import torch
 from flax import nnx
 
-from medsam_jax.models.checkpoint import load_model
+from medsam_jax.hub import load_model
+from medsam_jax.io.safetensors import write_safetensors
 from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.sam import SamConfig
 from tests.parity import torch_models
@@ -18,7 +19,6 @@ from weights_converter import conversion
 from weights_converter.convert import convert
 from weights_converter.pth_writer import write_pth
 from weights_converter.readers import read_file
-from weights_converter.safetensors_io import write_safetensors
 
 # Two blocks of 64 channels at the true input size; the decoder is SAM's.
 CONFIG = dataclasses.replace(SamConfig.vit_b(), name="small", encoder=ViTConfig(64, 2, 2, (1,)))

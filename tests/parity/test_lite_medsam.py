@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medsam_jax.models.common import update_state
+from medsam_jax.models.functional import update_state
 from medsam_jax.models.sam import Sam, SamConfig
 from tests.golden.lite_medsam_cases import CASES, PROMPT_KINDS, load_golden, prompts_of
 from tests.golden.make_lite_medsam import network_input

@@ -11,7 +11,7 @@ import torch
 from benchmarks import unet_pytorch
 from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.models.checkpoint import abstract_model, build_model
-from medsam_jax.models.common import Functional, flatten_state, parameter_names
+from medsam_jax.models.functional import Functional, flatten_state, parameter_names
 from medsam_jax.models.unet import UNetConfig
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import base_config

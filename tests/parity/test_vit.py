@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
-from medsam_jax.models.common import update_state
+from medsam_jax.models.functional import update_state
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig, resize_position_tables
 from tests.parity.torch_models import flax_variables, randomise, stub_torchvision
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from medsam_jax.errors import run
+from medsam_jax.cli import run
 from scripts import demo
 
 

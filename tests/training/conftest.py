@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from medsam_jax.models.checkpoint import save_model
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.training.config import base_config
 from tests.tiny import tiny_sam
 from tests.training.runs import train

@@ -6,7 +6,7 @@ import pytest
 from medsam_jax.data.datasets import open_dataset
 from medsam_jax.data.input_pipeline import train_loader
 from medsam_jax.models.checkpoint import build_model, read_config, read_params
-from medsam_jax.models.common import Functional, parameter_names
+from medsam_jax.models.functional import Functional, parameter_names
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import base_config
 from medsam_jax.training.embeddings import cached_embeddings

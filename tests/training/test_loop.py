@@ -10,8 +10,9 @@ import pytest
 
 from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
-from medsam_jax.models.checkpoint import load_model, read_metadata, read_params, save_model
-from medsam_jax.models.common import flatten_state
+from medsam_jax.hub import load_model
+from medsam_jax.models.checkpoint import read_metadata, read_params, save_model
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.training.loop import train_and_evaluate
 from tests.tiny import tiny_sam

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from medsam_jax.errors import UserError
-from medsam_jax.models.common import Functional, parameter_names
+from medsam_jax.models.functional import Functional, parameter_names
 from medsam_jax.training import lora
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import base_config

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from medsam_jax.errors import UserError
-from medsam_jax.models.common import Functional, flatten_state, parameter_names
+from medsam_jax.models.functional import Functional, flatten_state, parameter_names
 from medsam_jax.models.sam import Sam, SamConfig
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import base_config

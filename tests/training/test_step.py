@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from medsam_jax.data.input_pipeline import eval_objects, train_loader
-from medsam_jax.models.checkpoint import load_model, read_metadata, read_params
-from medsam_jax.models.common import Functional
+from medsam_jax.hub import load_model
+from medsam_jax.models.checkpoint import read_metadata, read_params
+from medsam_jax.models.functional import Functional
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training import step
 from medsam_jax.training.config import base_config
@@ -17,7 +18,7 @@ from medsam_jax.training.loop import train_and_evaluate
 from medsam_jax.training.losses import answer_weights, iou_loss, score_weights
 from medsam_jax.training.sharding import model_inputs
 from medsam_jax.training.step import make_eval_step, make_loss, parts_of_batch
-from medsam_jax.training.tune import TuneResult
+from medsam_jax.training.validation import TuneResult
 from tests.tiny import tiny_sam
 from tests.training.runs import values
 

@@ -4,10 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from medsam_jax.models.common import flatten_state
+from medsam_jax.io.tensors import LazyTensor
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import Sam, SamConfig
 from weights_converter.names import torch_leaf
-from weights_converter.tensors import LazyTensor
 
 
 def _random(shape: tuple[int, ...], dtype: np.dtype, rng: np.random.Generator) -> np.ndarray:

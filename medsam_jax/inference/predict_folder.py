@@ -5,13 +5,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from medsam_jax.data.pictures import SUFFIXES as PICTURE_SUFFIXES
-from medsam_jax.data.scans import list_series
-from medsam_jax.errors import UserError
+from medsam_jax.cli import progress
+from medsam_jax.errors import FatalError, UserError
 from medsam_jax.inference import coco
-from medsam_jax.inference.files import FilePredictor, Request
-from medsam_jax.inference.outputs import SCAN_SUFFIXES, FatalError, stem
-from medsam_jax.progress import progress
+from medsam_jax.inference.outputs import SCAN_SUFFIXES, stem
+from medsam_jax.inference.predict_file import FilePredictor, Request
+from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
+from medsam_jax.io.scans import list_series
 
 _SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 CODE = """
 import jax
-from medsam_jax.cache import keep_compiled_programs
+from medsam_jax.io.files import keep_compiled_programs
 keep_compiled_programs()
 jax.jit(lambda x: x + 1)(1.0).block_until_ready()
 """
 
 
 def compiled_files(folder: Path) -> set[str]:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment["MEDSAM_JAX_CACHE"] = str(folder)
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # quick ones too

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import ml_dtypes
 import numpy as np
 
-from medsam_jax.progress import progress
+from medsam_jax.cli import progress
 
 # The element types of published checkpoints, by safetensors' names.
 DTYPES: dict[str, np.dtype] = {

@@ -9,9 +9,9 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+from medsam_jax.cli import progress
 from medsam_jax.data.embedding_cache import Embeddings
 from medsam_jax.data.input_pipeline import DatasetInfo, eval_objects
-from medsam_jax.progress import progress
 from medsam_jax.training.sharding import model_inputs, put_batch
 
 SCORED = ("tune/dice", "tune/point_dice")  # their mean chooses the best checkpoint
@@ -127,7 +127,7 @@ def _picture(batch: Mapping[str, Any], scores: Mapping[str, np.ndarray], item: i
     prompt = {"points": batch["points"][item]} if kind else {"box": batch["box"][item]}
 
     def draw() -> np.ndarray:
-        from medsam_jax.evaluation.figures import overlay
+        from medsam_jax.drawing import overlay
 
         return overlay(image, truth, prediction, **prompt)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data import nifti, pictures
 from medsam_jax.errors import UserError
+from medsam_jax.io import nifti, pictures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medsam_jax.data import scans
 from medsam_jax.errors import UserError
+from medsam_jax.io import scans
 
 
 def volume(shape=(4, 6, 8), dtype=np.int16):

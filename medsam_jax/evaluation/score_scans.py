@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from medsam_jax.cli import progress
 from medsam_jax.data.preprocess import (
     Preprocessing,
     get_recipe,
@@ -30,17 +31,15 @@ from medsam_jax.data.preprocess import (
     slice_spacing,
 )
 from medsam_jax.distributed import wait_for_all
+from medsam_jax.drawing import overlay, window_around
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import burden
-from medsam_jax.evaluation.figures import overlay, window_around
 from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
 from medsam_jax.evaluation.manifest import FIRST, Case, read_cases
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.evaluation.scoring import decode_runs, encode_runs
-from medsam_jax.metrics import mask_scores
-from medsam_jax.models.checkpoint import load_model
-from medsam_jax.progress import progress
+from medsam_jax.hub import load_model
+from medsam_jax.metrics import lesion_size, mask_scores
 
 JOURNAL_ONLY = ("case_index", "box", "points", "runs")
 
@@ -313,7 +312,7 @@ class VolumeEvaluation:
         }
         if self._burden:
             for name, mask in (("truth", truth), ("predicted", prediction)):
-                measured = burden.measure(mask, volume.spacing)
+                measured = lesion_size.measure(mask, volume.spacing)
                 row |= {f"{name}_{measure}": value for measure, value in measured.items()}
         slices = [
             {

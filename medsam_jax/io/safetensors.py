@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from medsam_jax.errors import UserError
-from weights_converter.tensors import DTYPE_NAMES, DTYPES, LazyTensor, TensorFile, reading
+from medsam_jax.io.tensors import DTYPE_NAMES, DTYPES, LazyTensor, TensorFile, reading
 
 
 def read_safetensors(path: str) -> TensorFile:

@@ -13,19 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from medsam_jax.cli import progress
 from medsam_jax.data.input_pipeline import open_dataset
 from medsam_jax.data.preprocess import Preprocessing, check_compatible, stored_to_input
 from medsam_jax.distributed import wait_for_all
+from medsam_jax.drawing import overlay, window_around
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.figures import overlay, window_around
 from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
 from medsam_jax.evaluation.manifest import FIRST
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.evaluation.scoring import decode_runs, encode_runs
+from medsam_jax.hub import load_model
 from medsam_jax.metrics import mask_scores
-from medsam_jax.models.checkpoint import load_model
-from medsam_jax.progress import progress
 
 PIXELS = (1.0, 1.0)
 

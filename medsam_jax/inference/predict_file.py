@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis, slice_spacing
-from medsam_jax.errors import UserError
-from medsam_jax.inference import coco, object_prompts, outputs
+from medsam_jax import drawing
+from medsam_jax.errors import FatalError, UserError
+from medsam_jax.hub import load_model
+from medsam_jax.inference import coco, outputs, prompt_file
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
 from medsam_jax.inference.describe import measure
 from medsam_jax.inference.dicom_seg import require_highdicom, write_dicom_seg
-from medsam_jax.inference.object_prompts import ObjectPrompts, arguments
 from medsam_jax.inference.predictor import Predictor
+from medsam_jax.inference.prompt_file import ObjectPrompts, arguments
 from medsam_jax.inference.volume import VolumePredictor, clean
-from medsam_jax.models.checkpoint import load_model
+from medsam_jax.io.files import jsonable, write_json, write_whole
+from medsam_jax.io.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis, slice_spacing
 from medsam_jax.models.sam import Sam
 
 # Only CT changes what is done: HU and a window. The list catches misspellings of it.
@@ -93,17 +95,17 @@ class FilePredictor:
         _check(request)
         outputs.check_writable(request.output)
         self.request = request
-        self._by_image = object_prompts.from_json(request.prompts) if request.prompts else {}
-        self._by_flags = object_prompts.from_flags(request.boxes, request.points)
+        self._by_image = prompt_file.from_json(request.prompts) if request.prompts else {}
+        self._by_flags = prompt_file.from_flags(request.boxes, request.points)
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
         try:
             model = load_model(self.request.checkpoint)
         except UserError as error:
-            raise outputs.FatalError(str(error)) from None
+            raise FatalError(str(error)) from None
         if not isinstance(model, Sam):
-            raise outputs.FatalError(
+            raise FatalError(
                 f"{self.request.checkpoint}: takes no prompts; use a SAM or MedSAM checkpoint"
             )
         return Predictor(model)
@@ -118,7 +120,7 @@ class FilePredictor:
         files += [str(checkpoint)] if checkpoint.exists() else []
         modified = {file: Path(file).stat().st_mtime_ns for file in files if Path(file).exists()}
         prompts = [dataclasses.asdict(o) for o in self._by_image.get(_key(image), [])]
-        return outputs.jsonable(kept | {"modified": modified, "prompts": prompts})
+        return jsonable(kept | {"modified": modified, "prompts": prompts})
 
     def run(self, image: str, name: str, mask: str | None = None) -> list[Path]:
         """Reads, predicts and writes; says which objects came out empty.
@@ -138,7 +140,7 @@ class FilePredictor:
         """
         try:
             return self._run(image, name, mask)
-        except outputs.FatalError:
+        except FatalError:
             raise
         except UserError as error:
             text = str(error)
@@ -187,7 +189,7 @@ class FilePredictor:
         if self.request.auto:
             return []
         if read.mask is not None:
-            return object_prompts.from_mask(read.mask, read.scan, read.axis)
+            return prompt_file.from_mask(read.mask, read.scan, read.axis)
         if self.request.prompts:
             if _key(image) not in self._by_image:
                 known = ", ".join(list(self._by_image)[:5])
@@ -246,7 +248,6 @@ class FilePredictor:
         return volume.propagate()
 
     def _write(self, read: _Input, slices: np.ndarray, found: Segmentation) -> list[Path]:
-        from medsam_jax.inference import drawing
 
         output, name, is_picture = self.request.output, read.name, len(slices) == 1
         shown = _slice_to_show(found)
@@ -262,7 +263,7 @@ class FilePredictor:
             if self.request.gif:
                 files[f"{name}.gif"] = lambda path: drawing.write_gif(path, slices, found.labels)
         for file, write in files.items():
-            outputs.write_whole(output / file, write)
+            write_whole(output / file, write)
         record = {
             "image": read.image,
             "checkpoint": self.request.checkpoint,
@@ -276,7 +277,7 @@ class FilePredictor:
             "objects": found.objects,
             "settings": self.settings(read.image, read.mask),
         }
-        outputs.write_json(output / f"{name}.json", record)
+        write_json(output / f"{name}.json", record)
         return [output / file for file in (*files, f"{name}.json")]
 
     def _ct_window(self, read: _Input) -> str | None:

@@ -1,0 +1,1 @@
+"""Files in and out: scans, pictures, tensors, and writing them whole."""

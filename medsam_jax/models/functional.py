@@ -1,0 +1,62 @@
+"""A module's variables as arrays by dotted path: what is saved, trained and handed to `jax.jit`."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+
+class Functional:
+    """A module split into its static part and a flat dict of arrays, for `jax.jit` over the dict.
+
+    `nnx.jit` walks the module's graph at every call; this walks it once.
+    """
+
+    def __init__(self, module: nnx.Module):
+        self._graphdef, state = nnx.split(module)
+        keyed, self._treedef = jax.tree.flatten_with_path(state)
+        self.arrays = {_dotted(path): leaf for path, leaf in keyed}
+
+    def state(self, arrays: Mapping[str, Array]) -> nnx.State:
+        """The arrays in nnx's own structure."""
+        return jax.tree.unflatten(self._treedef, [arrays[name] for name in self.arrays])
+
+    def bind(self, arrays: Mapping[str, Array]) -> nnx.Module:
+        """The module with these arrays; also under a trace."""
+        return nnx.merge(self._graphdef, self.state(arrays))
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
+
+
+def flatten_state(module: nnx.Module) -> dict[str, Array]:
+    """All variables of `module` by dotted path: parameters, statistics and buffers alike."""
+    return Functional(module).arrays
+
+
+def parameter_names(module: nnx.Module) -> list[str]:
+    """Dotted paths of what may be trained: parameters, not statistics or buffers."""
+    keyed, _ = jax.tree.flatten_with_path(nnx.state(module, nnx.Param))
+    return [_dotted(path) for path, _ in keyed]
+
+
+def update_state(module: nnx.Module, values: Mapping[str, Array | np.ndarray]) -> None:
+    """Sets variables of `module` by dotted path.
+
+    Raises:
+      KeyError: a path that the module does not have.
+      ValueError: a value whose shape differs from the variable's.
+    """
+    functional = Functional(module)
+    for name, value in values.items():
+        if name not in functional.arrays:
+            raise KeyError(f"no variable {name!r} in {type(module).__name__}")
+        expected = functional.arrays[name].shape
+        if value.shape != expected:
+            raise ValueError(f"{name}: shape {value.shape}, the model has {expected}")
+    new = {name: jnp.asarray(value) for name, value in values.items()}
+    nnx.update(module, functional.state(functional.arrays | new))
