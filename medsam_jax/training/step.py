@@ -47,7 +47,7 @@ class TrainState:
 
 def encode(model: Sam, images: jax.Array, valid_shape: jax.Array) -> jax.Array:
     """Image embeddings [B, h, w, C] of stored slices."""
-    return model.image_encoder(encoder_input(images, valid_shape, model.config.preprocessing))
+    return model.encode(images, valid_shape)
 
 
 def predict(
