@@ -63,8 +63,8 @@ def with_embeddings(batch, seed=0):
 
 def test_a_batch_in_parts_makes_the_same_step(functional, monkeypatch):
     config = base_config()
-    on_this_cpu = parts_of_batch(functional.bind(functional.arrays), config)
-    assert on_this_cpu == config.batch_size // jax.device_count()
+    on_this_cpu = parts_of_batch(functional.bind(functional.arrays), config, "cpu", 1)
+    assert on_this_cpu == config.batch_size
 
     def loss(arrays, batch):
         value = jnp.mean((batch["x"] @ arrays["a.kernel"]) ** 2)
@@ -89,7 +89,7 @@ def test_a_batch_in_parts_makes_the_same_step(functional, monkeypatch):
 def test_a_mixed_batch_gives_each_prompt_the_loss_it_has_alone(functional, built):
     """Boxes and points in one step, P prompts an image: the mean of the prompts' own losses."""
     config = base_config()
-    config.iou_weight = 1.0
+    config.losses.iou = 1.0
     loss = jax.jit(make_loss(functional, config))
     loader = train_loader(
         built,
@@ -135,7 +135,8 @@ def test_a_point_beside_it_does_not_change_the_answer_to_a_box(functional, built
 
 def test_a_run_with_points_and_adapters(config, tiny_checkpoint, tmp_path):
     """Scores and chooses by both prompts; the export is a plain model with other kernels."""
-    config.update({"point_share": 0.5, "prompts_per_image": 2, "iou_weight": 1.0, "num_steps": 2})
+    config.update({"point_share": 0.5, "prompts_per_image": 2, "num_steps": 2})
+    config.losses.iou = 1.0
     config.update({"frozen": (".*",), "learning_rates": ((r".*\.lora_a", 0.5),)})
     targets = r"mask_decoder\.transformer\.layers\.\d\.self_attn\.[qv]_proj\.kernel"
     config.lora.update({"rank": 2, "targets": (targets,)})
