@@ -99,7 +99,10 @@ def base_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 2  # the latest ones; `best/` holds the best model
     config.log_every = 10  # steps
     config.early_stop_evals = 0  # stop after so many evaluations without a better score; 0: never
-    return config.lock()
+    config.lock()
+    for name in OPTAX_ARGS:
+        config[name].unlock()
+    return config
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

@@ -54,13 +54,6 @@ def test_a_damaged_latest_checkpoint_is_set_aside(config, tmp_path, undisturbed)
     assert values(tmp_path, "train/loss") == before
 
 
-def test_accumulation_equals_one_batch(config, tmp_path, undisturbed):
-    config.accumulation_steps = 2
-    train_and_evaluate(config, tmp_path)
-    expected, accumulated = (values(path, "train/loss") for path in (undisturbed, tmp_path))
-    np.testing.assert_allclose(list(accumulated.values()), list(expected.values()), rtol=1e-5)
-
-
 def test_cached_embeddings_equal_encoding(config, tmp_path, undisturbed):
     config.embedding_cache, config.embedding_dtype = str(tmp_path / "cache"), "float32"
     train_and_evaluate(config, tmp_path / "run")
