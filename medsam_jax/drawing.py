@@ -1,7 +1,11 @@
 """Pictures of single results: a slice with the contours of truth and prediction, and its prompt."""
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 # Okabe and Ito's palette: told apart by readers with any colour vision. RGB.
 TRUTH = (0, 200, 150)

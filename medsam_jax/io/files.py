@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from medsam_jax.errors import UserError
+from medsam_jax.errors import OutputError, UserError
 
 
 def cache_directory() -> Path:

@@ -18,7 +18,7 @@ SCRIPT = """
 import contextlib, io, json, sys
 from absl import flags
 from absl.testing import flagsaver
-from medsam_jax import errors, predict
+from medsam_jax import cli, predict
 
 answers = []
 for arguments in json.load(sys.stdin):
