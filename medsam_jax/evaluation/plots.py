@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.evaluation.scoring import METRICS
+from medsam_jax.metrics import METRICS
 
 Row = dict[str, Any]
 # Okabe and Ito's palette.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from medsam_jax.evaluation.scoring import METRICS
+from medsam_jax.metrics import METRICS
 
 Row = dict[str, Any]
 ALL = "all"  # stands for every task or modality in a table

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.evaluation.scoring import METRICS
 from medsam_jax.evaluation.statistics import units
+from medsam_jax.metrics import METRICS
 
 Row = dict[str, Any]
 TEXT_COLUMNS = ("task", "modality", "checkpoint", "reference")
