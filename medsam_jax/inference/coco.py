@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from medsam_jax.inference.mask_records import compress_rle, encode_rle, mask_box
+from medsam_jax.data.run_lengths import compress_rle, encode_rle
+from medsam_jax.inference.mask_records import mask_box
 from medsam_jax.io.files import write_json
 
 FILE = "coco.json"

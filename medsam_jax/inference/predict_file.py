@@ -21,7 +21,7 @@ from medsam_jax.inference.dicom_seg import require_highdicom, write_dicom_seg
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.prompt_file import ObjectPrompts, arguments
 from medsam_jax.inference.volume import VolumePredictor, clean
-from medsam_jax.io.files import jsonable, write_json, write_whole
+from medsam_jax.io.files import check_writable, jsonable, write_json, write_whole
 from medsam_jax.io.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis, slice_spacing
 from medsam_jax.models.sam import Sam
 
@@ -93,7 +93,7 @@ class FilePredictor:
 
     def __init__(self, request: Request):
         _check(request)
-        outputs.check_writable(request.output)
+        check_writable(request.output)
         self.request = request
         self._by_image = prompt_file.from_json(request.prompts) if request.prompts else {}
         self._by_flags = prompt_file.from_flags(request.boxes, request.points)

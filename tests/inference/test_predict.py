@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medsam_jax.inference.mask_records import decode_rle, encode_rle
+from medsam_jax.data.run_lengths import decode_rle, encode_rle
 from medsam_jax.inference.predict_file import FilePredictor, Request
 from medsam_jax.inference.predict_folder import predict_path
 from medsam_jax.io.scans import read_scan
