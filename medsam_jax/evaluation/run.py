@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import split as split_route
-from medsam_jax.evaluation import volumes as volume_route
+from medsam_jax.evaluation import score_scans as volume_route
+from medsam_jax.evaluation import score_slices as split_route
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
 from medsam_jax.evaluation.score_scans import VolumeEvaluation

@@ -23,7 +23,6 @@ from medsam_jax.data.preprocess import (
     Preprocessing,
     get_recipe,
     normalise_intensity,
-    prompts_to_input,
     read_mask,
     read_scan,
     resize_image,
@@ -35,10 +34,10 @@ from medsam_jax.drawing import overlay, window_around
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
 from medsam_jax.evaluation.manifest import FIRST, Case, read_cases
-from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.evaluation.scoring import decode_runs, encode_runs
 from medsam_jax.hub import load_model
+from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.metrics import lesion_size, mask_scores
 
 JOURNAL_ONLY = ("case_index", "box", "points", "runs")
@@ -277,7 +276,7 @@ class VolumeEvaluation:
         keys: list[list[_Key]],
     ) -> Iterator[SliceTask]:
         recipe = get_recipe(preprocessing.recipe)
-        case, shape = volume.case, volume.image.shape[1:3]
+        case = volume.case
         try:
             window = preprocessing.ct_window(case.window)
             grey = normalise_intensity(volume.image, case.modality, recipe, window)
@@ -286,8 +285,8 @@ class VolumeEvaluation:
         for slice_keys in keys:
             number = slice_keys[0][0]
             image, valid_shape = resize_image(grey[number], recipe)
-            moved = [_to_input(prompts[key], shape, preprocessing) for key in slice_keys]
-            yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, moved)
+            asked = [prompts[key] for key in slice_keys]
+            yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, asked)
 
     def _compare(
         self, volume: _Volume, prediction: np.ndarray, label: int, reference: str
@@ -343,12 +342,3 @@ def _state(case: Case) -> str:
     times = [Path(path.split("#")[0]).stat().st_mtime_ns for path in paths]
     text = json.dumps([dataclasses.astuple(case), times], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _to_input(prompt: Prompt, shape: tuple[int, int], preprocessing: Preprocessing) -> Prompt:
-    """Pixels of a scan's slice to pixels of the encoder input."""
-    if prompt.box is not None:
-        corners = prompts_to_input(prompt.box.reshape(2, 2), shape, preprocessing)
-        return dataclasses.replace(prompt, box=corners.reshape(4).astype(np.float32))
-    points = prompts_to_input(prompt.points, shape, preprocessing)
-    return dataclasses.replace(prompt, points=points.astype(np.float32))

@@ -15,16 +15,16 @@ import numpy as np
 
 from medsam_jax.cli import progress
 from medsam_jax.data.input_pipeline import open_dataset
-from medsam_jax.data.preprocess import Preprocessing, check_compatible, stored_to_input
+from medsam_jax.data.preprocess import Preprocessing, check_compatible
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import overlay, window_around
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
 from medsam_jax.evaluation.manifest import FIRST
-from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.evaluation.scoring import decode_runs, encode_runs
 from medsam_jax.hub import load_model
+from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.metrics import mask_scores
 
 PIXELS = (1.0, 1.0)
@@ -148,7 +148,7 @@ class SplitEvaluation:
             for position in positions:
                 found = list(self._objects(position))
                 objects.append(found)
-                yield _task(found, predictor.preprocessing)
+                yield _task(found)
 
         batches = -(-len(positions) // predictor.batch_size)
         for batch in progress(predictor.run(tasks()), f"{self._split} split", batches):
@@ -214,22 +214,13 @@ class SplitEvaluation:
 JOURNAL_ONLY = ("position", "box", "points", "runs")
 
 
-def _task(objects: list[_Object], preprocessing: Preprocessing) -> SliceTask:
+def _task(objects: list[_Object]) -> SliceTask:
     record = objects[0].record
-
-    def to_input(prompt: Prompt) -> Prompt:
-        moved = {
-            name: stored_to_input(value, preprocessing).astype(np.float32)
-            for name in ("box", "points")
-            if (value := getattr(prompt, name)) is not None
-        }
-        return dataclasses.replace(prompt, **moved)
-
     return SliceTask(
         name=objects[0].name,
         image=record["image"],
         valid_shape=tuple(int(side) for side in record["valid_shape"]),
-        prompts=[to_input(one.prompt) for one in objects],
+        prompts=[one.prompt for one in objects],
     )
 
 

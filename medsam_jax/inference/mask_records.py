@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from medsam_jax.data.prompts import box_from_mask
+
 
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     """COCO's uncompressed run lengths, down the columns, beginning with background."""
@@ -69,10 +71,16 @@ def compress_rle(rle: dict[str, Any]) -> dict[str, Any]:
 
 def mask_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of the extreme pixels; zeros for an empty mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+    return tuple(box_from_mask(mask).astype(int).tolist()) if mask.any() else (0, 0, 0, 0)
+
+
+def coco_box(box: Sequence[int]) -> list[int]:
+    """COCO's x, y, width, height of a box between extreme pixels: sides are numbers of pixels.
+
+    segment_anything's width and height are one less.
+    """
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0 + 1, y1 - y0 + 1]
 
 
 def remove_small_regions(

@@ -388,7 +388,7 @@ def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:
 
 def _find_all(predictor: Predictor, volume: VolumePredictor, start: int) -> Segmentation:
     generator = AutomaticMaskGenerator(predictor, output_mode="uncompressed_rle")
-    answers = generator.generate(volume.slices[start])
+    answers = generator.generate_normalised(volume.slices[start])
     labels = np.zeros(volume.slices.shape[:3], np.int32)
     labels[start] = label_map(answers, labels.shape[1:])
     records = []

@@ -10,13 +10,12 @@ from medsam_jax.data.augment import Variants
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.embedding_cache import Embeddings, cache_key, open_or_build
 from medsam_jax.errors import UserError
+from medsam_jax.inference.engine import Engine
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import SamConfig
-from medsam_jax.ops.compile import jit
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import augmentation_of
 from medsam_jax.training.lora import Adapted
-from medsam_jax.training.step import encode
 
 
 def cached_embeddings(
@@ -46,18 +45,16 @@ def cached_embeddings(
     records = {split: open_dataset(config.data_dir, split)[0] for split in ("train", "tune")}
     if variants > 1:
         records["train"] = Variants(records["train"], augmentation_of(config), variants)
-    encode_slices = jit(
-        lambda arrays, images, valid: encode(functional.bind(arrays), images, valid).astype(dtype)
-    )
+    engine = Engine(functional.bind(functional.arrays))
     # On a CPU slices go one by one in any case, and one needs no padding of the last batch.
-    batch_size = 1 if jax.default_backend() == "cpu" else 16
+    batch_size = len(engine.devices) * (1 if jax.default_backend() == "cpu" else 16)
     return {
         split: open_or_build(
             config.embedding_cache,
             key,
             of_split,
             split,
-            lambda images, valid: np.asarray(encode_slices(functional.arrays, images, valid)),
+            lambda images, valid: np.asarray(engine.embed(images, valid).astype(dtype)),
             batch_size,
         )
         for split, of_split in records.items()

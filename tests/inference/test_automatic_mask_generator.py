@@ -29,7 +29,7 @@ def test_box_trained_weights_get_boxes(compiled_predictor, image):
         assert mask.shape == (60, 90)
         assert answer["area"] == mask.sum() > 0
         x, y, width, height = answer["bbox"]
-        assert records.mask_box(mask) == (x, y, x + width, y + height)
+        assert records.mask_box(mask) == (x, y, x + width - 1, y + height - 1)
         assert answer["crop_box"] == [0, 0, 90, 60]
         assert "prompt_box" in answer
     asked = {tuple(answer["prompt_box"][0]) for answer in answers}
@@ -89,8 +89,8 @@ def test_points_and_crops(compiled_predictor, image):
 def test_filters_only_take_away(compiled_predictor, image, monkeypatch):
     decode = AutomaticMaskGenerator._decode
 
-    def decode_below_one(self, batch):  # the random weights predict 1.2 to 2
-        logits, predicted_iou = decode(self, batch)
+    def decode_below_one(self, crop, batch):  # the random weights predict 1.2 to 2
+        logits, predicted_iou = decode(self, crop, batch)
         return logits, predicted_iou / 2
 
     monkeypatch.setattr(AutomaticMaskGenerator, "_decode", decode_below_one)
