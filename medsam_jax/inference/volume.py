@@ -5,7 +5,6 @@ goes a box: that of the mask next door (`propagate`) or one interpolated between
 slices (`interpolate`).
 """
 
-import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -157,7 +156,11 @@ class VolumePredictor:
         return mask, scores
 
     def propagate(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
-        """Goes from each prompted slice to both sides until the object ends or another prompt.
+        """Goes from each prompted slice to both sides until the object ends.
+
+        All prompts go on by one slice in turn, lower slices first, until they meet: a slice between
+        two prompts is answered from the nearer one, from the lower one half-way, and from the other
+        where the object was lost on the nearer one's way. The order of `add_prompt` has no effect.
 
         Each slice is prompted half-way between its neighbour's box and the box of its neighbour's
         mask, the latter grown by `margin` and standing off the mask as the given box does: boxes of
@@ -171,15 +174,21 @@ class VolumePredictor:
           mask [Z, H, W] and the predicted IoU of each slice (NaN: not reached).
         """
         mask, scores = self.predict_slices()
-        walks = (
-            self._walk(start, step, mask, scores) for start in self._prompts for step in (1, -1)
-        )
-        for _ in progress(itertools.chain.from_iterable(walks), "propagated slices"):
+        reached = np.zeros(len(mask), bool)
+        reached[list(self._prompts)] = True
+        walks = [
+            self._walk(start, step, mask, scores, reached)
+            for start in sorted(self._prompts)
+            for step in (1, -1)
+        ]
+        for _ in progress(_in_turns(walks), "propagated slices"):
             pass
         return mask, scores
 
-    def _walk(self, start: int, step: int, mask: np.ndarray, scores: np.ndarray) -> Iterator[int]:
-        """Fills in slice after slice, yielding each."""
+    def _walk(
+        self, start: int, step: int, mask: np.ndarray, scores: np.ndarray, reached: np.ndarray
+    ) -> Iterator[int]:
+        """Fills in slice after slice until it meets one that another walk reached; yields each."""
         if not mask[start].any():
             return
         height, width = mask.shape[1:]
@@ -190,7 +199,7 @@ class VolumePredictor:
         box, taper = given, 1.0
         reach = self._reach(start, step, given)
         index = start + step
-        while 0 <= index < len(mask) and np.isnan(scores[index]):
+        while 0 <= index < len(mask) and not reached[index]:
             neighbour = mask[index - step]
             box = (box + box_from_mask(neighbour) + grow + taper * (given - around)) / 2
             if reach is not None:
@@ -202,7 +211,7 @@ class VolumePredictor:
             found, score = self._predict(index, {"box": box})
             if score < self.least_score or not self._continues(found, neighbour):
                 return
-            mask[index], scores[index] = found, score
+            mask[index], scores[index], reached[index] = found, score, True
             yield index
             index += step
 
@@ -266,6 +275,17 @@ class VolumePredictor:
         if not self._prompts:
             raise UserError("no prompt is given; call add_prompt first")
         return self._prompts
+
+
+def _in_turns(walks: Sequence[Iterator[int]]) -> Iterator[int]:
+    """One item of each iterator after the other, until all have ended (roundrobin)."""
+    going = list(walks)
+    while going:
+        for walk in list(going):
+            try:
+                yield next(walk)
+            except StopIteration:
+                going.remove(walk)
 
 
 def _sides(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "2"]:
