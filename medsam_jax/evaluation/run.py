@@ -13,8 +13,7 @@ from medsam_jax.evaluation.report import write_report
 from medsam_jax.evaluation.score_scans import VolumeEvaluation
 from medsam_jax.evaluation.score_slices import SplitEvaluation
 from medsam_jax.hub import resolve
-from medsam_jax.inference.outputs import check_writable
-from medsam_jax.io.files import disk_space
+from medsam_jax.io.files import check_writable, disk_space
 from medsam_jax.models.checkpoint import read_config
 
 

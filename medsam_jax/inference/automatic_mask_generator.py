@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from medsam_jax.cli import progress
+from medsam_jax.data.run_lengths import compress_rle, decode_rle, encode_rle
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
 from medsam_jax.inference.engine import EncodedImage
@@ -33,10 +34,10 @@ from medsam_jax.models.unet import UNet
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle", "label_map"]
 _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "binary_mask": records.decode_rle,
+    "binary_mask": decode_rle,
     "label_map": dict,  # decoded one by one
     "uncompressed_rle": dict,
-    "coco_rle": records.compress_rle,
+    "coco_rle": compress_rle,
 }
 
 
@@ -352,10 +353,10 @@ class AutomaticMaskGenerator:
         """Cleans masks, then drops duplicates this made; masks that needed none are preferred."""
         scores = []
         for candidate in found:
-            mask = records.decode_rle(candidate.rle(shape))
+            mask = decode_rle(candidate.rle(shape))
             mask, changed = records.remove_small_regions(mask, self.min_mask_region_area)
             if changed:
-                candidate.counts = np.array(records.encode_rle(mask)["counts"], np.int32)
+                candidate.counts = np.array(encode_rle(mask)["counts"], np.int32)
                 candidate.box = records.mask_box(mask)
             scores.append(0.0 if changed else 1.0)
         return _keep(found, scores, max(self.box_nms_thresh, self.crop_nms_thresh))
@@ -396,7 +397,7 @@ def label_map(answers: Sequence[dict[str, Any]], shape: tuple[int, int]) -> np.n
     labels = np.zeros(shape, np.int32)
     for label, answer in enumerate(sorted(answers, key=lambda a: -a["area"]), start=1):
         mask = answer["segmentation"]
-        labels[records.decode_rle(mask) if isinstance(mask, dict) else mask] = label
+        labels[decode_rle(mask) if isinstance(mask, dict) else mask] = label
     return labels
 
 

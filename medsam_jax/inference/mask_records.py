@@ -1,27 +1,17 @@
-"""What automatic mask generation does on the host: run lengths, clean-up, crops, grids of prompts.
+"""Host side of automatic mask generation: packed crops, clean-up, crops and grids of prompts.
 
-Definitions of segment_anything/utils/amg.py, written for NumPy; COCO's compressed run lengths are
-made here, without pycocotools.
+Definitions of segment_anything/utils/amg.py, written for NumPy.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from medsam_jax.data.prompts import box_from_mask
-
-
-def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """COCO's uncompressed run lengths, down the columns, beginning with background."""
-    flat = mask.ravel(order="F")
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate([[0], edges, [flat.size]]))
-    counts = runs.tolist() if not flat[0] else [0, *runs.tolist()]
-    return {"size": list(mask.shape), "counts": counts}
+from medsam_jax.data.run_lengths import runs_between
 
 
 def encode_packed(
@@ -45,28 +35,7 @@ def encode_packed(
     inside = packed[first - left : last - left + 1]
     columns[:, top:bottom] = np.unpackbits(inside, axis=1, count=bottom - top)
     edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + first * height
-    runs = np.diff(edges, prepend=0, append=height * width)
-    return (runs[:-1] if runs[-1] == 0 else runs).astype(np.int32)
-
-
-def decode_rle(rle: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
-    """The mask of uncompressed run lengths."""
-    height, width = rle["size"]
-    values = np.arange(len(rle["counts"])) % 2 == 1
-    return np.repeat(values, rle["counts"]).reshape((height, width), order="F")
-
-
-def compress_rle(rle: dict[str, Any]) -> dict[str, Any]:
-    """COCO's compressed form: counts as differences from the one before last, in base 32."""
-    counts, text = rle["counts"], []
-    for index, count in enumerate(counts):
-        value = count - counts[index - 2] if index > 2 else count
-        more = True
-        while more:
-            digit, value = value & 31, value >> 5
-            more = value != (-1 if digit & 16 else 0)
-            text.append(chr(48 + digit + (32 if more else 0)))
-    return {"size": rle["size"], "counts": "".join(text)}
+    return runs_between(edges, height * width).astype(np.int32)
 
 
 def mask_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:

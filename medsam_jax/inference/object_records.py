@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from medsam_jax.inference.mask_records import coco_box, compress_rle, encode_rle, mask_box
+from medsam_jax.data.run_lengths import compress_rle, encode_rle
+from medsam_jax.inference.mask_records import coco_box, mask_box
 from medsam_jax.io.files import write_json
 from medsam_jax.metrics import lesion_size
 

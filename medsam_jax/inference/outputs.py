@@ -1,27 +1,15 @@
 """Names and formats of what the predict command writes, each file whole or not at all."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from medsam_jax.errors import OutputError, UserError
+from medsam_jax.errors import UserError
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
 from medsam_jax.io.scans import Scan, is_dicom
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
 MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")
-
-
-def check_writable(output: Path) -> None:
-    """Raises OutputError before any work where the folder can be neither made nor written to."""
-    existing = output
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise OutputError(f"{output}: cannot be written ({existing} is a file); name a folder")
-    if not os.access(existing, os.W_OK):
-        raise OutputError(f"{output}: cannot be written (no permission); choose another folder")
 
 
 def stem(image: str) -> str:

@@ -22,7 +22,7 @@ from medsam_jax.inference.prompt_file import ObjectPrompts
 from medsam_jax.inference.request import Request, check_request, modality_of, start_slice
 from medsam_jax.inference.segmentation import Segmentation, find_all, segment_objects
 from medsam_jax.inference.volume import VolumePredictor
-from medsam_jax.io.files import jsonable, write_json, write_whole
+from medsam_jax.io.files import check_writable, jsonable, write_json, write_whole
 from medsam_jax.io.scans import Scan, dicom_files, read_scan, slice_axis, slice_spacing
 from medsam_jax.models.sam import Sam
 
@@ -59,7 +59,7 @@ class FilePredictor:
 
     def __init__(self, request: Request):
         check_request(request)
-        outputs.check_writable(request.output)
+        check_writable(request.output)
         self.request = request
         self._by_image = prompt_file.from_json(request.prompts) if request.prompts else {}
         self._by_flags = prompt_file.from_flags(request.boxes, request.points)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from medsam_jax.data import run_lengths
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
@@ -119,8 +120,8 @@ def test_outputs_hold_the_same_masks(compiled_predictor, image):
     coco = [answer["segmentation"] for answer in generate("coco_rle")]
     labels = generate("label_map")
     for mask, rle, compressed in zip(masks, runs, coco, strict=True):
-        np.testing.assert_array_equal(records.decode_rle(rle), mask)
-        assert records.compress_rle(rle) == compressed
+        np.testing.assert_array_equal(run_lengths.decode_rle(rle), mask)
+        assert run_lengths.compress_rle(rle) == compressed
     assert labels.shape == (60, 90)
     np.testing.assert_array_equal(labels > 0, np.any(masks, axis=0))
     smallest = min(masks, key=np.sum)
@@ -128,7 +129,7 @@ def test_outputs_hold_the_same_masks(compiled_predictor, image):
 
 
 def test_a_label_map_needs_one_mask_at_a_time(compiled_predictor, image, monkeypatch):
-    decode, decoded = records.decode_rle, []
+    decode, decoded = run_lengths.decode_rle, []
 
     def spy(rle):
         assert not any(reference() is not None for reference in decoded)
@@ -136,7 +137,8 @@ def test_a_label_map_needs_one_mask_at_a_time(compiled_predictor, image, monkeyp
         decoded.append(weakref.ref(mask))
         return mask
 
-    monkeypatch.setattr(records, "decode_rle", spy)
+    module = "medsam_jax.inference.automatic_mask_generator"
+    monkeypatch.setattr(f"{module}.decode_rle", spy)
     labels = AutomaticMaskGenerator(
         compiled_predictor, output_mode="label_map", box_sides=(0.5,), box_nms_thresh=1.0, **OPEN
     ).generate(image)

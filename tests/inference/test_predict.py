@@ -8,9 +8,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from medsam_jax.data.run_lengths import decode_rle, encode_rle
 from medsam_jax.inference import mask_records
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
-from medsam_jax.inference.mask_records import decode_rle, encode_rle
 from medsam_jax.inference.predict_file import FilePredictor, Request
 from medsam_jax.inference.predict_folder import predict_path
 from medsam_jax.io.scans import read_scan
