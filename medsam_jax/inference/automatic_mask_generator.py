@@ -168,7 +168,7 @@ class AutomaticMaskGenerator:
         config = self._engine.model.config
         by_recipe = "points" if config.preprocessing.recipe == "sam" else "boxes"
         self.prompts = prompts or config.automatic_prompts or by_recipe
-        self.point_grids = [_unit_grid(*pair) for pair in enumerate(point_grids or ())] or [
+        self.point_grids = [records.unit_grid(*pair) for pair in enumerate(point_grids or ())] or [
             records.point_grid(max(points_per_side // crop_n_points_downscale_factor**layer, 1))
             for layer in range(crop_n_layers + 1)
         ]
@@ -265,7 +265,7 @@ class AutomaticMaskGenerator:
         return progress(parts, f"automatic masks, {len(grid)} {self.prompts}")
 
     def _boxes_of_masks(self, crop: EncodedImage, grid: np.ndarray) -> np.ndarray:
-        """The boxes of the masks that boxes [N, 4] give, without those that repeat another.
+        """Boxes of the masks that boxes [N, 4] give, without those that repeat another.
 
         A box of a grid seldom fits an object; the box of its mask fits better.
         """
@@ -372,19 +372,6 @@ class AutomaticMaskGenerator:
             "crop_box": [x0, y0, x1 - x0, y1 - y0],
             **candidate.prompt,
         }
-
-
-def _unit_grid(layer: int, grid: Any) -> np.ndarray:
-    """One of `point_grids`, checked."""
-    points = np.asarray(grid, float)
-    if points.ndim != 2 or points.shape[1] != 2 or points.size == 0:
-        raise UserError(f"point_grids[{layer}]: shape {points.shape}; give [N, 2]")
-    if not ((points >= 0) & (points <= 1)).all():
-        raise UserError(
-            f"point_grids[{layer}]: from {points.min():g} to {points.max():g}; give x and y as "
-            "parts of width and height, 0 to 1"
-        )
-    return points
 
 
 def label_map(answers: Sequence[dict[str, Any]], shape: tuple[int, int]) -> np.ndarray:

@@ -4,9 +4,13 @@ Differences: images are scans as well as pictures, prepared by the checkpoint's 
 images and prompts go through the model in one call; masks of several prompts keep a leading axis.
 """
 
+import io
 import os
+import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +20,9 @@ from jaxtyping import Array, Float, UInt8
 
 from medsam_jax.data.preprocess import normalise_intensity
 from medsam_jax.errors import UserError
-from medsam_jax.inference.embedding_file import read_embeddings, write_embeddings
 from medsam_jax.inference.engine import EncodedImage, Engine
 from medsam_jax.inference.prompts import PARTS, Prompts, read_prompts
+from medsam_jax.io.files import write_whole
 
 _PROMPTS_AT_ONCE = 64  # of one image through the decoder: 0.3 GB of upscaled embeddings
 
@@ -239,7 +243,17 @@ class Predictor:
         Raises:
           UserError: no image is set, or the file cannot be written.
         """
-        write_embeddings(path, self._require_images(), self.engine.fingerprint(), notes)
+        embeddings, original_shapes, valid_shapes = zip(*self._require_images(), strict=True)
+        buffer = io.BytesIO()
+        np.savez(  # not compressed: floats hardly shrink, and it takes longer than encoding
+            buffer,
+            embedding=np.asarray(jnp.stack(embeddings), np.float32),
+            original_shape=original_shapes,
+            valid_shape=valid_shapes,
+            weights=self.engine.fingerprint(),
+            **{f"note_{name}": value for name, value in notes.items()},
+        )
+        write_whole(Path(path), lambda partial: partial.write_bytes(buffer.getvalue()))
 
     def load_embedding(self, path: str | os.PathLike) -> dict[str, np.ndarray]:
         """Sets the images of a file by `save_embedding`, without encoding them again.
@@ -250,5 +264,18 @@ class Predictor:
         Raises:
           UserError: no such file, not one of ours, or made by another image encoder.
         """
-        self._images, notes = read_embeddings(path, self.engine.fingerprint())
-        return notes
+        try:
+            # Opened here: np.load leaves a damaged file open.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                saved = dict(archive)
+            weights = str(saved["weights"])
+            parts = saved["embedding"], saved["original_shape"], saved["valid_shape"]
+        except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error):
+            raise UserError(f"{path}: no file of Predictor.save_embedding; make it again") from None
+        if weights != self.engine.fingerprint():
+            raise UserError(f"{path}: made with other weights; encode the image again")
+        self._images = [
+            EncodedImage(jnp.asarray(embedding), tuple(map(int, shape)), tuple(map(int, valid)))
+            for embedding, shape, valid in zip(*parts, strict=True)
+        ]
+        return {k.removeprefix("note_"): v for k, v in saved.items() if k.startswith("note_")}

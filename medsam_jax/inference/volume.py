@@ -5,6 +5,7 @@ goes a box: that of the mask next door (`propagate`) or one interpolated between
 slices (`interpolate`).
 """
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -181,7 +182,7 @@ class VolumePredictor:
             for start in sorted(self._prompts)
             for step in (1, -1)
         ]
-        for _ in progress(_in_turns(walks), "propagated slices"):
+        for _ in progress(itertools.zip_longest(*walks), "propagated slices to each side"):
             pass
         return mask, scores
 
@@ -275,17 +276,6 @@ class VolumePredictor:
         if not self._prompts:
             raise UserError("no prompt is given; call add_prompt first")
         return self._prompts
-
-
-def _in_turns(walks: Sequence[Iterator[int]]) -> Iterator[int]:
-    """One item of each iterator after the other, until all have ended (roundrobin)."""
-    going = list(walks)
-    while going:
-        for walk in list(going):
-            try:
-                yield next(walk)
-            except StopIteration:
-                going.remove(walk)
 
 
 def _sides(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "2"]:
