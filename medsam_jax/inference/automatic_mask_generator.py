@@ -41,9 +41,8 @@ _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-# Least predicted IoU and stability. SAM's for points. For boxes, on a labelled abdominal CT slice
-# with LiteMedSAM: 458 boxes leave 27 masks, 7 of the 9 objects that any of the boxes finds; SAM's
-# values leave none.
+# Least predicted IoU and stability. SAM's for points, which leave no mask of LiteMedSAM's boxes;
+# docs/automatic_masks.md has the measurements behind the values for boxes.
 _THRESHOLDS = {"points": (0.88, 0.95), "boxes": (0.8, 0.8)}
 
 _MEDICAL: dict[str, Any] = {
@@ -54,7 +53,8 @@ _MEDICAL: dict[str, Any] = {
     "box_nms_thresh": 0.3,
 }
 
-# Of the masks of a grid's boxes, which are followed by asking again with their own boxes.
+# Masks of a grid's boxes whose own boxes become prompts: predicted IoU above this, and none whose
+# box overlaps that of a better mask by more than this IoU.
 _LEAST_IOU_TO_FOLLOW = 0.4
 _SAME_BOX = 0.7
 
@@ -84,11 +84,11 @@ class AutomaticMaskGenerator:
       model: a `Sam`, or a `Predictor` whose compiled programs are shared.
       points_per_side: of the grid of points, None with `point_grids`; ignored for boxes.
       points_per_batch: prompts that go through the decoder together; bounds the memory.
-      pred_iou_thresh: least predicted IoU, 0 to 1; 0 keeps all, as SAM's does. None is 0.88 for
+      pred_iou_thresh: least predicted IoU, 0 to 1; 0 keeps all, as in SAM. None is 0.88 for
         points, as in SAM, and 0.8 for boxes.
       stability_score_thresh: least IoU between the masks at two cut-offs. None is 0.95 for points,
         as in SAM, and 0.8 for boxes.
-      stability_score_offset: of the cut-offs from the mask threshold, in logits.
+      stability_score_offset: distance of the cut-offs from the mask threshold, in logits.
       box_nms_thresh: box IoU above which the mask with the lower predicted IoU is dropped.
       crop_n_layers: layer i adds 4 ** i overlapping crops, each treated as an image.
       crop_nms_thresh: as `box_nms_thresh`, between crops; masks of smaller crops win.
@@ -97,11 +97,11 @@ class AutomaticMaskGenerator:
       point_grids: points [N, 2] in parts of width and height, one array for each crop layer.
       min_mask_region_area: holes and islands below this many pixels are removed.
       output_mode: form of `segmentation`; "label_map" makes `generate` return one array.
-      prompts: "points", "boxes", or None for what the weights were trained on: the checkpoint's
-        `automatic_prompts`, else points for SAM's (recipe "sam") and boxes for the MedSAM family,
-        which answers a point with nothing.
-      box_sides: of the boxes, as parts of the image's shorter side.
-      box_rounds: how often the boxes are replaced by the boxes of their masks before those count.
+      prompts: "points", "boxes", or None for the kind that the weights were trained on: the
+        checkpoint's `automatic_prompts`, else points for SAM's (recipe "sam") and boxes for the
+        MedSAM family, which returns a nearly empty mask for a point.
+      box_sides: sides of the boxes, as parts of the image's shorter side.
+      box_rounds: how often each box is replaced by the box of its mask before masks are kept.
 
     Raises:
       UserError: a parameter outside its range.
@@ -190,17 +190,19 @@ class AutomaticMaskGenerator:
 
     @classmethod
     def medical(cls, model: Sam | Predictor, **changes: Any) -> "AutomaticMaskGenerator":
-        """Settings for scans and weights trained on boxes; see docs/automatic_masks.md.
+        """Returns a generator with settings for scans and weights trained on boxes.
+
+        docs/automatic_masks.md says how they were chosen.
 
         Args:
-          changes: arguments of the constructor that are to differ from the preset.
+          changes: arguments of the constructor that differ from the preset.
         """
         return cls(model, **(_MEDICAL | changes))
 
     def generate(
         self, image: np.ndarray, modality: str | None = None, window: str | None = None
     ) -> list[dict[str, Any]] | np.ndarray:
-        """All masks of an image.
+        """Generates all masks of an image.
 
         Args:
           image, modality, window: as `Predictor.set_image`.
@@ -216,7 +218,7 @@ class AutomaticMaskGenerator:
     def generate_normalised(
         self, image: UInt8[np.ndarray, "h w *c"]
     ) -> list[dict[str, Any]] | Int[np.ndarray, "h w"]:
-        """As `generate`, for a uint8 image that `Predictor.normalise` returned, or a part of it."""
+        """Generates masks of a uint8 image that `Predictor.normalise` returned, or of a part."""
         shape = image.shape[:2]
         crops = records.crop_boxes(shape, self.crop_n_layers, self.crop_overlap_ratio)
         found: list[_Candidate] = []
@@ -325,7 +327,7 @@ class AutomaticMaskGenerator:
     def _collect(
         self, batch: np.ndarray, filtered: Filtered, crop_box, image_shape
     ) -> list[_Candidate]:
-        """Masks that passed, as run lengths; those of the others never leave the device."""
+        """Reads the masks that passed, as run lengths; the others never leave the device."""
         count = int(filtered.count)
         if count == 0:
             return []
@@ -350,7 +352,7 @@ class AutomaticMaskGenerator:
         return {name: [(prompt + corner).tolist()]}
 
     def _without_small_regions(self, found: list[_Candidate], shape) -> list[_Candidate]:
-        """Cleans masks, then drops duplicates this made; masks that needed none are preferred."""
+        """Cleans masks, then drops duplicates that arose; masks left unchanged are preferred."""
         scores = []
         for candidate in found:
             mask = decode_rle(candidate.rle(shape))
@@ -375,7 +377,7 @@ class AutomaticMaskGenerator:
 
 
 def label_map(answers: Sequence[dict[str, Any]], shape: tuple[int, int]) -> np.ndarray:
-    """Masks of `generate` as one int32 [H, W], numbered by size; smaller ones lie over larger.
+    """Paints masks of `generate` into one int32 [H, W], numbered by size, smaller over larger.
 
     Args:
       answers: with `segmentation` as a mask or as uncompressed run lengths.

@@ -77,7 +77,7 @@ class FilePredictor:
         return Predictor(model)
 
     def settings(self, image: str, mask: str | None) -> dict[str, Any]:
-        """What the outputs of an image depend on, JSON-able; equal settings need no second run."""
+        """Everything that an image's outputs depend on, as JSON types; equal settings: no second run."""
         kept = dataclasses.asdict(self.request)
         for name in ("image", "output", "prompts", "prompt_mask"):
             del kept[name]
@@ -226,7 +226,7 @@ class FilePredictor:
 
 
 def _key(image: str) -> str:
-    """How a JSON file of prompts names an image."""
+    """The key of an image in a JSON file of prompts."""
     folder, hash_, uid = image.partition("#")
     return Path(folder).resolve().name + hash_ + uid
 

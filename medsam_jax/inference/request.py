@@ -17,7 +17,7 @@ FOLLOW = ("propagate", "interpolate", "off")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What `python -m medsam_jax.predict` is asked for."""
+    """The flags of `python -m medsam_jax.predict`."""
 
     checkpoint: str
     image: str
