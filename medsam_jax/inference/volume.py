@@ -1,8 +1,8 @@
 """Masks of a whole volume from prompts on some of its slices.
 
 The models are two-dimensional: slices are encoded in batches and their embeddings kept. A slice
-without a prompt gets a box: from the neighbouring slice's mask (`propagate`), or interpolated between
-boxes on key slices (`interpolate`).
+without a prompt gets a box: from the neighbouring slice's mask (`propagate`), or interpolated
+between boxes on key slices (`interpolate`).
 """
 
 import itertools
@@ -173,8 +173,8 @@ class VolumePredictor:
         latter is grown by `margin`, and by the distances between the given box and its own mask,
         because boxes of masks alone shrink from slice to slice. Beyond the outermost prompts, the
         sides of the box are the geometric means of these sides and those of an ellipsoid at that
-        place, whose largest section is the prompt and whose length is set by `elongation`. So prompt
-        the slice on which the object is largest. The class says where propagation stops, and
+        place. Its largest section is the prompt, and `elongation` sets its length. So prompt the
+        slice on which the object is largest. The class says where propagation stops, and
         `docs/inference.md` how the rule was chosen.
 
         Returns:
