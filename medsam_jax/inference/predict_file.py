@@ -77,7 +77,7 @@ class FilePredictor:
         return Predictor(model)
 
     def settings(self, image: str, mask: str | None) -> dict[str, Any]:
-        """All that an image's outputs depend on, as JSON types; equal settings need no second run."""
+        """All that an image's outputs depend on, JSON-able; equal settings need no second run."""
         kept = dataclasses.asdict(self.request)
         for name in ("image", "output", "prompts", "prompt_mask"):
             del kept[name]
