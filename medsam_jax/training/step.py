@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from medsam_jax.data.preprocess import encoder_input, stored_grid_logits, stored_to_input
+from medsam_jax.data.preprocess import stored_grid_logits, stored_to_input
 from medsam_jax.metrics.overlap import dice_batch, iou_batch
 from medsam_jax.metrics.surface import nsd_batch
 from medsam_jax.models.functional import Functional
