@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = base_config()
     config.mask_threshold = -0.5
     config.point_share = 0.5
-    config.iou_weight = 1.0
+    config.losses.iou = 1.0
     config.num_steps = 250
     config.learning_rate = 2e-4
     config.schedule = "cosine"

@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augmentation.intensity = 0.15
     config.point_share = 0.6
     config.prompts_per_image = 2
-    config.iou_weight = 1.0
+    config.losses.iou = 1.0
     config.batch_size = 4
     config.num_steps = 400
     config.learning_rate = 2e-4
