@@ -242,11 +242,11 @@ class Functional:
         keyed, self._treedef = jax.tree.flatten_with_path(state)
         self.arrays = {_dotted(path): leaf for path, leaf in keyed}
 
-    def state(self, arrays: Mapping[str, Array]) -> nnx.State:
+    def state(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.State:
         """The arrays in nnx's own structure."""
         return jax.tree.unflatten(self._treedef, [arrays[name] for name in self.arrays])
 
-    def bind(self, arrays: Mapping[str, Array]) -> nnx.Module:
+    def bind(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.Module:
         """The module with these arrays; also under a trace."""
         return nnx.merge(self._graphdef, self.state(arrays))
 
@@ -255,7 +255,7 @@ def _dotted(path: tuple) -> str:
     return ".".join(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
-def flatten_state(module: nnx.Module) -> dict[str, Array]:
+def flatten_state(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
     """All variables of `module` by dotted path: parameters, statistics and buffers alike."""
     return Functional(module).arrays
 

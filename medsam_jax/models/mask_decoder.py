@@ -116,7 +116,7 @@ class MaskDecoder(nnx.Module):
 
     def _predict(
         self, queries, tokens, valid, image, image_pe, chosen
-    ) -> tuple[Float[Array, "b p 16*n m"], Float[Array, "b p m"]]:
+    ) -> tuple[Float[Array, "b p pixels m"], Float[Array, "b p m"]]:
         """The masks of some prompts, pixels of the same pixel of the image side by side."""
         mlps = self.output_hypernetworks_mlps[chosen]
         outputs = [0, *range(1, 1 + self.num_mask_tokens)[chosen]]  # for the IoU, then for masks
@@ -134,8 +134,8 @@ class MaskDecoder(nnx.Module):
         return masks, iou_predictions[..., chosen]
 
     def _in_order(
-        self, masks: Float[Array, "b p 16*n m"], height: int, width: int
-    ) -> Float[Array, "b p m 4*h 4*w"]:
+        self, masks: Float[Array, "b p pixels m"], height: int, width: int
+    ) -> Float[Array, "b p m rows columns"]:
         """Puts a mask's pixels where two 2 x 2 transposed convolutions put them."""
         masks = masks.reshape(*masks.shape[:2], height, width, 2, 2, 2, 2, -1)
         masks = masks.transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)  # [B, P, M, h, 2, 2, w, 2, 2]

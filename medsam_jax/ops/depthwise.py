@@ -27,7 +27,7 @@ def depthwise_conv3x3(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_of_strip(
-    x: Float[Array, "b h+2 w c"], kernel: Float[Array, "3 3 1 c"], stride: int = 1
+    x: Float[Array, "b rows w c"], kernel: Float[Array, "3 3 1 c"], stride: int = 1
 ) -> Float[Array, "b h2 w2 c"]:
     """As `depthwise_conv3x3` for rows that come with the ones above and below; the CPU's form.
 
