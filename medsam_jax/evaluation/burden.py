@@ -1,7 +1,7 @@
 """Tumour burden: volume and RECIST/WHO diameters of a mask, and how well two sets of them agree."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 
 MEASURES = {
     "volume_ml": "volume (ml)",
@@ -100,7 +100,7 @@ def agreement(measured: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def intraclass_correlation(ratings: Float[np.ndarray, "n k"]) -> float:
+def intraclass_correlation(ratings: Num[np.ndarray, "n k"]) -> float:
     """ICC(2,1) of n targets rated by k raters; NaN for fewer than three targets or no variance."""
     n, k = ratings.shape
     if n < 3:

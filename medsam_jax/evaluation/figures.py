@@ -1,7 +1,7 @@
 """Pictures of single results: a slice with the contours of truth and prediction, and its prompt."""
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Num, UInt8
 
 # Okabe and Ito's palette: told apart by readers with any colour vision. RGB.
 TRUTH = (0, 200, 150)
@@ -15,8 +15,8 @@ def overlay(
     image: UInt8[np.ndarray, "h w 3"],
     truth: Bool[np.ndarray, "h w"],
     prediction: Bool[np.ndarray, "h w"],
-    box: Float[np.ndarray, " 4"] | None = None,
-    points: Float[np.ndarray, "n 2"] | None = None,
+    box: Num[np.ndarray, " 4"] | None = None,
+    points: Num[np.ndarray, "n 2"] | None = None,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Draws the outlines of both masks, and the prompt, on a slice.
 

@@ -90,7 +90,7 @@ class VolumeEvaluation:
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | Path,
         split: str | None,
         protocols: Sequence[Protocol],
         tolerance: float,

@@ -24,7 +24,7 @@ def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
 
 def encode_packed(
     packed: UInt8[np.ndarray, "w bytes"],
-    box: Sequence[int],
+    box: Sequence[int] | Int[np.ndarray, " 4"],
     crop_box: Sequence[int],
     image_shape: tuple[int, int],
 ) -> Int[np.ndarray, " runs"]:

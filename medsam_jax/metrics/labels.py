@@ -11,7 +11,7 @@ from medsam_jax.metrics.surface import distance_scores, normalized_surface_dice
 
 
 def mask_scores(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], tolerance: float
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray, tolerance: float
 ) -> dict[str, float]:
     """`dice`, `nsd`, `iou`, `hd95` and `asd` of one pair of masks, 2D or 3D.
 
@@ -32,7 +32,7 @@ def label_scores(
     pred: Int[np.ndarray, "..."],
     target: Int[np.ndarray, "..."],
     labels: Sequence[int],
-    spacing: Sequence[float],
+    spacing: Sequence[float] | np.ndarray,
     tolerance: float,
 ) -> dict[int, dict[str, float]]:
     """`mask_scores` of each label of two label maps; other labels are background.

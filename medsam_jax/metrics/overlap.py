@@ -7,11 +7,12 @@ empty is 0. The same holds for the normalized surface Dice.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from medsam_jax.metrics.checks import as_mask, check_shapes, is_jax
 
 Mask = np.ndarray | jax.Array
+Masks = Bool[Array, "b ..."] | Integer[Array, "b ..."]
 
 
 def dice(pred: Mask, target: Mask) -> float | Float[Array, ""]:
@@ -40,14 +41,14 @@ def iou(pred: Mask, target: Mask) -> float | Float[Array, ""]:
 
 
 @jax.jit
-def dice_batch(pred: Bool[Array, "b ..."], target: Bool[Array, "b ..."]) -> Float[Array, " b"]:
+def dice_batch(pred: Masks, target: Masks) -> Float[Array, " b"]:
     """DSC of each pair in a batch; nonzero is foreground. Both empty is NaN."""
     intersection, total = _batch_counts(pred, target)
     return 2 * intersection / total
 
 
 @jax.jit
-def iou_batch(pred: Bool[Array, "b ..."], target: Bool[Array, "b ..."]) -> Float[Array, " b"]:
+def iou_batch(pred: Masks, target: Masks) -> Float[Array, " b"]:
     """IoU of each pair in a batch; nonzero is foreground. Both empty is NaN."""
     intersection, total = _batch_counts(pred, target)
     return intersection / (total - intersection)
@@ -55,8 +56,8 @@ def iou_batch(pred: Bool[Array, "b ..."], target: Bool[Array, "b ..."]) -> Float
 
 def _counts(pred: np.ndarray, target: np.ndarray) -> tuple[int, int]:
     pred, target = as_mask("pred", pred), as_mask("target", target)
-    intersection = np.count_nonzero(pred & target)
-    return intersection, np.count_nonzero(pred) + np.count_nonzero(target)
+    intersection = int(np.count_nonzero(pred & target))
+    return intersection, int(np.count_nonzero(pred) + np.count_nonzero(target))
 
 
 def _batch_counts(pred: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -42,7 +42,7 @@ _THREADED_POINTS = 20_000
 
 
 def normalized_surface_dice(
-    pred: Mask, target: Mask, spacing: Sequence[float], tolerance: float
+    pred: Mask, target: Mask, spacing: Sequence[float] | np.ndarray | Array, tolerance: float
 ) -> float | Float[Array, ""]:
     """Share of both surfaces that lies within `tolerance` of the other surface.
 
@@ -74,7 +74,10 @@ def normalized_surface_dice(
 
 
 def hausdorff_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], percentile: float = 95.0
+    pred: np.ndarray,
+    target: np.ndarray,
+    spacing: Sequence[float] | np.ndarray,
+    percentile: float = 95.0,
 ) -> float:
     """Hausdorff distance at a percentile of the surface (HD95), in the unit of `spacing`.
 
@@ -93,7 +96,7 @@ def hausdorff_distance(
 
 
 def average_surface_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
 ) -> float:
     """Mean distance from either surface to the other (ASD), in the unit of `spacing`.
 
@@ -108,7 +111,7 @@ def average_surface_distance(
 
 
 def distance_scores(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
 ) -> tuple[float, float]:
     """`hausdorff_distance` (HD95) and `average_surface_distance`, for little more than one."""
     directed = surface_distances(pred, target, spacing)
@@ -118,7 +121,7 @@ def distance_scores(
 
 
 def surface_distances(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
     """Distances and sizes of surface elements, ((target to pred), (pred to target)).
 

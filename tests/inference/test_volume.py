@@ -132,6 +132,7 @@ def test_nothing_tapers_between_prompts():
     assert np.flatnonzero(np.isfinite(predictor.propagate()[1])).tolist() == list(range(5))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("spacing", [(1, 1), (1, 0, 1), (1, np.nan, 1), 2.0])
 def test_bad_spacing(compiled_predictor, spacing):
     with pytest.raises(UserError, match="spacing: .*give mm between slices, rows and columns"):
@@ -206,6 +207,7 @@ def test_clean_keeps_the_largest_and_fills_it():
     assert not clean(np.zeros((3, 4, 5), bool)).any()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input():
     predictor = Threshold()
     predictor._slices = None
