@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from medsam_jax.data.preprocess import Preprocessing, get_recipe
 
@@ -168,7 +168,9 @@ def filter_masks(
 
 
 @jax.jit
-def low_res_boxes(logits: Float[Array, "n m m"], mask_threshold: float) -> Int[Array, "n 4"]:
+def low_res_boxes(
+    logits: Float[Array, "n m m"], mask_threshold: float | Float[Array, ""]
+) -> Int[Array, "n 4"]:
     """x0, y0, x1, y1 of masks in low-resolution pixels, x1 and y1 one beyond the last."""
     mask = logits > mask_threshold
     x0, x1 = _extent(mask.any(axis=1))
@@ -211,7 +213,7 @@ def _ends_at_crop_edge(boxes, crop_box, image_shape) -> Bool[Array, " n"]:
 
 
 def suppress(
-    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], iou_threshold: float
+    boxes: Num[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], iou_threshold: float
 ) -> list[int]:
     """Greedy non-maximum suppression: indices kept, best score first (torchvision's `nms`)."""
     size = max(256, 1 << max(len(boxes) - 1, 0).bit_length())

@@ -18,7 +18,7 @@ from medsam_jax.errors import UserError
 
 def encode_packed(
     packed: UInt8[np.ndarray, "w bytes"],
-    box: Sequence[int],
+    box: Sequence[int] | Int[np.ndarray, " 4"],
     crop_box: Sequence[int],
     image_shape: tuple[int, int],
 ) -> Int[np.ndarray, " runs"]:

@@ -178,18 +178,20 @@ class ExportedModel:
         )
 
     def encode(
-        self, images: UInt8[Array, "1 s s 3"], valid_shape: Int[Array, "1 2"]
+        self,
+        images: UInt8[Array | np.ndarray, "1 s s 3"],
+        valid_shape: Int[Array | np.ndarray, "1 2"],
     ) -> Float[Array, "1 h w c"]:
         """Embedding of an image on the stored grid (`resize_image`) with its valid part."""
         return self._encode(self._weights, images, jnp.asarray(valid_shape, jnp.int32))
 
     def decode(
         self,
-        embedding: Float[Array, "1 h w c"],
-        coords: Float[Array, "p n 2"] | None = None,
-        labels: Int[Array, "p n"] | None = None,
-        boxes: Float[Array, "p 4"] | None = None,
-        masks: Float[Array, "p m m"] | None = None,
+        embedding: Float[Array | np.ndarray, "1 h w c"],
+        coords: Float[Array | np.ndarray, "p n 2"] | None = None,
+        labels: Int[Array | np.ndarray, "p n"] | None = None,
+        boxes: Float[Array | np.ndarray, "p 4"] | None = None,
+        masks: Float[Array | np.ndarray, "p m m"] | None = None,
     ) -> tuple[Float[Array, "p 4 m m"], Float[Array, "p 4"]]:
         """Low-resolution logits and predicted IoU: the mask of a clear prompt, then SAM's three.
 

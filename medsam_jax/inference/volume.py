@@ -234,7 +234,7 @@ class VolumePredictor:
         areas = np.count_nonzero(found), np.count_nonzero(neighbour)
         if areas[0] == 0 or areas[0] > self.most_growth * areas[1]:
             return False
-        return np.count_nonzero(found & neighbour) >= self.least_overlap * min(areas)
+        return bool(np.count_nonzero(found & neighbour) >= self.least_overlap * min(areas))
 
     def interpolate(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Segments from the first to the last prompted slice, by boxes interpolated linearly.

@@ -194,8 +194,11 @@ def abstract_model(config: Any) -> nnx.Module:
     return nnx.eval_shape(lambda: model_class(config, rngs=_OneKey()))
 
 
-class _OneKey:
+class _OneKey(nnx.Rngs):
     """For `nnx.Rngs` where the numbers do not matter: tracing its counters took seconds."""
+
+    def __init__(self):
+        """Makes no streams."""
 
     def params(self) -> Array:
         return jax.random.key(0)

@@ -30,11 +30,11 @@ class Functional:
         leaves = jax.tree.leaves(self._derived)
         self._abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
-    def state(self, arrays: Mapping[str, Array]) -> nnx.State:
+    def state(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.State:
         """The arrays in nnx's own structure."""
         return jax.tree.unflatten(self._treedef, [arrays[name] for name in self.arrays])
 
-    def bind(self, arrays: Mapping[str, Array]) -> nnx.Module:
+    def bind(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.Module:
         """The module with these arrays, in the chosen form; also under a trace."""
         module = nnx.merge(self._graphdef, self._derived, self.state(arrays))
         module.set_attributes(form=self.form, raise_if_not_found=False)
@@ -54,7 +54,7 @@ def _dotted(path: tuple) -> str:
     return ".".join(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
-def flatten_state(module: nnx.Module) -> dict[str, Array]:
+def flatten_state(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
     """All variables of `module` by dotted path: parameters, statistics and buffers alike.
 
     Derived arrays are left out: they are neither saved nor trained.

@@ -145,6 +145,7 @@ def test_a_label_map_needs_one_mask_at_a_time(compiled_predictor, image, monkeyp
     assert len(decoded) == labels.max() > 1
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -156,6 +156,7 @@ def test_where_the_nearer_prompt_loses_the_object_the_other_answers(order):
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("spacing", [(1, 1), (1, 0, 1), (1, np.nan, 1), 2.0])
 def test_bad_spacing(compiled_predictor, spacing):
     with pytest.raises(UserError, match="spacing: .*give mm between slices, rows and columns"):
@@ -230,6 +231,7 @@ def test_clean_keeps_the_largest_and_fills_it():
     assert not clean(np.zeros((3, 4, 5), bool)).any()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input():
     predictor = Threshold()
     predictor._slices = None
