@@ -20,7 +20,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from medsam_jax.data.preprocess import (
-    encoder_input,
     get_recipe,
     prompts_to_input,
     resize_image,
@@ -31,6 +30,7 @@ from medsam_jax.inference.prompts import Prompts, pack
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.unet import UNet
 from medsam_jax.ops.compile import jit
+from medsam_jax.ops.form import local_form
 
 Shape = tuple[int, int]
 
@@ -45,13 +45,6 @@ class EncodedImage(NamedTuple):
     valid_shape: Shape  # (h, w), the part of the stored grid that is not padding
 
 
-def embed(
-    model: nnx.Module, images: UInt8[Array, "b s s 3"], valid_shape: Int[Array, "b 2"]
-) -> Float[Array, "b h w c"]:
-    """Returns image embeddings of slices on the recipe's grid; jit-able."""
-    return model.image_encoder(encoder_input(images, valid_shape, model.config.preprocessing))
-
-
 class Engine:
     """A model's compiled programs, with the way into and out of them.
 
@@ -59,7 +52,7 @@ class Engine:
     the kinds and numbers of prompts, never on the size of an image.
 
     Args:
-      model: a `Sam`, a `UNet`, or another module with their `image_encoder`, `decode` and `config`.
+      model: a `Sam`, a `UNet`, or another module with their `encode`, `decode` and `config`.
     """
 
     def __init__(self, model: nnx.Module):
@@ -67,7 +60,9 @@ class Engine:
         self.preprocessing = model.config.preprocessing
         self.recipe = get_recipe(self.preprocessing.recipe)
         self.devices = jax.local_devices()
-        self._functional = Functional(model)
+        # On several devices, each runs the program of one on its share.
+        self.form = local_form()
+        self._functional = Functional(model, self.form)
         axis = (AxisType.Auto,)
         mesh = jax.make_mesh((len(self.devices),), ("data",), axis, devices=self.devices)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
@@ -75,9 +70,9 @@ class Engine:
         self._arrays = jax.device_put(self._functional.arrays, everywhere)
         # The same buffers, as arrays of the first device alone.
         self._arrays_of_first = {name: x.addressable_data(0) for name, x in self._arrays.items()}
-        self._embed = jit(self._on_each_device(self._embed_arrays))
-        self._decode = jit(self._decode_arrays, static_argnums=3)
-        self._decode_split = jit(self._decode_arrays_split, static_argnums=3)
+        self._embed = jit(self._on_each_device(self._embed_arrays), self.form)
+        self._decode = jit(self._decode_arrays, self.form, static_argnums=3)
+        self._decode_split = jit(self._decode_arrays_split, self.form, static_argnums=3)
 
     @functools.cached_property
     def mask_side(self) -> int:
@@ -201,7 +196,7 @@ class Engine:
         )
 
     def _embed_arrays(self, arrays, images, valid_shape):
-        return embed(self._functional.bind(arrays), images, valid_shape)
+        return self._functional.bind(arrays).encode(images, valid_shape)
 
     def _decode_arrays(self, arrays, embeddings, prompts, multimask_output):
         model = self._functional.bind(arrays)

@@ -59,5 +59,5 @@ def _cuda_capability(device: Any) -> float | None:
     """Compute capability of an NVIDIA GPU; None for ROCm, whose devices name an architecture."""
     try:
         return float(getattr(device, "compute_capability", ""))
-    except ValueError:
+    except (TypeError, ValueError):
         return None

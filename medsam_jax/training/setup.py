@@ -24,6 +24,7 @@ from medsam_jax.models.functional import Functional, parameter_names
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.models.unet import UNetConfig
 from medsam_jax.ops.compile import jit
+from medsam_jax.ops.form import form_for, local_form
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.lora import Adapted, adapted
 from medsam_jax.training.sharding import batch_sharding, place, replicated, shard_state
@@ -89,13 +90,13 @@ def set_up(
     Raises:
       UserError: a configuration that does not fit the model.
     """
-    platform = platform or jax.default_backend()
+    form = form_for(platform, mesh.size) if platform else local_form(mesh.size)
     model_config = configured(stored_config, config)
     if params is None:
         model = abstract_model(model_config)
     else:
         model = build_model(model_config, params, config.checkpoint)
-    functional = adapted(Functional(model), config)
+    functional = adapted(Functional(model, form), config)
     labels = opt.label_parameters(functional.arrays, parameter_names(model), config.frozen)
     tx = opt.make_optimizer(config, labels)
 
@@ -103,8 +104,7 @@ def set_up(
     state = jax.eval_shape(lambda arrays: init_state(arrays, labels, tx, config), shapes)
     state_sharding = shard_state(mesh, state)
     by_item, on_all = batch_sharding(mesh), replicated(mesh)
-    parts = parts_of_batch(model, config, platform, mesh.size)
-    make = jit if platform == jax.default_backend() else jax.jit  # options of the local compiler
+    parts = parts_of_batch(model, config, form, mesh.size)
     return Setup(
         config,
         model_config,
@@ -114,14 +114,16 @@ def set_up(
         state,
         state_sharding,
         by_item,
-        train_step=make(
+        train_step=jit(
             make_train_step(functional, tx, labels, config, parts),
+            form,
             in_shardings=(state_sharding, by_item),
             out_shardings=(state_sharding, on_all),
             donate_argnums=0,
         ),
-        eval_step=make(
+        eval_step=jit(
             make_eval_step(functional, config.tolerance),
+            form,
             in_shardings=(state_sharding.arrays, by_item),
             out_shardings=by_item,
         ),

@@ -17,6 +17,7 @@ from medsam_jax.models.functional import Functional
 from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
+from medsam_jax.ops.form import Form
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.losses import LOSSES, answer_weights, score_weights, valid_pixels
 
@@ -38,11 +39,6 @@ class TrainState:
         return {**self.arrays, **self.ema}
 
 
-def encode(model: Sam, images: jax.Array, valid_shape: jax.Array) -> jax.Array:
-    """Image embeddings [B, h, w, C] of stored slices."""
-    return model.encode(images, valid_shape)
-
-
 def predict(
     model: Sam | UNet, batch: Batch, multimask_output: bool | None = False
 ) -> tuple[list[jax.Array], jax.Array]:
@@ -60,7 +56,7 @@ def predict(
     if "embedding" in batch:
         embeddings = batch["embedding"].astype(model.config.dtype)
     else:
-        embeddings = encode(model, batch["image"], batch["valid_shape"])
+        embeddings = model.encode(batch["image"], batch["valid_shape"])
     boxes = stored_to_input(batch["box"], preprocessing)  # [B, P, 4]
     if isinstance(model, UNet):
         stages = model.supervised_logits(embeddings, boxes=boxes)[::-1]
@@ -184,14 +180,14 @@ def _every(parts: int, part: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def parts_of_batch(
-    model: Sam | UNet, config: ml_collections.ConfigDict, platform: str, devices: int
+    model: Sam | UNet, config: ml_collections.ConfigDict, form: Form, devices: int
 ) -> int:
     """Number of equal parts in which a training step processes its batch.
 
     On a CPU a SAM gets one image a device at a time: the feature maps of one image stay in the
     cache, those of a batch do not. The gradients are the same.
     """
-    if platform == "cpu" and isinstance(model, Sam):
+    if form.cpu and isinstance(model, Sam):
         return max(config.accumulation_steps, config.batch_size // devices)
     return config.accumulation_steps
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.data.recipes import PREPROCESSING
 
 SIZE = 256
@@ -21,8 +22,8 @@ class BrightInBox(nnx.Module):
         self.config = SimpleNamespace(preprocessing=preprocessing)
         self.threshold = nnx.Param(jnp.asarray(threshold))
 
-    def image_encoder(self, pixels):
-        return pixels[..., 0]
+    def encode(self, images, valid_shape):
+        return encoder_input(images, valid_shape, self.config.preprocessing)[..., 0]
 
     def decode(self, embeddings, boxes=None, points=None, multimask_output=False):
         logits = embeddings - self.threshold[...]

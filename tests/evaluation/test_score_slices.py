@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medsam_jax.data.preprocess import encoder_input, stored_grid_logits
+from medsam_jax.data.preprocess import stored_grid_logits
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import base, run, score_slices
 from medsam_jax.evaluation.protocol import Prompt, Protocol
@@ -235,11 +235,14 @@ def test_predictor_equals_the_model_called_alone():
     answers = itertools.chain.from_iterable(SlicePredictor(model, 2).run(tasks))
 
     functional = Functional(model)
-    call = jax.jit(lambda arrays, *a, **kw: functional.bind(arrays)(*a, **kw)[0])
-    pixels = encoder_input(images, np.array(shapes), config.preprocessing)
-    logits = stored_grid_logits(
-        call(functional.arrays, pixels, points=given)[:, 0, 0], config.preprocessing
-    )
+
+    @jax.jit
+    def call(arrays, images, shapes, points):
+        model = functional.bind(arrays)
+        logits, _ = model.decode(model.encode(images, shapes), points=points)
+        return stored_grid_logits(logits[:, 0, 0], config.preprocessing)
+
+    logits = call(functional.arrays, images, np.array(shapes), given)
     assert 0.01 < (logits > 0).mean() < 0.99
     for (answer,), expected, (height, width) in zip(answers, logits, shapes, strict=True):
         np.testing.assert_array_equal(answer, expected[:height, :width] > 0)

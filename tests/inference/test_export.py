@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.errors import UserError
 from medsam_jax.inference.stablehlo import ExportedModel, export_model
 from medsam_jax.models.checkpoint import save_model
@@ -46,9 +45,8 @@ def test_equals_the_model(model, exported):
 
     @jax.jit
     def by_model(images, valid_shape, coords, labels, boxes, masks):
-        inputs = encoder_input(images, valid_shape, model.config.preprocessing)
-        return model(
-            inputs,
+        return model.decode(
+            model.encode(images, valid_shape),
             points=(coords[None], labels[None]),
             boxes=boxes[None],
             masks=masks[None],

@@ -1,7 +1,6 @@
 """Predictor: coordinates and shapes, batches against single calls, compilations, bad input."""
 
 import dataclasses
-import functools
 from unittest import mock
 
 import jax
@@ -35,8 +34,12 @@ def test_equals_the_steps_by_hand(model, predictor):
     scale = np.float32(64 / 150)  # the longest side becomes the encoder's 64 pixels
     coords = np.array([[[[40, 30], [100, 80]]]], np.float32) * scale
     boxes = np.array([[[20, 10, 120, 80]]], np.float32) * scale
-    call = jax.jit(functools.partial(model, multimask_output=True))
-    logits, iou = call(inputs, points=(coords, np.array([[[1, 0]]])), boxes=boxes)
+
+    @jax.jit
+    def call(inputs, points, boxes):
+        return model.decode(model.image_encoder(inputs), points, boxes, multimask_output=True)
+
+    logits, iou = call(inputs, (coords, np.array([[[1, 0]]])), boxes)
     np.testing.assert_allclose(low_res_logits, logits[0, 0], atol=1e-5)
     np.testing.assert_allclose(scores, iou[0, 0], atol=1e-5)
     expected = restore_masks(np.asarray(logits[0, 0]), valid_shape, (90, 150), preprocessing)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medsam_jax.models import image_encoder
 from medsam_jax.models.functional import Functional, update_state
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig, resize_position_tables
 from medsam_jax.models.sam import SamConfig
-from medsam_jax.ops import attention
-from medsam_jax.ops.strips import form_for_cpu
+from medsam_jax.ops import attention, strips, windows
+from medsam_jax.ops.form import ACCELERATOR, CPU
 
 CONFIG = ViTConfig(24, 3, 2, (1,), patch_size=4, window_size=3)
 MADE_AT = 32
@@ -46,28 +45,18 @@ def test_equals_pytorch(golden, params, image_size):
     np.testing.assert_allclose(embedding, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_batches_and_both_forms(golden, params, monkeypatch):
-    """A batch on a CPU, image by image and in strips, equals all at once."""
-    monkeypatch.setattr(image_encoder, "_WINDOW_BYTES", 1)
-    monkeypatch.setattr(image_encoder, "_MLP_TOKENS", 36)
-    functional = Functional(make_encoder(params, 48))
-    images = jnp.concatenate([golden["image/48"], golden["image/48"][:, ::-1]])
-    in_strips = jax.jit(lambda arrays: functional.bind(arrays)(images))(functional.arrays)
-    with form_for_cpu(False):
-        whole = jax.jit(lambda arrays: functional.bind(arrays).encode_batch(images))(
-            functional.arrays
-        )
-    np.testing.assert_allclose(in_strips, whole, atol=1e-5 * np.abs(whole).max())
-
-
-def test_heads_one_after_the_other(golden, params, monkeypatch):
-    """As the global blocks of large images are computed on a CPU, where scores are large."""
+@pytest.mark.parametrize("form", [CPU, ACCELERATOR], ids=lambda form: form.device)
+def test_the_forms_of_devices_equal_the_plain_one(golden, params, monkeypatch, form):
+    """In small strips, single heads among them, as large images are computed on a CPU."""
+    monkeypatch.setattr(windows, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(strips, "_TOKENS", 36)
     monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (1 << 12, 1 << 14))
-    assert attention.head_after_head((1, 12, 12), 2)
-    assert not attention.head_after_head((4, 3, 3), 2)
-    embedding = jax.jit(make_encoder(params, 48))(golden["image/48"])
-    expected = golden["embedding/48"]
-    np.testing.assert_allclose(embedding, expected, atol=1e-5 * np.abs(expected).max())
+    encoder = make_encoder(params, 48)
+    images = jnp.concatenate([golden["image/48"], golden["image/48"][:, ::-1]])
+    functional = Functional(encoder, form)
+    found = jax.jit(lambda arrays: functional.bind(arrays)(images))(functional.arrays)
+    plain = jax.jit(encoder)(images)
+    np.testing.assert_allclose(found, plain, atol=1e-5 * np.abs(plain).max())
 
 
 def test_resizing_keeps_what_fits(params):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import medsam_jax
-from medsam_jax.data.preprocess import encoder_input
 from tests.golden.lite_medsam_cases import CASES, PROMPT_KINDS, STRIDE, load_golden, prompts_of
 
 # Two frameworks sum 10^9 products in different orders; of each tensor's largest value.
@@ -35,7 +34,7 @@ def embeddings(model, goldens):
 
     @jax.jit
     def encode(images, shapes):
-        return model.image_encoder(encoder_input(images, shapes, model.config.preprocessing))
+        return model.encode(images, shapes)
 
     return encode(images, shapes)
 

@@ -7,15 +7,16 @@ import pytest
 
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.prompt_encoder import PADDING_LABEL
+from medsam_jax.ops.form import CPU, PLAIN
 from tests.tiny import tiny_sam
 
 SIDE = 64  # of the tiny model's input, and of its low-resolution masks
 
 
-@pytest.fixture(scope="module")
-def decode():
+@pytest.fixture(scope="module", params=[PLAIN, CPU], ids=lambda form: form.device)
+def decode(request):
     """(embeddings, prompts, multimask_output) -> logits, IoU; compiled once per kind of prompt."""
-    functional = Functional(tiny_sam())
+    functional = Functional(tiny_sam(), request.param)
 
     @jax.jit
     def both(arrays, embeddings, prompts):

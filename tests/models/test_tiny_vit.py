@@ -8,8 +8,8 @@ from flax import nnx
 
 from medsam_jax.models import tiny_vit
 from medsam_jax.models.functional import Functional
-from medsam_jax.ops.strips import form_for_cpu
-from medsam_jax.ops.windows import map_window_rows
+from medsam_jax.ops import convolution, strips, windows
+from medsam_jax.ops.form import CPU, PLAIN
 from tests.tiny import tiny_sam
 
 
@@ -17,9 +17,9 @@ from tests.tiny import tiny_sam
 def short_strips():
     """Several strips in each block, as larger maps have."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_vit, "_HIDDEN_BYTES", 1 << 17)
-        patch.setattr(tiny_vit, "_WINDOW_BYTES", 1)
-        patch.setattr(tiny_vit, "_MLP_TOKENS", 64)
+        patch.setattr(convolution, "_STRIP_BYTES", 1 << 17)
+        patch.setattr(windows, "_STRIP_BYTES", 1)
+        patch.setattr(strips, "_TOKENS", 64)
         yield
 
 
@@ -42,14 +42,13 @@ def images():
     return jnp.asarray(np.random.default_rng(0).random((3, 64, 64, 3)), jnp.float32)
 
 
-def encode(encoder, images):
-    return jax.jit(lambda arrays, x: encoder.bind(arrays)(x))(encoder.arrays, images)
+def encode(encoder, images, form=CPU):
+    encoder.form = form
 
+    def image_encoder(arrays, x):
+        return strips.image_by_image(encoder.bind(arrays), x, form)
 
-def apply_whole(model, images):
-    """As on an accelerator."""
-    with form_for_cpu(False):
-        return model.encode_batch(images)
+    return jax.jit(image_encoder)(encoder.arrays, images)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def embeddings(encoder, images):
 
 
 def test_strips_equal_the_whole_map(encoder, images, embeddings):
-    whole = jax.jit(lambda arrays, x: apply_whole(encoder.bind(arrays), x))(encoder.arrays, images)
+    whole = encode(encoder, images, PLAIN)
     np.testing.assert_allclose(embeddings, whole, atol=1e-5 * np.abs(whole).max())
 
 
@@ -73,21 +72,22 @@ def test_gradients_of_strips_equal_those_of_the_whole_map(encoder):
     x = jnp.asarray(rng.standard_normal((2, 32, 20, 16)), jnp.float32)
     weights = jnp.asarray(rng.standard_normal((2, 32, 20, 16)), jnp.float32)
 
-    def gradients(for_cpu):
+    def gradients(form):
+        encoder.form = form
+
         def loss(arrays, x):
             first, _, third, _ = encoder.bind(arrays).layers
             outputs = first.blocks[0](x[..., :8]), third.blocks[0](x)
             return sum((y * weights[..., : y.shape[-1]]).mean() for y in outputs)
 
-        with form_for_cpu(for_cpu):
-            by_array, by_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(encoder.arrays, x)
+        by_array, by_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(encoder.arrays, x)
         return {**by_array, "x": by_x}
 
-    strips, whole = gradients(True), gradients(False)
+    in_strips, whole = gradients(CPU), gradients(PLAIN)
     largest = max(np.abs(gradient).max() for gradient in whole.values())
     for name, gradient in whole.items():
         scale = max(np.abs(gradient).max(), 1e-3 * largest)  # some are sums that cancel to nothing
-        np.testing.assert_allclose(strips[name], gradient, atol=1e-4 * scale, err_msg=name)
+        np.testing.assert_allclose(in_strips[name], gradient, atol=1e-4 * scale, err_msg=name)
     assert sum(np.any(gradient) for gradient in whole.values()) > 20
 
 
@@ -102,7 +102,13 @@ def test_windows_beyond_the_map_hold_zero_tokens(height, width):
         graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), jnp.float32), state)
     )
     x = jnp.asarray(rng.standard_normal((2, height, width, dim)), jnp.float32)
+    rows, columns = -(-height // window), -(-width // window)
     padded = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
-    expected = x + block.attn(padded)[:, :height, :width]
-    found = map_window_rows(lambda x: x + block.attn(x), x, window, most_bytes=1)
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+    expected = np.empty_like(padded)
+    for row, column in np.ndindex(rows, columns):
+        y, x0 = row * window, column * window
+        part = np.s_[:, y : y + window, x0 : x0 + window]
+        expected[part] = block.attn(padded[part])
+    for form in (PLAIN, CPU):
+        found = windows.attend_in_windows(block.attn, x, window, form)
+        np.testing.assert_allclose(found, expected[:, :height, :width], atol=1e-5, rtol=1e-5)

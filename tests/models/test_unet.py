@@ -75,7 +75,7 @@ def test_without_box_channel_the_box_changes_nothing():
 
 def test_prompts_it_cannot_take_are_refused(model):
     with pytest.raises(ValueError, match="needs boxes"):
-        model(jnp.ones((1, 32, 32, 3)))
+        model.decode(jnp.ones((1, 32, 32, 3)))
 
 
 def test_checkpoint_round_trip(model, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.ops.convolution import conv3x3
-from medsam_jax.ops.strips import form_for_cpu
+from medsam_jax.ops.form import CPU, PLAIN
 
 
 def random(seed, *shape):
@@ -27,21 +27,19 @@ def by_definition(x, kernel):
     return out
 
 
-@pytest.mark.parametrize("cpu", [True, False])
-def test_values(cpu):
-    with form_for_cpu(cpu):
-        np.testing.assert_allclose(conv3x3(X, KERNEL), by_definition(X, KERNEL), atol=1e-5)
+@pytest.mark.parametrize("form", [CPU, PLAIN])
+def test_values(form):
+    np.testing.assert_allclose(conv3x3(X, KERNEL, form), by_definition(X, KERNEL), atol=1e-5)
 
 
-@pytest.mark.parametrize("cpu", [True, False])
-def test_gradients_are_the_finite_differences(cpu):
+@pytest.mark.parametrize("form", [CPU, PLAIN])
+def test_gradients_are_the_finite_differences(form):
     """The sum is linear in each argument, so a difference in float64 is exact."""
 
     def total(x, kernel):
         return (by_definition(x, kernel) * WEIGHTS).sum()
 
-    with form_for_cpu(cpu):
-        found = jax.grad(lambda *a: (conv3x3(*a) * WEIGHTS).sum(), argnums=(0, 1))(X, KERNEL)
+    found = jax.grad(lambda *a: (conv3x3(*a, form) * WEIGHTS).sum(), argnums=(0, 1))(X, KERNEL)
     for index, gradient in enumerate(found):
         assert gradient.shape == (X, KERNEL)[index].shape
         for position in np.ndindex(gradient.shape):
@@ -55,14 +53,15 @@ def test_gradients_are_the_finite_differences(cpu):
 def test_the_gradient_in_a_loop_has_no_convolution_by_the_kernel():
     """XLA:CPU computes such a one by plain loops, a hundred times slower."""
 
-    def program(cpu):
-        with form_for_cpu(cpu):
-            loss = jax.grad(lambda kernel: jax.lax.map(lambda x: conv3x3(x[None], kernel), X).sum())
-            return jax.jit(loss).lower(KERNEL).as_text()
+    def program(form):
+        def total(kernel):
+            return jax.lax.map(lambda x: conv3x3(x[None], kernel, form), X).sum()
+
+        return jax.jit(jax.grad(total)).lower(KERNEL).as_text()
 
     def by_kernel(text):
         lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
         return [line for line in lines if "-> tensor<3x3x" in line]
 
-    assert by_kernel(program(False)), "what jax derives has one"
-    assert not by_kernel(program(True))
+    assert by_kernel(program(PLAIN)), "what jax derives has one"
+    assert not by_kernel(program(CPU))

@@ -4,9 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from medsam_jax.ops.cross_attention import pixels_to_tokens, tokens_to_pixels
-from medsam_jax.ops.prompts import for_each_prompt
+from medsam_jax.models.transformer import Attention
+from medsam_jax.ops.cross_attention import (
+    image_to_tokens,
+    pixels_to_tokens,
+    tokens_to_image,
+    tokens_to_pixels,
+)
+from medsam_jax.ops.form import CPU, PLAIN
+from medsam_jax.ops.prompts import one_prompt_after_another
 
 BATCH, PROMPTS, TOKENS, PIXELS, CHANNELS, HEADS, DIM = 2, 3, 4, 10, 12, 2, 5
 
@@ -114,8 +122,37 @@ def test_gradient_of_pixels_to_tokens(kernels, shared):
     assert not np.asarray(gradients[0][1][:, :, -1]).any(), "of the token that is not valid"
 
 
-def test_each_prompt_once_and_in_its_place():
-    own = {"x": draw(BATCH, PROMPTS, 4), "absent": None}
-    double, total = for_each_prompt(lambda own: (2 * own["x"], own["x"].sum(-1)), own)
-    np.testing.assert_array_equal(double, 2 * own["x"])
-    np.testing.assert_allclose(total, own["x"].sum(-1), rtol=1e-6)
+@pytest.mark.parametrize("form", [PLAIN, CPU], ids=lambda form: form.device)
+def test_each_prompt_once_and_in_its_place(form):
+    prompts = draw(BATCH, PROMPTS, 4), None, draw(BATCH, 1, 4)  # the last is for all prompts
+
+    def function(own, absent, shared):
+        assert absent is None
+        return own * shared, own.sum(-1)
+
+    product, total = one_prompt_after_another(function, prompts, form)
+    np.testing.assert_array_equal(product, prompts[0] * prompts[2])
+    np.testing.assert_allclose(total, prompts[0].sum(-1), rtol=1e-6)
+
+
+def attention_module() -> Attention:
+    """With random biases; eight channels a head, so seven tokens are few."""
+    module = Attention(32, 4, dtype=None, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(module)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), state)
+    return nnx.merge(graph, state)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("tokens", [7, 8])
+def test_the_forms_are_the_attention_module(tokens, shared):
+    attention = attention_module()
+    pixels = jnp.asarray(draw(2, 1 if shared else 3, 20, 32))
+    places, words = jnp.asarray(draw(1, 1, 20, 32)), jnp.asarray(draw(2, 3, tokens, 32))
+    valid = jnp.asarray(np.arange(2 * 3 * tokens).reshape(2, 3, tokens) % 5 != 1)
+    found = tokens_to_image(attention, words, pixels + places, pixels, CPU)
+    np.testing.assert_allclose(found, attention(words, pixels + places, pixels), atol=1e-5)
+    found = image_to_tokens(attention, pixels + places, words, words + 1, valid, CPU)
+    expected = attention(pixels + places, words, words + 1, valid)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

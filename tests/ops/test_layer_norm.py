@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medsam_jax.ops.form import CPU, PLAIN
 from medsam_jax.ops.layer_norm import layer_norm
 
 EPSILON = 1e-5
@@ -23,8 +24,8 @@ X, SCALE, BIAS, WEIGHTS = (
 
 
 def norm_by_definition(x, scale, bias):
-    away = x - x.mean(-1, keepdims=True)
-    return away / np.sqrt((away**2).mean(-1, keepdims=True) + EPSILON) * scale + bias
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON) * scale + bias
 
 
 def central_differences(function, arguments, index, step=1e-6):
@@ -42,15 +43,20 @@ def central_differences(function, arguments, index, step=1e-6):
     return gradient
 
 
-def test_layer_norm():
-    got = layer_norm(*(jnp.float32(a) for a in (X, SCALE, BIAS)), EPSILON)
+FORMS = pytest.mark.parametrize("form", [PLAIN, CPU], ids=lambda form: form.device)
+
+
+@FORMS
+def test_layer_norm(form):
+    got = layer_norm(*(jnp.float32(a) for a in (X, SCALE, BIAS)), EPSILON, form)
     np.testing.assert_allclose(got, norm_by_definition(X, SCALE, BIAS), atol=1e-5)
 
 
+@FORMS
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_gradient_of_layer_norm(index):
+def test_gradient_of_layer_norm(index, form):
     def total(*arguments):
-        return jnp.sum(jnp.float32(WEIGHTS) * layer_norm(*arguments, EPSILON))
+        return jnp.sum(jnp.float32(WEIGHTS) * layer_norm(*arguments, EPSILON, form))
 
     arguments = X, SCALE, BIAS
     got = jax.jit(jax.grad(total, index))(*(jnp.float32(a) for a in arguments))
@@ -58,9 +64,10 @@ def test_gradient_of_layer_norm(index):
     np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_layer_norm_keeps_the_type_of_its_input_and_counts_in_float32():
+@FORMS
+def test_layer_norm_keeps_the_type_of_its_input_and_counts_in_float32(form):
     arguments = jnp.bfloat16(X), jnp.float32(SCALE), jnp.float32(BIAS)
-    got, pull_back = jax.vjp(lambda *a: layer_norm(*a, EPSILON), *arguments)
+    got, pull_back = jax.vjp(lambda *a: layer_norm(*a, EPSILON, form), *arguments)
     assert got.dtype == jnp.bfloat16
     expected = norm_by_definition(np.asarray(arguments[0], np.float64), SCALE, BIAS)
     np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=2**-8, atol=2**-9)

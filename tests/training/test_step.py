@@ -11,6 +11,7 @@ from medsam_jax.data.input_pipeline import eval_objects, train_loader
 from medsam_jax.hub import load_model
 from medsam_jax.models.checkpoint import read_config, read_metadata, read_params
 from medsam_jax.models.functional import Functional
+from medsam_jax.ops.form import CPU
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training import step
 from medsam_jax.training.config import base_config, validate
@@ -64,7 +65,7 @@ def with_embeddings(batch, seed=0):
 
 def test_a_batch_in_parts_makes_the_same_step(functional, monkeypatch):
     config = base_config()
-    on_this_cpu = parts_of_batch(functional.bind(functional.arrays), config, "cpu", 1)
+    on_this_cpu = parts_of_batch(functional.bind(functional.arrays), config, CPU, 1)
     assert on_this_cpu == config.batch_size
 
     def loss(arrays, batch):
