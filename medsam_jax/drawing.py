@@ -7,10 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from medsam_jax import cli
+from medsam_jax.data.manifest import DATA_SET
 from medsam_jax.distributed import define_flags
 from medsam_jax.io.files import keep_compiled_programs
 
@@ -29,6 +30,9 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data set written by datasets.
 _MANIFEST = flags.DEFINE_string("manifest", None, "cases.csv of scans, in place of a data set.")
 _SPLIT = flags.DEFINE_string(
     "split", None, "Split: of a data set validation where not given, of a manifest all."
+)
+_NAME = flags.DEFINE_string(
+    "name", DATA_SET, "Of a manifest's data set, as datasets.build got it: it decides the split."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for tables and figures.")
 _PROMPT = flags.DEFINE_string(
@@ -62,6 +66,7 @@ def main(_) -> None:
         data_dir=_DATA_DIR.value,
         manifest=_MANIFEST.value,
         split=_SPLIT.value,
+        name=_NAME.value,
         prompt=_PROMPT.value,
         box_shifts=_BOX_SHIFT.value,
         labels=_LABELS.value,

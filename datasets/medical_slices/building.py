@@ -16,7 +16,6 @@ from typing import Any
 from absl import logging
 
 from datasets.medical_slices import card, metadata, slices
-from datasets.medical_slices.cases import Case, annotator_columns, read_manifest
 from datasets.medical_slices.medical_slices_dataset_builder import (
     Builder,
     Examples,
@@ -25,6 +24,7 @@ from datasets.medical_slices.medical_slices_dataset_builder import (
 )
 from datasets.medical_slices.workers import OrderedMap, workers
 from medsam_jax.cli import progress
+from medsam_jax.data.manifest import DATA_SET, Case, annotator_columns, read_manifest
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 
@@ -36,7 +36,7 @@ class Request:
     manifest: str
     data_dir: str
     options: slices.Options
-    name: str = "medical_slices"  # enters the split hash: another name, another split
+    name: str = DATA_SET  # enters the split hash: another name, another split
     num_workers: int = 1
     on_error: str = "fail"  # or "skip"
     beam_runner: str | None = None
@@ -113,8 +113,8 @@ def _same_image_twice(checked: list[slices.Checked]) -> list[str]:
         if other.case_id != item.case.case_id:
             where = "" if other.split == item.case.split else ", in different splits"
             lines.append(
-                f"{item.case.name}: the same image as {other.name}{where}; give both rows one "
-                f"case id ({item.case.image})"
+                f"{item.case.row_name}: the same image as {other.row_name}{where}; give both rows "
+                f"one case id ({item.case.image})"
             )
     return lines
 

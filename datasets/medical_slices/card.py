@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.medical_slices.cases import SPLITS
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
+from medsam_jax.data.manifest import SPLITS
 
 SAMPLES = 12  # slices in the sample grid
 FIGURES = ("samples.png", "object_sizes.png", "spacings.png", "intensities.png")

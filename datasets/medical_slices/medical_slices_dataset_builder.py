@@ -21,7 +21,7 @@ from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.proto import tf_example_pb2
 
 from datasets.medical_slices import slices
-from datasets.medical_slices.cases import SPLITS, Case
+from medsam_jax.data.manifest import SPLITS, Case
 from medsam_jax.data.recipes import RECIPES, get_recipe
 
 SHARD_BYTES = 128 << 20  # a shard's examples are held in memory while it is written

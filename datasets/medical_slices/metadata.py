@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from datasets.medical_slices import slices
-from datasets.medical_slices.cases import SPLITS
 from datasets.medical_slices.medical_slices_dataset_builder import Plan
 from medsam_jax.data.datasets import RECORD_FILE
+from medsam_jax.data.manifest import SPLITS
 from medsam_jax.data.recipes import get_recipe
 
 TOOLS = ("medsam_jax", "numpy", "scipy", "SimpleITK", "opencv-python-headless", "pillow")
@@ -45,7 +45,7 @@ def collect(
     drops: collections.Counter = collections.Counter()
     for item in checked:
         drops.update(dict(item.drops))
-    without = [item.case.name for item in checked if not item.problems and item.slices == 0]
+    without = [item.case.row_name for item in checked if not item.problems and item.slices == 0]
     if without:
         drops["cases without a slice left"] = len(without)
     return {

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.medical_slices.cases import Case
 from medsam_jax.data import objects, preprocess
+from medsam_jax.data.manifest import Case
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 
@@ -65,7 +65,7 @@ def check_case(case: Case, options: Options) -> Checked:
     try:
         return _checked(case, options)
     except UserError as error:
-        return Checked(case, problems=(f"{case.name}: {error}",))
+        return Checked(case, problems=(f"{case.row_name}: {error}",))
 
 
 def _checked(case: Case, options: Options) -> Checked:
@@ -75,7 +75,7 @@ def _checked(case: Case, options: Options) -> Checked:
     warnings = []
     if case.modality.upper() == "CT" and scan.array.min() >= 0:
         warnings.append(
-            f"{case.name}: a CT without a negative value ({scan.array.min():g} to "
+            f"{case.row_name}: a CT without a negative value ({scan.array.min():g} to "
             f"{scan.array.max():g}) is probably not in HU; check {case.image}"
         )
     present = tuple(objects.present_labels(labels).tolist())
@@ -104,7 +104,7 @@ def _limits(scan: preprocess.Scan, case: Case, options: Options) -> tuple[float,
         raise UserError(f"{case.image}: the image is constant ({low:g}); leave this case out")
     recipe = get_recipe(options.recipe)
     try:
-        return preprocess.intensity_limits(scan.array, case.modality, recipe, case.window or None)
+        return preprocess.intensity_limits(scan.array, case.modality, recipe, case.window)
     except UserError as error:
         raise UserError(f"{case.image}: {error}") from None
 
@@ -181,7 +181,7 @@ def case_examples(
     examples, sizes = [], []
     for kept in _kept_slices(scan, labels, table, options, drops):
         plane = preprocess.normalise_intensity(
-            volume[kept.index], case.modality, recipe, case.window or None, limits
+            volume[kept.index], case.modality, recipe, case.window, limits
         )
         image, valid_shape = preprocess.resize_image(plane, recipe)
         first = np.ascontiguousarray(image[:, :, 0])

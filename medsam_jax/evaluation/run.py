@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from medsam_jax.data.manifest import DATA_SET
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
@@ -22,6 +23,7 @@ def evaluate(
     data_dir: str | None = None,
     manifest: str | None = None,
     split: str | None = None,
+    name: str = DATA_SET,
     prompt: str = "box",
     box_shifts: Sequence[int | str] = (0,),
     labels: Sequence[int | str] = (),
@@ -57,7 +59,7 @@ def evaluate(
                 f"--labels: {','.join(map(str, labels))} given; use numbers above 0, each once"
             )
         evaluation = VolumeEvaluation(
-            manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden
+            manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden, name
         )
     check_writable(output)
     notes = {}

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import json
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.cli import progress
+from medsam_jax.data.manifest import DATA_SET, FIRST, Case, count_splits, read_cases
 from medsam_jax.data.preprocess import (
     get_recipe,
     intensity_limits,
@@ -28,7 +30,6 @@ from medsam_jax.data.preprocess import (
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
-from medsam_jax.evaluation.manifest import FIRST, Case, read_cases
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
@@ -58,7 +59,7 @@ class VolumeEvaluation(Evaluation):
     """Scores checkpoints on the scans of a manifest; its items are the cases.
 
     Args:
-      manifest, split: see `read_cases`.
+      manifest, split, data_set: see `read_cases`.
       protocols, tolerance, batch_size, output: see `Evaluation`; shifts are in pixels of the scan's
         own slices, the tolerance in mm for volumes, in pixels for slices and pictures.
       labels: labels that every case must have and that are scored; empty scores all there are.
@@ -82,11 +83,13 @@ class VolumeEvaluation(Evaluation):
         output: Path,
         labels: Sequence[int] = (),
         with_burden: bool = False,
+        data_set: str = DATA_SET,
     ):
         super().__init__(protocols, tolerance, batch_size, output)
-        self.cases = read_cases(manifest, split)
+        self.cases = read_cases(manifest, split, data_set)
         self._labels, self._burden = tuple(labels), with_burden
-        self.title = f"{len(self.cases)} scans of `{manifest}`" + (f", split {split}" * bool(split))
+        self.title = f"{len(self.cases)} scans of `{manifest}` ({count_splits(self.cases)})"
+        print(f"{manifest}: scoring scans: {count_splits(self.cases)}", file=sys.stderr, flush=True)
 
     def items(self) -> dict[int | str, int]:
         """Returns the places of the cases in the manifest, by the state of their files."""
@@ -269,5 +272,6 @@ def _state(case: Case) -> str:
     """Returns a digest of a case's row in the manifest and of its files' times."""
     paths = (case.image, *case.masks.values())
     times = [Path(path.split("#")[0]).stat().st_mtime_ns for path in paths]
-    text = json.dumps([dataclasses.astuple(case), times], sort_keys=True)
+    fields = [case.case_id, case.image, case.masks, case.modality, case.task, case.window]
+    text = json.dumps([fields, times], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsam_jax.errors import OutputError, UserError
+from medsam_jax.errors import UserError
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
 from medsam_jax.io.scans import Scan, is_dicom
 

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 
 from medsam_jax.data.datasets import DatasetInfo
-from medsam_jax.data.trained_cases import case_hashes
+from medsam_jax.data.manifest import case_hashes
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import write_json
 from medsam_jax.training.config import base_config

@@ -17,6 +17,7 @@ from datasets.medical_slices import building, metadata, slices
 from datasets.medical_slices.medical_slices_dataset_builder import Plan
 from medsam_jax.data import preprocess
 from medsam_jax.data.datasets import find_dataset, open_dataset
+from medsam_jax.data.manifest import REQUIRED, SPLITS, read_cases, split_of
 from medsam_jax.data.recipes import RECIPES
 from medsam_jax.errors import UserError
 from tests.datasets.scans import SIDE, make_ct, write_manifest, write_volume
@@ -62,6 +63,20 @@ def test_ct_slices_are_those_of_the_file(hospital, built):
         assert record["case_id"] == b"p2"
         assert record["task"] == b"organs"
         assert record["modality"] == b"CT"
+
+
+def test_the_evaluation_of_the_manifest_sees_the_splits_of_the_build(hospital, tmp_path):
+    """No row names a split: the hash of the data set's name and the case id decides."""
+    names = {}
+    for name in map("p{}".format, range(99)):
+        names.setdefault(split_of("liver", name), name)
+    rows = [(name, "us0.png", "us0_mask.png", "US", "mass") for name in names.values()]
+    path = write_manifest(hospital.parent / "hash.csv", rows, ",".join(REQUIRED))
+    building.build(request(path, tmp_path, name="liver"))
+    built = {case["case_id"]: case["split"] for case in find_dataset(tmp_path).record["cases"]}
+    for split in SPLITS:
+        scored = [case.case_id for case in read_cases(path, split, "liver")]
+        assert scored == [name for name, where in built.items() if where == split] == [names[split]]
 
 
 def test_the_ct_windows_of_a_split(hospital, tmp_path):

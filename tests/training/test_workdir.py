@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.data.datasets import find_dataset
-from medsam_jax.data.trained_cases import case_hash, case_hashes, trained_cases
+from medsam_jax.data.manifest import case_hash, case_hashes, trained_cases
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
 from medsam_jax.models.checkpoint import read_config, read_metadata, read_params
