@@ -1,7 +1,6 @@
 """`medical_slices.json`: what a built data set says about itself."""
 
 import collections
-import importlib.metadata
 import json
 import pathlib
 import platform
@@ -14,6 +13,7 @@ from datasets.medical_slices.medical_slices_dataset_builder import Plan
 from medsam_jax.data.datasets import RECORD_FILE
 from medsam_jax.data.manifest import SPLITS
 from medsam_jax.data.recipes import get_recipe
+from medsam_jax.io.files import versions
 
 TOOLS = ("medsam_jax", "numpy", "scipy", "SimpleITK", "opencv-python-headless", "pillow")
 TOOLS += ("tensorflow-datasets", "array-record")
@@ -21,13 +21,8 @@ TOOLS += ("tensorflow-datasets", "array-record")
 
 def tool_versions() -> dict[str, str]:
     """Versions of everything that touched the pixels; "source tree" where not installed."""
-    versions = {"python": platform.python_version()}
-    for tool in TOOLS:
-        try:
-            versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            versions[tool] = "source tree"
-    return versions
+    unknown = dict.fromkeys(TOOLS, "source tree")
+    return {"python": platform.python_version()} | unknown | versions(TOOLS)
 
 
 def collect(

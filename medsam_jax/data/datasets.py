@@ -11,6 +11,7 @@ import numpy as np
 
 from medsam_jax.data.recipes import CT_WINDOWS, get_recipe
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import sha256_of_json
 
 RECORD_FILE = "medical_slices.json"
 
@@ -26,6 +27,11 @@ class DatasetInfo:
     def recipe(self) -> str:
         """Name of the recipe that made the slices."""
         return self.record["recipe"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the record: recipe, tools, cases and their counts, drops."""
+        return sha256_of_json(self.record)
 
     @property
     def counts(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ several hosts each scores its share of the items.
 
 import abc
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ from medsam_jax.drawing import overlay, window_around
 from medsam_jax.evaluation.predictor import SlicePredictor
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.hub import load_model
-from medsam_jax.io.files import disk_space
+from medsam_jax.io.files import disk_space, sha256_of_json
 from medsam_jax.metrics import mask_scores
 
 _ROWS_VERSION = 4  # raise when the content of rows changes: old journals are then not read
@@ -80,9 +79,8 @@ class Journal:
 
     def __init__(self, directory: Path, identity: dict[str, Any], process: int = 0):
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(identity, sort_keys=True)
         self._directory = directory
-        self._stem = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._stem = sha256_of_json(identity)[:16]
         self._path = directory / f"{self._stem}-{process}.jsonl"
         if self._path.exists():
             _drop_cut_line(self._path)

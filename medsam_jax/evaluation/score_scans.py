@@ -7,9 +7,7 @@ annotator. Pictures (one slice) are scored natively in 2D, in pixels.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,6 +30,7 @@ from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.io.files import sha256_of_json
 from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
 from medsam_jax.metrics import lesion_size
 
@@ -273,5 +272,4 @@ def _state(case: Case) -> str:
     paths = (case.image, *case.masks.values())
     times = [Path(path.split("#")[0]).stat().st_mtime_ns for path in paths]
     fields = [case.case_id, case.image, case.masks, case.modality, case.task, case.window]
-    text = json.dumps([fields, times], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return sha256_of_json([fields, times])[:16]

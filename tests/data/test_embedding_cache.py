@@ -84,12 +84,12 @@ def test_a_stopped_pass_goes_on(build, tmp_path):
     shards = sorted((tmp_path / "cache").glob("*.array_record"))
     content = shards[1].read_bytes()
     shards[1].unlink()
-    shards[1].with_suffix(".tmp").write_bytes(content[: len(content) // 2])
+    shards[1].with_name(f".partial-{shards[1].name}").write_bytes(content[: len(content) // 2])
     made, encoded = build()
     assert encoded == 4, "one shard is missing"
     assert values(made) == whole
     assert build()[1] == 0
-    assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache").glob(".partial*"))
 
 
 def values(embeddings) -> list[list[float]]:

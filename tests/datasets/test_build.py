@@ -265,7 +265,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(hospital, tmp_path, monkeypa
         raise error
 
     monkeypatch.setattr(metadata, "write", full)
-    with pytest.raises(UserError, match="no space left on the disk; nothing was built"):
+    with pytest.raises(UserError, match="data: the disk is full"):
         building.build(request(hospital, tmp_path))
     assert not list(tmp_path.iterdir())
 
