@@ -76,7 +76,10 @@ class DrawPrompts:
             "box": prompts.jitter_box(box, self.box_jitter, valid_shape, rng),
         }
         if self.positive_points or self.negative_points:
-            drawn["points"], drawn["point_labels"] = self._points(mask, valid_shape, rng)
+            valid = mask[: valid_shape[0], : valid_shape[1]]
+            drawn["points"], drawn["point_labels"] = prompts.draw_points(
+                valid, self.positive_points, self.negative_points, rng
+            )
         if self.point_share is not None:
             by_points = rng.random() < self.point_share
             drawn["boxes_valid"] = np.bool_(not by_points)
@@ -84,29 +87,8 @@ class DrawPrompts:
                 rng.integers(1, self.positive_points, endpoint=True) if by_points else 0,
                 rng.integers(0, self.negative_points, endpoint=True) if by_points else 0,
             )
-            _keep_points(drawn["point_labels"], *wanted)
+            prompts.keep_points(drawn["point_labels"], *wanted)
         return drawn
-
-    def _points(
-        self, mask: np.ndarray, valid_shape: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Points on the object (label 1) and beside it in the valid part (0); -2 where none is."""
-        inside = prompts.sample_points(mask, self.positive_points, rng)
-        outside = ~mask[: valid_shape[0], : valid_shape[1]]
-        labels = [1] * self.positive_points
-        if outside.any():
-            beside = prompts.sample_points(outside, self.negative_points, rng)
-            labels += [0] * self.negative_points
-        else:
-            beside = np.zeros((self.negative_points, 2), np.float32)
-            labels += [-2] * self.negative_points
-        return np.concatenate([inside, beside]), np.array(labels, np.int32)
-
-
-def _keep_points(labels: np.ndarray, on: int, beside: int) -> None:
-    """Makes padding (-2) of all but the first points on the object and beside it."""
-    for kind, count in ((1, on), (0, beside)):
-        labels[np.flatnonzero(labels == kind)[count:]] = -2
 
 
 class _Subset:
@@ -279,8 +261,7 @@ class EvalObjects:
         example = {name: record[name] for name in ("image", "embedding") if name in record}
         if self.one_point:
             rng = np.random.default_rng([self.seed, int(self.indices[at]), 1])
-            example["points"] = prompts.sample_points(mask, 1, rng)
-            example["point_labels"] = np.ones(1, np.int32)
+            example["points"], example["point_labels"] = prompts.draw_points(mask, 1, 0, rng)
         return example | {
             "mask": mask.astype(np.uint8),
             "box": box,

@@ -17,11 +17,12 @@ import jax
 import numpy as np
 
 from medsam_jax.data.preprocess import Preprocessing
+from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.run_lengths import decode_runs
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import overlay, window_around
 from medsam_jax.evaluation.predictor import SlicePredictor
-from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.hub import load_model
 from medsam_jax.io.files import disk_space, sha256_of_json
 from medsam_jax.metrics import mask_scores

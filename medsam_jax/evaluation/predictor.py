@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, UInt8
 
 from medsam_jax.data.preprocess import encoder_input, restore_masks
+from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.protocol import Prompt
 from medsam_jax.models.functional import Functional
 from medsam_jax.ops.compile import jit
 

@@ -25,11 +25,12 @@ from medsam_jax.data.preprocess import (
     prompts_to_input,
     resize_image,
 )
+from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
-from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.io.files import sha256_of_json
 from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
 from medsam_jax.metrics import lesion_size

@@ -17,11 +17,12 @@ from medsam_jax.cli import progress
 from medsam_jax.data.input_pipeline import open_dataset
 from medsam_jax.data.manifest import FIRST
 from medsam_jax.data.preprocess import Preprocessing, check_compatible, stored_to_input
+from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
-from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.protocol import Protocol
 
 PIXELS = (1.0, 1.0)
 

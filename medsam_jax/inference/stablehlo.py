@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from medsam_jax.data.preprocess import encoder_input, get_recipe
+from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.errors import UserError
 from medsam_jax.models.functional import Functional
-from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.models.sam import Sam
 
 FORMAT_VERSION = 1

@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.models.common import Buffer, LayerNorm2d, Sequential, gelu
-
-PADDING_LABEL = -2  # beside SAM's -1 (not a point), 0 (background) and 1 (foreground)
 
 
 class PositionEmbeddingRandom(nnx.Module):

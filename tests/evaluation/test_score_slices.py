@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from medsam_jax.data.preprocess import encoder_input, stored_grid_logits
+from medsam_jax.data.prompts import Prompt
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import base, run, score_slices
 from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
-from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.hub import resolve
 from medsam_jax.metrics import dice, hausdorff_distance, iou, normalized_surface_dice
 from medsam_jax.models.checkpoint import abstract_model, build_model
