@@ -4,7 +4,7 @@ Every draw takes its randomness from the generator that the caller hands in.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -43,7 +43,7 @@ def box_from_mask(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
 def jitter_box(
     box: Float[np.ndarray, "4"],
     jitter: int,
-    valid_shape: Int[np.ndarray, "2"],
+    valid_shape: Sequence[int] | Int[np.ndarray, "2"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "4"]:
     """Moves each side outwards by 0 to `jitter` pixels, uniformly, inside the valid part.

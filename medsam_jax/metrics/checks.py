@@ -45,7 +45,7 @@ def as_mask(name: str, array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     return mask
 
 
-def check_spacing(spacing: Sequence[float], ndim: int) -> np.ndarray:
+def check_spacing(spacing: Sequence[float] | np.ndarray | jax.Array, ndim: int) -> np.ndarray:
     """Returns spacing as float64 [ndim]; raises ValueError unless it is positive and finite."""
     spacing = np.asarray(spacing, dtype=np.float64)
     if spacing.shape != (ndim,):

@@ -13,7 +13,7 @@ def label_scores(
     pred: Int[np.ndarray, "..."],
     target: Int[np.ndarray, "..."],
     labels: Sequence[int],
-    spacing: Sequence[float],
+    spacing: Sequence[float] | np.ndarray,
     tolerance: float,
 ) -> dict[int, dict[str, float]]:
     """Returns `mask_scores` of each label of two label maps; other labels are background.

@@ -10,11 +10,12 @@ be boolean, as their values are not known.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from medsam_jax.metrics.checks import as_mask, check_shapes, is_jax
 
 Mask = np.ndarray | jax.Array
+Masks = Bool[Array, "b ..."] | Integer[Array, "b ..."]
 
 
 def dice(pred: Mask, target: Mask) -> float | Float[Array, ""]:
@@ -66,8 +67,8 @@ def _iou_batch(pred: Bool[Array, "b ..."], target: Bool[Array, "b ..."]) -> Floa
 
 def _counts(pred: np.ndarray, target: np.ndarray) -> tuple[int, int]:
     pred, target = as_mask("pred", pred), as_mask("target", target)
-    intersection = np.count_nonzero(pred & target)
-    return intersection, np.count_nonzero(pred) + np.count_nonzero(target)
+    intersection = int(np.count_nonzero(pred & target))
+    return intersection, int(np.count_nonzero(pred) + np.count_nonzero(target))
 
 
 def _batch_counts(pred: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

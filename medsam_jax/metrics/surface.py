@@ -46,7 +46,7 @@ _THREADED_POINTS = 20_000
 
 
 def normalized_surface_dice(
-    pred: Mask, target: Mask, spacing: Sequence[float], tolerance: float
+    pred: Mask, target: Mask, spacing: Sequence[float] | np.ndarray | Array, tolerance: float
 ) -> float | Float[Array, ""]:
     """Returns the share of both surfaces that lies within `tolerance` of the other surface.
 
@@ -78,7 +78,10 @@ def normalized_surface_dice(
 
 
 def hausdorff_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], percentile: float = 95.0
+    pred: np.ndarray,
+    target: np.ndarray,
+    spacing: Sequence[float] | np.ndarray,
+    percentile: float = 95.0,
 ) -> float:
     """Returns the Hausdorff distance at a percentile of the surface (HD95), in `spacing`'s unit.
 
@@ -94,7 +97,7 @@ def hausdorff_distance(
 
 
 def average_surface_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
 ) -> float:
     """Returns the mean distance from either surface to the other (ASD), in `spacing`'s unit.
 
@@ -108,7 +111,7 @@ def average_surface_distance(
 
 
 def surface_distances(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
 ) -> Directed | None:
     """Returns distances and sizes of surface elements, ((target to pred), (pred to target)).
 

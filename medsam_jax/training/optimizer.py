@@ -30,8 +30,8 @@ def label_parameters(
         (`lora.py`) are always trained, and the kernels below them have to be frozen.
 
     Raises:
-      UserError: a regex that is not one or matches nothing, nothing left to train, or an adapter on
-        a kernel that is trained itself.
+      UserError: an invalid regex, a regex that matches nothing, nothing left to train, or an
+        adapter on a kernel that is trained itself.
     """
     parameters = set(parameters)
     labels = {}
@@ -94,7 +94,7 @@ def make_optimizer(
 
     Raises:
       UserError: an optimiser, schedule or argument that optax does not know, or a regex of
-        `config.learning_rates` that is not one or matches nothing trained.
+        `config.learning_rates` that is invalid or matches nothing trained.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optimizer_from_optax(config, learning_rate_schedule(config), labels)

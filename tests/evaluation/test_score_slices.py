@@ -13,9 +13,9 @@ from medsam_jax.data.preprocess import encoder_input, stored_grid_logits
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import base, run, score_slices
-from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.hub import resolve
+from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.metrics import dice, hausdorff_distance, iou, normalized_surface_dice
 from medsam_jax.models.checkpoint import abstract_model, build_model
 from medsam_jax.models.functional import Functional, flatten_state
@@ -231,8 +231,7 @@ def test_predictor_equals_the_model_called_alone():
     images[1, :, 120:] = 0
     mask = disc(20, 100, 60)
     drawn = Protocol("points").draw(mask, (0, 1))
-    drawn = Prompt(points=drawn.points / 4, labels=drawn.labels)
-    given = jnp.tile(drawn.points, (2, 1, 1, 1)), jnp.tile(drawn.labels, (2, 1, 1))
+    given = jnp.tile(drawn.points / 4, (2, 1, 1, 1)), jnp.tile(drawn.labels, (2, 1, 1))
     tasks = [SliceTask("t", i, s, [drawn]) for i, s in zip(images, shapes, strict=True)]
     answers = itertools.chain.from_iterable(SlicePredictor(model, 2).run(tasks))
 
