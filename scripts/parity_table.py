@@ -20,10 +20,10 @@ from absl import flags
 
 import medsam_jax
 from medsam_jax.cli import run
-from medsam_jax.data.preprocess import read_mask, read_scan
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import write_text
+from medsam_jax.io.scans import read_mask, read_scan
 
 _SCANS = flags.DEFINE_string("scans", "demo/scans", "Folder of the demo's scans.")
 _OUTPUT = flags.DEFINE_string("output", "docs/parity.md", "File to write.")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from medsam_jax.data.preprocess import PREPROCESSING
+from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import cache_directory, sha256_of
 from medsam_jax.models import checkpoint

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from medsam_jax.data import objects, preprocess
+from medsam_jax.data import objects
 from medsam_jax.data.manifest import Case
+from medsam_jax.data.modality import is_ct
+from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
+from medsam_jax.io.scans import Scan, read_mask, read_scan, slice_axis
 
 HISTOGRAM_BINS = 64
 
@@ -70,11 +73,11 @@ def check_case(case: Case, options: Options) -> Checked:
 
 
 def _checked(case: Case, options: Options) -> Checked:
-    scan = preprocess.read_scan(case.image)
-    labels = preprocess.read_mask(case.mask, scan)
+    scan = read_scan(case.image)
+    labels = read_mask(case.mask, scan)
     _limits(scan, case, options)
     warnings = []
-    if case.modality.upper() == "CT" and scan.array.min() >= 0:
+    if is_ct(case.modality) and scan.array.min() >= 0:
         warnings.append(
             f"{case.row_name}: a CT without a negative value ({scan.array.min():g} to "
             f"{scan.array.max():g}) is probably not in HU; check {case.image}"
@@ -98,14 +101,14 @@ def _checked(case: Case, options: Options) -> Checked:
     )
 
 
-def _limits(scan: preprocess.Scan, case: Case, options: Options) -> tuple[float, float] | None:
+def _limits(scan: Scan, case: Case, options: Options) -> tuple[float, float] | None:
     """Intensity limits of the scan. Raises UserError for an image without contrast."""
     low, high = scan.array.min(), scan.array.max()
     if low == high:
         raise UserError(f"{case.image}: the image is constant ({low:g}); leave this case out")
     recipe = get_recipe(options.recipe)
     try:
-        return preprocess.intensity_limits(scan.array, case.modality, recipe, case.window)
+        return intensity_limits(scan.array, case.modality, recipe, case.window)
     except UserError as error:
         raise UserError(f"{case.image}: {error}") from None
 
@@ -117,7 +120,7 @@ class _Slice:
 
 
 def _kept_slices(
-    scan: preprocess.Scan,
+    scan: Scan,
     labels: np.ndarray,
     table: dict[int, int],
     options: Options,
@@ -152,8 +155,8 @@ def _kept_slices(
             drops[emptied] += 1
 
 
-def _axis(scan: preprocess.Scan, options: Options) -> int:
-    return preprocess.slice_axis(scan) if options.axis is None else options.axis
+def _axis(scan: Scan, options: Options) -> int:
+    return slice_axis(scan) if options.axis is None else options.axis
 
 
 def case_examples(
@@ -170,21 +173,19 @@ def case_examples(
       (key, TFDS example) pairs with PNG bytes, and a JSON-able report.
     """
     recipe = get_recipe(options.recipe)
-    scan = preprocess.read_scan(case.image)
+    scan = read_scan(case.image)
     limits = _limits(scan, case, options)
     drops: collections.Counter = collections.Counter()
     axis = _axis(scan, options)
     volume = np.moveaxis(scan.array, axis, 0)
     in_plane = np.delete(np.array(scan.spacing), axis)  # row, column
     original_shape = volume.shape[1:3]
-    labels = preprocess.read_mask(case.mask, scan)
+    labels = read_mask(case.mask, scan)
     after = np.zeros(256, np.int64)
     examples, sizes = [], []
     for kept in _kept_slices(scan, labels, table, options, drops):
-        plane = preprocess.normalise_intensity(
-            volume[kept.index], case.modality, recipe, case.window, limits
-        )
-        image, valid_shape = preprocess.resize_image(plane, recipe)
+        plane = normalise_intensity(volume[kept.index], case.modality, recipe, case.window, limits)
+        image, valid_shape = resize_image(plane, recipe)
         first = np.ascontiguousarray(image[:, :, 0])
         after += np.bincount(first[: valid_shape[0], : valid_shape[1]].ravel(), minlength=256)
         spacing = in_plane * np.array(original_shape) / np.array(valid_shape)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.recipes import CT_WINDOWS, get_recipe
+from medsam_jax.data.modality import CT_WINDOWS, is_ct
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import sha256_of_json
 
@@ -48,7 +49,7 @@ class DatasetInfo:
         for case in self.record["cases"]:
             if case["split"] == split and task in ("", case["task"]):
                 name = names.get(tuple(case["intensity_limits"] or ()))
-                if name and case["modality"].upper() == "CT":
+                if name and is_ct(case["modality"]):
                     slices[name] += case["slices"]
         return tuple(name for name, _ in slices.most_common())
 

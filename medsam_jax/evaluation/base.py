@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from medsam_jax.data.preprocess import Preprocessing
 from medsam_jax.data.prompts import Prompt
+from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import decode_runs
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import overlay, window_around

@@ -17,13 +17,9 @@ import numpy as np
 
 from medsam_jax.cli import progress
 from medsam_jax.data.manifest import DATA_SET, FIRST, Case, count_splits, read_cases
-from medsam_jax.data.preprocess import (
-    get_recipe,
-    intensity_limits,
-    normalise_intensity,
-    resize_image,
-)
+from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.prompts import Prompt
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields

@@ -15,8 +15,9 @@ import numpy as np
 from medsam_jax.cli import progress
 from medsam_jax.data.input_pipeline import open_dataset
 from medsam_jax.data.manifest import FIRST
-from medsam_jax.data.preprocess import Preprocessing, check_compatible
+from medsam_jax.data.preprocess import check_compatible
 from medsam_jax.data.prompts import Prompt
+from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields

@@ -19,13 +19,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
-from medsam_jax.data.preprocess import (
-    encoder_input,
-    get_recipe,
-    prompts_to_input,
-    resize_image,
-    restore_masks,
-)
+from medsam_jax.data.preprocess import encoder_input, prompts_to_input, resize_image, restore_masks
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.prompts import Prompts, pack
 from medsam_jax.models.functional import Functional

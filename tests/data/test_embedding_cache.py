@@ -12,7 +12,7 @@ from medsam_jax.data import embedding_cache
 from medsam_jax.data.augment import Augmentation, Variants
 from medsam_jax.data.datasets import open_dataset
 from medsam_jax.data.input_pipeline import train_loader
-from medsam_jax.data.preprocess import PREPROCESSING
+from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
 
 KEY = {"encoder weights": "a", "preprocessing": {}, "data set": "b", "shape": [1, 1, 3]}

@@ -10,9 +10,12 @@ import pytest
 
 from datasets.medical_slices import pairing
 from medsam_jax.data.manifest import read_manifest
+from medsam_jax.data.recipes import DEFAULT_RECIPE, PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.training.config import base_config
 from tests.datasets.scans import make_mr
+from weights_converter.registry import REGISTRY
 
 
 def touch(folder, *names):
@@ -145,7 +148,7 @@ def test_from_a_folder_to_a_data_card_by_command_line(tmp_path):
     done = run("manifest", *folders, "--modality=MR", "--task=t", "--output", manifest)
     assert done.returncode == 0, done.stderr
     assert "1 cases, 0 files not paired" in done.stdout
-    done = run("build", "--manifest", manifest, "--data_dir", data, "--recipe=lite")
+    done = run("build", "--manifest", manifest, "--data_dir", data)
     assert done.returncode == 0, done.stderr
     assert f"built {data}/medical_slices/lite/1.0.0" in done.stdout
     done = run("inspect", "--data_dir", data, "--output", out)
@@ -153,3 +156,8 @@ def test_from_a_folder_to_a_data_card_by_command_line(tmp_path):
     built = data / "medical_slices/lite/1.0.0/README.md"
     assert (out / "README.md").read_text(encoding="utf-8") == built.read_text(encoding="utf-8")
     assert built.read_text(encoding="utf-8") in done.stdout
+
+
+def test_the_default_recipe_is_that_of_the_checkpoint_that_training_starts_from():
+    known = REGISTRY[base_config().checkpoint]
+    assert PREPROCESSING[known.preprocessing].recipe == DEFAULT_RECIPE

@@ -10,7 +10,8 @@ import pytest
 import SimpleITK as sitk
 from flax import nnx
 
-from medsam_jax.data.preprocess import encoder_input, get_recipe, normalise_intensity, resize_image
+from medsam_jax.data.preprocess import encoder_input, normalise_intensity, resize_image
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.hub import load_model
 from medsam_jax.inference import mask_records
