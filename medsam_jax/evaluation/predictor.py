@@ -1,4 +1,4 @@
-"""Masks for many prompts on many slices: fixed shapes, one embedding a slice, devices kept busy."""
+"""Masks for many prompts on many slices: fixed shapes, one embedding a slice, all local devices."""
 
 import dataclasses
 import itertools

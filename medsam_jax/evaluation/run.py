@@ -32,8 +32,8 @@ def evaluate(
 ) -> None:
     """Evaluates checkpoints side by side and writes tables and figures to `output`.
 
-    See `medsam_jax.evaluate` for the arguments. Slices go through the model `batch_size` at a time:
-    8 where it is None, but one by one on a CPU, which is no slower there and pads nothing.
+    See `medsam_jax.evaluate` for the arguments. Where `batch_size` is None, the model gets 8 slices
+    at a time, on a CPU one: a larger batch gains nothing there and pads the last one.
 
     Raises:
       UserError: bad arguments, data set, manifest or checkpoint, found before any work where that

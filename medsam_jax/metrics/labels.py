@@ -1,4 +1,4 @@
-"""All metrics of every label of a label map, by explicit ids."""
+"""Scores of several labels of two label maps."""
 
 from collections.abc import Sequence
 

@@ -135,22 +135,22 @@ class _Surfaces:
 
     @classmethod
     def of(cls, pred: np.ndarray, target: np.ndarray) -> "_Surfaces | None":
-        """None when both masks are empty."""
+        """Packs a pair of masks; None when both are empty."""
         words = bitmask.pack([as_mask("pred", pred), as_mask("target", target)])
         box = bitmask.bounding_box(words)
         return None if box is None else cls(bitmask.crop_and_pad(words, box))
 
     def is_first(self) -> np.ndarray:
-        """Bool [n]: the element belongs to the first mask."""
+        """Tells, [n], which elements belong to the first mask."""
         return self.index < self.cells[0].size
 
     def sizes(self, spacing: np.ndarray) -> np.ndarray:
-        """Length or area [n] of every element."""
+        """Returns the length or area [n] of every element."""
         codes = bitmask.neighbour_codes(self.words, self.index, self.bits)
         return surface_elements.element_sizes(tuple(spacing))[codes]
 
     def near_each_other(self, spacing: np.ndarray, tolerance: float) -> np.ndarray:
-        """Bool [n]: the element lies within the tolerance of the other surface."""
+        """Tells, [n], which elements lie within the tolerance of the other surface."""
         lattice = (*self.cells.shape[1:-1], self.cells.shape[-1] * bitmask.WORD)
         reach = bitmask.reachable_columns(spacing, tolerance, lattice)
         if self.cells.size * (reach.size + reach.max()) > _SEARCH_LIMIT:
@@ -159,7 +159,7 @@ class _Surfaces:
         return ((near[self.index] >> self.bits) & np.uint64(1)).astype(bool)
 
     def distances(self, spacing: np.ndarray) -> np.ndarray:
-        """Distance [n] of every element to the nearest cell of the other surface."""
+        """Returns the distance [n] of every element to the nearest cell of the other surface."""
         mask, *leading, word = np.unravel_index(self.index, self.cells.shape)
         column = word * bitmask.WORD + self.bits.astype(np.int64)
         points = np.stack([*leading, column], axis=-1)
@@ -170,7 +170,7 @@ class _Surfaces:
 
 
 def _distances(points: np.ndarray, others: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Distance [n] from each lattice point to the nearest of the others; infinite without any."""
+    """Returns distances [n] from lattice points to the nearest of the others; infinite if none."""
     from scipy.spatial import cKDTree
 
     if not len(others):

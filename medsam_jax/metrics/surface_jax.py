@@ -3,7 +3,7 @@
 The 2D form packs 32 rows to a word, marks the surface cells by bit operations, grows the other
 mask's surface row by row and column by column until the tolerance is used up, and counts bits. The
 counts are exact integers, so only the final lengths and division round. Words hold rows, not
-columns, so that the last axis of every array stays long: a CPU works on 16 columns at a time.
+columns, so that the last axis of every array stays long: a CPU works on 16 columns at once.
 """
 
 import functools
@@ -91,7 +91,7 @@ def nsd_volume(
 
 
 def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... columns"]:
-    """The same neighbourhood read the other way: how many rows away, by columns; -1 for none."""
+    """Transposes a table: the largest number of rows, by columns; -1 where no row is near."""
     columns = np.arange(reach.max() + 1)
     return (reach[..., None, :] >= columns[:, None]).sum(axis=-1) - 1
 
@@ -99,9 +99,9 @@ def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... 
 def _traced_reach(
     spacing: Float[Array, "b 2"], tolerance: float, height: int, width: int
 ) -> Int[Array, "b w"]:
-    """How many rows away a cell may be that is so many columns away; -1 where none is near enough.
+    """Returns, by columns, the largest number of rows within the tolerance; -1 for none.
 
-    `bitmask.reachable_columns`, of rows, in float32 for spacing that is known only at run time.
+    Counterpart of `bitmask.reachable_columns` in float32, for spacing known only at run time.
     """
     row, column = spacing[:, :1], spacing[:, 1:]
     columns = (jnp.arange(width) * column) ** 2

@@ -123,6 +123,13 @@ def test_other_settings_do_not_take_up_old_rows(make):
     assert strict[1].scores["nsd"] < make(tolerance=2.0).evaluate("low")[1].scores["nsd"]
 
 
+def test_box_shifts_are_those_asked_for_in_the_order_given(make):
+    """The first makes the main tables; rows of an earlier run with more shifts stay out."""
+    both = make(shifts=(5, 0)).evaluate("low")
+    assert [row.box_shift for row in both[:2]] == [5, 0]
+    assert {row.box_shift for row in make(shifts=(0,)).evaluate("low")} == {0}
+
+
 def test_points_reach_the_model(make):
     rows = make(prompt="points").evaluate("low")
     assert all(row.box is None and len(row.points) == 6 for row in rows)
