@@ -26,6 +26,7 @@ from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.hub import load_model
 from medsam_jax.io.files import disk_space
 from medsam_jax.metrics import mask_scores
+from medsam_jax.metrics.checks import Spacing
 
 _ROWS_VERSION = 4  # raise when the content of rows changes: old journals are then not read
 
@@ -224,7 +225,7 @@ class Evaluation(abc.ABC):
         self,
         prediction: np.ndarray,
         truth: np.ndarray,
-        spacing: Sequence[float],
+        spacing: Spacing,
         **fields: Any,
     ) -> ObjectScore:
         return ObjectScore(

@@ -74,7 +74,7 @@ class VolumeEvaluation(Evaluation):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | Path,
         split: str | None,
         protocols: Sequence[Protocol],
         tolerance: float,

@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from medsam_jax.metrics.checks import Spacing
+
 WORD = 64
 _ONE = np.uint64(1)
 
@@ -164,9 +166,7 @@ def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) ->
         result[high] |= words[low]
 
 
-def reachable_columns(
-    spacing: Sequence[float], tolerance: float, shape: Sequence[int]
-) -> np.ndarray:
+def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) -> np.ndarray:
     """Returns the table `reach` of `dilate` for a tolerance, cut to a lattice of `shape`.
 
     Distances are computed as the distance transform of SciPy computes them, so that a distance

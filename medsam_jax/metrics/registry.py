@@ -5,12 +5,13 @@ To add a metric, write its function and add one row to `METRICS`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from medsam_jax.metrics.checks import Spacing
 from medsam_jax.metrics.overlap import Mask, dice, dice_batch, iou, iou_batch
 from medsam_jax.metrics.surface import (
     Directed,
@@ -21,8 +22,6 @@ from medsam_jax.metrics.surface import (
     surface_distances,
 )
 
-Spacing = Sequence[float] | np.ndarray | jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class MaskPair:
@@ -30,7 +29,7 @@ class MaskPair:
 
     pred: np.ndarray  # bool, or 0 and 1, [H, W] or [Z, Y, X]
     target: np.ndarray  # likewise, of the same shape
-    spacing: Sequence[float]  # in array order
+    spacing: Spacing  # in array order
     tolerance: float  # in the unit of the spacing
 
     @functools.cached_property
@@ -47,7 +46,7 @@ class Metric:
     heading: str  # in printed tables and figures
     score: Callable[[MaskPair], float]
     # (pred [B, H, W], target, spacing, tolerance) -> [B]; works under jit. None: on the host only.
-    batch: Callable[[Mask, Mask, Spacing, float], Float[Array, " b"]] | None = None
+    batch: Callable[[Mask, Mask, Spacing | jax.Array, float], Float[Array, " b"]] | None = None
     higher_is_better: bool = True
     is_length: bool = False  # in the unit of the spacing; otherwise a share from 0 to 1
     uses_tolerance: bool = False
@@ -103,7 +102,7 @@ METRICS = {
 
 
 def mask_scores(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], tolerance: float
+    pred: np.ndarray, target: np.ndarray, spacing: Spacing, tolerance: float
 ) -> dict[str, float]:
     """Returns every metric of one pair of masks, 2D or 3D, by name.
 

@@ -10,13 +10,12 @@ the neighbourhood (bit-parallel, see `bitmask`) replaces the distance transform.
 same. 2D masks are scored as contours, never as slabs.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Array, Float
 
 from medsam_jax.metrics import bitmask, surface_elements
 from medsam_jax.metrics.checks import (
+    Spacing,
     as_mask,
     check_shapes,
     check_spacing,
@@ -46,7 +45,7 @@ _THREADED_POINTS = 20_000
 
 
 def normalized_surface_dice(
-    pred: Mask, target: Mask, spacing: Sequence[float], tolerance: float
+    pred: Mask, target: Mask, spacing: Spacing, tolerance: float
 ) -> float | Float[Array, ""]:
     """Returns the share of both surfaces that lies within `tolerance` of the other surface.
 
@@ -78,7 +77,7 @@ def normalized_surface_dice(
 
 
 def hausdorff_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], percentile: float = 95.0
+    pred: np.ndarray, target: np.ndarray, spacing: Spacing, percentile: float = 95.0
 ) -> float:
     """Returns the Hausdorff distance at a percentile of the surface (HD95), in `spacing`'s unit.
 
@@ -93,9 +92,7 @@ def hausdorff_distance(
     return distance_percentile(surface_distances(pred, target, spacing), percentile)
 
 
-def average_surface_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
-) -> float:
+def average_surface_distance(pred: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
     """Returns the mean distance from either surface to the other (ASD), in `spacing`'s unit.
 
     Both surfaces' elements enter one mean, weighted by length or area. NaN when both masks are
@@ -107,9 +104,7 @@ def average_surface_distance(
     return average_distance(surface_distances(pred, target, spacing))
 
 
-def surface_distances(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
-) -> Directed | None:
+def surface_distances(pred: np.ndarray, target: np.ndarray, spacing: Spacing) -> Directed | None:
     """Returns distances and sizes of surface elements, ((target to pred), (pred to target)).
 
     Distances [n] are infinite where the other surface is empty; sizes [n] are lengths or areas.

@@ -8,7 +8,6 @@ columns, so that the last axis of every array stays long: a CPU works on 16 colu
 
 import functools
 import operator
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from medsam_jax.metrics import surface_elements
 from medsam_jax.metrics.bitmask import reachable_columns
-from medsam_jax.metrics.checks import as_mask, check_spacing, check_tolerance
+from medsam_jax.metrics.checks import Spacing, as_mask, check_spacing, check_tolerance
 from medsam_jax.metrics.overlap import Mask
 
 WORD = 32
@@ -27,7 +26,7 @@ WORD = 32
 def nsd_batch(
     pred: Mask,
     target: Mask,
-    spacing: Sequence[float] | Float[Array, "b 2"] | Float[Array, " 2"],
+    spacing: Spacing | Float[Array, "b 2"] | Float[Array, " 2"],
     tolerance: float,
 ) -> Float[Array, " b"]:
     """Returns the normalized surface Dice of each pair of 2D masks in a batch.
@@ -70,7 +69,7 @@ def nsd_batch(
 def nsd_volume(
     pred: Mask,
     target: Mask,
-    spacing: Sequence[float],
+    spacing: Spacing,
     tolerance: float,
 ) -> Float[Array, ""]:
     """Returns the normalized surface Dice of one pair of volumes [D, H, W]; see `nsd_batch`.
@@ -178,7 +177,7 @@ def _nsd_volume(
     return within / total
 
 
-def _volume_surface(words: UInt32[Array, "d h w"]) -> UInt32[Array, "d h w"]:
+def _volume_surface(words: UInt32[Array, "d h w"]) -> UInt32[Array, "d-1 h w-1"]:
     some = every = words
     for axis in (0, 2):
         low = lax.slice_in_dim(some, 0, -1, axis=axis), lax.slice_in_dim(every, 0, -1, axis=axis)
@@ -187,7 +186,7 @@ def _volume_surface(words: UInt32[Array, "d h w"]) -> UInt32[Array, "d h w"]:
     return (some | _shift_up(some)) & ~(every & _shift_up(every))
 
 
-def _volume_codes(words: UInt32[Array, "d h w"]) -> Int[Array, "d rows w"]:
+def _volume_codes(words: UInt32[Array, "d h w"]) -> Int[Array, "d-1 rows w-1"]:
     """Returns the code of `surface_elements` of every cell."""
     depth, width = words.shape[0] - 1, words.shape[2] - 1
     code = 0
@@ -250,7 +249,7 @@ def _shift_down(words: UInt32[Array, "b h w"]) -> UInt32[Array, "b h w"]:
     return (words >> 1) | carry
 
 
-def _dilate(surface: UInt32[Array, "b h w"], reach: Int[Array, "b w"]) -> UInt32[Array, "b h w"]:
+def _dilate(surface: UInt32[Array, "b h w"], reach: Int[Array, "#b w"]) -> UInt32[Array, "b h w"]:
     """Sets every cell that has a surface cell `columns` away and at most `reach[columns]` rows.
 
     Both loops stop at the farthest column and row that any item of the batch can reach.
