@@ -27,9 +27,9 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
     from medsam_jax.evaluation import score_slices
     from medsam_jax.evaluation.base import Journal
-    from medsam_jax.evaluation.predictor import SlicePredictor
     from medsam_jax.evaluation.protocol import Protocol
     from medsam_jax.hub import load_model
+    from medsam_jax.inference.slice_predictor import SlicePredictor
 
     with tempfile.TemporaryDirectory() as folder:
         evaluation = score_slices.SplitEvaluation(
@@ -38,7 +38,7 @@ def main(_) -> None:
         positions = list(evaluation.items().values())[: _SLICES.value]
         model = load_model(_CHECKPOINT.value)
         predictor = SlicePredictor(model, _BATCH.value)
-        tasks = [evaluation.task(position, predictor.preprocessing)[1] for position in positions]
+        tasks = [evaluation.task(position)[1] for position in positions]
 
         def model_alone() -> None:
             for _ in predictor.run(tasks):

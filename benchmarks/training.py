@@ -70,7 +70,8 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     mesh = sharding.make_mesh(config)
     by_item, whole = sharding.batch_sharding(mesh), sharding.shard_state(mesh, state)
     state = jax.tree.map(sharding.place, state, whole)
-    plain = make_train_step(functional, tx, labels, config, parts_of_batch(model, config))
+    parts = parts_of_batch(model, config, "cpu", devices)
+    plain = make_train_step(functional, tx, labels, config, parts)
     step = jit(
         plain,
         in_shardings=(whole, by_item),

@@ -164,8 +164,7 @@ def make_optimizer(model: nn.Module, config) -> torch.optim.Optimizer:
     kernels = [value for value in model.parameters() if value.ndim == 4]
     others = [value for value in model.parameters() if value.ndim < 4]
     groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others}]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=0.0)
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0)  # the betas are optax's defaults
 
 
 def step_once(

@@ -1,8 +1,8 @@
-"""As `boxes_and_points.py`, on four versions of every slice whose embeddings are cached.
+"""Extends `boxes_and_points.py` by augmentation: cached embeddings of four versions of each slice.
 
-The decoder learns 14 patients by heart in 250 steps; here it sees each slice as stored and three
-times flipped, rotated, scaled and changed in contrast, and twice the steps. The image encoder stays
-frozen, so what costs time is one pass of it over the four versions.
+The decoder overfits 14 patients in 250 steps. Here it sees each slice as stored and in three
+versions that are flipped, rotated, scaled and changed in contrast, and trains for twice the steps.
+The image encoder stays frozen, so the main cost is one encoder pass over the four versions.
 
 Command:  python -m medsam_jax.train --config configs/boxes_and_points_augmented.py --workdir W \
               --config.data_dir=DATA --config.embedding_cache=CACHE

@@ -1,9 +1,10 @@
-"""As `boxes_and_points.py`, and the image encoder's last stage and neck are trained too.
+"""Extends `boxes_and_points.py`: the image encoder's last stage and neck are trained too.
 
-A frozen encoder that was trained with boxes alone does not tell which tissue a point means: the
-decoder learns its 14 patients by heart and the tune split stands still. Here the encoder's last
-two blocks and its neck adapt at half the decoder's rate, and every slice is flipped, rotated and
-changed in contrast anew. No embeddings can be cached then: a step costs an encoder.
+A frozen encoder that was trained with boxes alone does not separate the tissue that a point means:
+the decoder overfits its 14 patients and the tune scores stop rising. Here the encoder's last two
+blocks and its neck are trained at half the decoder's rate. Every slice is flipped, rotated and
+changed in contrast at random at each step. Embeddings cannot be cached, so each step runs the
+encoder.
 
 Command:  python -m medsam_jax.train --config configs/boxes_and_points_encoder.py --workdir W \
               --config.data_dir=DATA
@@ -29,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augmentation.intensity = 0.15
     config.point_share = 0.6
     config.prompts_per_image = 2
-    config.iou_weight = 1.0
+    config.losses.iou = 1.0
     config.batch_size = 4
     config.num_steps = 400
     config.learning_rate = 2e-4

@@ -3,7 +3,7 @@
 Command:  python -m medsam_jax.train --config configs/lite_medsam.py --workdir W \
               --config.data_dir=DATA --config.embedding_cache=CACHE
 Data:     python -m datasets.build --recipe lite
-Hardware: a CPU will do; with points too, see docs/training.md.
+Hardware: a CPU will do. For points see docs/training.md.
 Time, memory and scores: not yet measured.
 """
 

@@ -1,7 +1,7 @@
 """Low-rank adapters on the attention of SAM ViT-B's image encoder; everything else is frozen.
 
-As SAMed (Zhang and Liu 2023) adapts SAM, on all of qkv and proj, with MedSAM v2's slices. With the
-mask decoder trained too: --config.frozen="(r'image_encoder\\..*', r'prompt_encoder\\..*')". For
+Follows SAMed (Zhang and Liu 2023), on qkv and proj of every block, with MedSAM v2's slices. To
+train the mask decoder too: --config.frozen="(r'image_encoder\\..*', r'prompt_encoder\\..*')". For
 LiteMedSAM: --config.checkpoint=lite_medsam --config.preprocessing= --config.remat=False.
 
 Command:  python -m medsam_jax.train --config configs/lora.py --workdir W --config.data_dir=DATA

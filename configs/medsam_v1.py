@@ -6,7 +6,7 @@ MedSAM's first release). Put `sam_vit_b_01ec64.pth` where `docs/weights.md` says
 Command:  python -m medsam_jax.train --config configs/medsam_v1.py --workdir W \
               --config.data_dir=DATA --config.embedding_cache=CACHE
 Data:     python -m datasets.build --recipe v1
-Hardware: one accelerator; the encoder runs once a slice, then steps are the decoder's alone.
+Hardware: one accelerator; the encoder runs once for each slice, then steps run the decoder alone.
 Time, memory and scores: not yet measured.
 """
 

@@ -7,7 +7,7 @@ Command:  python -m medsam_jax.train --config configs/medsam_v2.py --workdir W \
               --config.data_dir=DATA
 Data:     python -m datasets.build --recipe v2
 Hardware: several accelerators: --config.mesh.fsdp=N splits the state, and
-          --config.accumulation_steps=K works a batch off in parts where 160 slices do not fit.
+          --config.accumulation_steps=K processes a batch in parts if 160 slices do not fit.
 Time, memory and scores: not yet measured.
 """
 

@@ -7,9 +7,9 @@ Commands:
   python -m medsam_jax.evaluate --checkpoint lite_medsam,runs/unet/box/best --data_dir DATA \
       --output results/unet
 
-Without the box: `--nobox_channel` in the first command. A specialist: `--config.task=TASK`; without
-it one model for all tasks. The full width is for a GPU and has not been trained yet; a small one,
-for a CPU, is `unet_small.py`, with scores in docs/results.md.
+Without the box: `--nobox_channel` in the first command. For a specialist of one task:
+`--config.task=TASK`; otherwise one model is trained for all tasks. The full width needs a GPU and
+has not been trained yet. `unet_small.py` is for a CPU, with scores in docs/results.md.
 """
 
 import ml_collections

@@ -7,9 +7,9 @@ Commands:
       --config.data_dir=DATA
 
 Measured: 14 sarcoma patients (770 slices of CT and T1 MR), seed 1, two busy CPU cores: 13 minutes;
-tune DSC with the box 0.887, boxes jittered by up to 5 pixels; it is still rising at the last step.
-Without the average and the augmentation it is 0.863 and overfits after step 400. Validation:
-docs/results.md.
+tune DSC with the box 0.887, boxes jittered by up to 5 pixels, still rising at the last step.
+Without average and augmentation the DSC is 0.863, and the model overfits after step 400.
+Validation: docs/results.md.
 """
 
 import ml_collections

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -82,9 +83,13 @@ def _leave_at_once(status: int) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses flags; ml_collections raises plain exceptions for fields that a config lacks."""
+    """Parses flags, and turns what absl and ml_collections raise into one line."""
     try:
-        return flags.FLAGS(list(argv))
+        arguments = flags.FLAGS(list(argv))
+        for name in flags.FLAGS:
+            # ml_collections raises for a config file that cannot be read when it is first used.
+            getattr(flags.FLAGS[name].value, "lock", None)
+        return arguments
     except (
         flags.Error,
         AttributeError,
@@ -94,6 +99,19 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         ValueError,
         OSError,
     ) as error:
-        reason = str(error).strip("\"'").replace("\n", " ")
-        print(f"error: command line: {reason}; see --help", file=sys.stderr)
+        print(f"error: command line: {_one_line(error, argv)}; see --help", file=sys.stderr)
         sys.exit(1)
+
+
+def _one_line(error: Exception, argv: Sequence[str]) -> str:
+    """Returns what is wrong with a command line; a field that a config lacks is named as given."""
+    message = str(error).strip()
+    hint = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message)
+    nearest, field = hint.groups() if hint else (None, None)
+    if isinstance(error, KeyError | AttributeError) and re.fullmatch(r"[\"']*\w+[\"']*", message):
+        field = message.strip("\"'")
+    if field:
+        given = next((one for one in argv if f".{field}" in one.partition("=")[0]), field)
+        return f"{given}: no field {field!r}" + (f"; did you mean {nearest}?" if nearest else "")
+    last = message.splitlines()[-1].strip() if message else type(error).__name__
+    return re.sub(r"^\[Errno \d+\] ", "", last)

@@ -1,4 +1,4 @@
-"""Joining the processes of a run over several hosts, before anything else touches a device."""
+"""Joins the processes of a run over several hosts; must run before anything uses a device."""
 
 from collections.abc import Callable
 
@@ -8,24 +8,24 @@ from medsam_jax.errors import UserError
 
 
 def define_flags() -> Callable[[], None]:
-    """Defines the flags of a command that several processes share.
+    """Defines the flags that place a process among the others of its run.
 
     Returns:
-      A function for the command's `main` that joins the processes as the flags say.
+      A function that joins the processes; the command's `main` calls it.
     """
     names = ("multihost", "coordinator", "num_processes", "process_id")
     if names[0] not in flags.FLAGS:  # two commands may be imported together
         flags.DEFINE_bool(
             "multihost",
             False,
-            "One of several processes, as the cluster's environment says (SLURM, Open MPI, Cloud "
-            "TPU, Kubernetes).",
+            "Run as one of several processes, named by the cluster's environment (SLURM, Open MPI, "
+            "Cloud TPU, Kubernetes).",
         )
         flags.DEFINE_string(
-            "coordinator", None, "HOST:PORT of process 0, without such an environment."
+            "coordinator", None, "HOST:PORT of process 0, where no such environment exists."
         )
-        flags.DEFINE_integer("num_processes", None, "Beside --coordinator.")
-        flags.DEFINE_integer("process_id", None, "Beside --coordinator, from 0.")
+        flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+        flags.DEFINE_integer("process_id", None, "With --coordinator, from 0.")
     return lambda: join_processes(*(flags.FLAGS[name].value for name in names))
 
 
@@ -38,13 +38,13 @@ def join_processes(
     """Connects this process with the others of the run; does nothing for a run of one.
 
     Args:
-      multihost: take everything from the cluster's environment, as `jax.distributed.initialize`
-        knows it. Under SLURM and Open MPI each process gets one device of its host; elsewhere all.
-      coordinator: HOST:PORT of process 0, where there is no such environment.
-      num_processes, process_id: beside `coordinator`.
+      multihost: read the cluster's environment with `jax.distributed.initialize`. Under SLURM and
+        Open MPI each process gets one device of its host, elsewhere all.
+      coordinator: HOST:PORT of process 0, where no such environment exists.
+      num_processes, process_id: with `coordinator`.
 
     Raises:
-      UserError: a half-given address, or an environment that names no processes.
+      UserError: an incomplete address, or an environment that names no processes.
     """
     import jax
 
@@ -69,7 +69,7 @@ def join_processes(
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process of the run has come here; at once in a run of one."""
+    """Waits until every process of the run has called it; returns at once in a run of one."""
     import jax
 
     if jax.process_count() > 1:

@@ -15,8 +15,8 @@ from medsam_jax import cli
 from medsam_jax.distributed import define_flags
 from medsam_jax.io.files import keep_compiled_programs
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Training config, a file in configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
 _JOIN_PROCESSES = define_flags()
 
 

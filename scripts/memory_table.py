@@ -77,7 +77,7 @@ def step_memory(
       UserError: no such recipe.
     """
     from medsam_jax.models.sam import SamConfig
-    from medsam_jax.training.plan import plan_steps
+    from medsam_jax.training.setup import set_up
     from medsam_jax.training.sharding import make_mesh
 
     name, cached = recipe.removesuffix("_cached"), recipe.endswith("_cached")
@@ -85,9 +85,8 @@ def step_memory(
     config.dtype, config.remat, config.batch_size = dtype, remat, batch * devices
     config.eval_batch_size = devices  # not planned here; the mesh must divide it
     config.mesh.data, config.mesh.fsdp = 1, devices
-    mesh = make_mesh(config) if devices > 1 else None
-    plan = plan_steps(config, SamConfig.vit_b(), mesh, cached)
-    compiled = plan.train_step.lower(plan.state, plan.train_batch).compile()
+    run = set_up(config, SamConfig.vit_b(), make_mesh(config))
+    compiled = run.train_step.lower(run.state, run.train_batch(cached)).compile()
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -6,7 +6,6 @@ annotator. Pictures (one slice) are scored natively in 2D, in pixels.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -22,15 +21,14 @@ from medsam_jax.data.preprocess import (
     get_recipe,
     intensity_limits,
     normalise_intensity,
-    prompts_to_input,
     resize_image,
 )
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.manifest import FIRST, Case, read_cases
-from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
 from medsam_jax.metrics import lesion_size
 
@@ -229,9 +227,7 @@ def _predict(
 ) -> dict[_Key, np.ndarray]:
     """Returns the mask [Y, X] for each prompt; a slice is embedded once for all of its own."""
     case, shape = volume.case, volume.image.shape[1:3]
-    preprocessing = predictor.preprocessing
-    recipe = get_recipe(preprocessing.recipe)
-    move = functools.partial(prompts_to_input, original_shape=shape, preprocessing=preprocessing)
+    recipe = get_recipe(predictor.preprocessing.recipe)
     try:
         grey = normalise_intensity(volume.image, case.modality, recipe, window)
     except UserError as error:
@@ -240,8 +236,8 @@ def _predict(
     def tasks() -> Iterator[SliceTask]:
         for number, keys in itertools.groupby(prompts, lambda key: key[0]):
             image, valid_shape = resize_image(grey[number], recipe)
-            moved = [prompts[key].moved(move) for key in keys]
-            yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, moved)
+            asked = [prompts[key] for key in keys]
+            yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, asked)
 
     batches = predictor.run(tasks(), shape)
     masks = itertools.chain.from_iterable(itertools.chain.from_iterable(batches))

@@ -6,7 +6,6 @@ its prompts.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ import numpy as np
 
 from medsam_jax.cli import progress
 from medsam_jax.data.input_pipeline import open_dataset
-from medsam_jax.data.preprocess import Preprocessing, check_compatible, stored_to_input
+from medsam_jax.data.preprocess import Preprocessing, check_compatible
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.manifest import FIRST
-from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 
 PIXELS = (1.0, 1.0)
 
@@ -101,7 +100,7 @@ class SplitEvaluation(Evaluation):
 
         def tasks() -> Iterator[SliceTask]:
             for position in items:
-                objects, task = self.task(position, predictor.preprocessing)
+                objects, task = self.task(position)
                 in_flight.append((position, objects))
                 yield task
 
@@ -115,16 +114,15 @@ class SplitEvaluation(Evaluation):
         height, width = record["valid_shape"]
         return record["image"][:height, :width], record["mask"][:height, :width, 0] == row.label
 
-    def task(self, position: int, preprocessing: Preprocessing) -> tuple[list[_Object], SliceTask]:
+    def task(self, position: int) -> tuple[list[_Object], SliceTask]:
         """Returns the objects of a slice, and what the model is asked about them."""
         record = self._source[position]
         objects = list(self._objects(position, record))
-        move = functools.partial(stored_to_input, preprocessing=preprocessing)
         return objects, SliceTask(
             name=f"{_name(record)}, label {objects[0].label}",
             image=record["image"],
             valid_shape=tuple(int(side) for side in record["valid_shape"]),
-            prompts=[one.prompt.moved(move) for one in objects],
+            prompts=[one.prompt for one in objects],
         )
 
     def _objects(self, position: int, record: dict[str, Any]) -> Iterator[_Object]:

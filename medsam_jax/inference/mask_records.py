@@ -6,16 +6,19 @@ Definitions of segment_anything/utils/amg.py, written for NumPy.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.data.run_lengths import runs_between
+from medsam_jax.errors import UserError
 
 
 def encode_packed(
     packed: UInt8[np.ndarray, "w bytes"],
-    box: Sequence[int],
+    box: Sequence[int] | Int[np.ndarray, " 4"],
     crop_box: Sequence[int],
     image_shape: tuple[int, int],
 ) -> Int[np.ndarray, " runs"]:
@@ -39,10 +42,16 @@ def encode_packed(
 
 def mask_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of the extreme pixels; zeros for an empty mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+    return tuple(box_from_mask(mask).astype(int).tolist()) if mask.any() else (0, 0, 0, 0)
+
+
+def coco_box(box: Sequence[int]) -> list[int]:
+    """COCO's x, y, width, height of a box between extreme pixels: sides are numbers of pixels.
+
+    segment_anything's width and height are one less.
+    """
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0 + 1, y1 - y0 + 1]
 
 
 def remove_small_regions(
@@ -95,6 +104,23 @@ def point_grid(per_side: int) -> Float[np.ndarray, "n 2"]:
     centres = (np.arange(per_side) + 0.5) / per_side
     x, y = np.meshgrid(centres, centres)
     return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def unit_grid(layer: int, grid: Any) -> np.ndarray:
+    """Checks one of the generator's `point_grids`, points [N, 2] in the unit square.
+
+    Raises:
+      UserError: another shape, or points outside the square; the layer is named.
+    """
+    points = np.asarray(grid, float)
+    if points.ndim != 2 or points.shape[1] != 2 or points.size == 0:
+        raise UserError(f"point_grids[{layer}]: shape {points.shape}; give [N, 2]")
+    if not ((points >= 0) & (points <= 1)).all():
+        raise UserError(
+            f"point_grids[{layer}]: from {points.min():g} to {points.max():g}; give x and y as "
+            "parts of width and height, 0 to 1"
+        )
+    return points
 
 
 def box_grid(shape: tuple[int, int], sides: tuple[float, ...]) -> Float[np.ndarray, "n 4"]:

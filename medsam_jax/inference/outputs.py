@@ -13,7 +13,7 @@ MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")
 
 
 def stem(image: str) -> str:
-    """What outputs of an image are named after: its file without suffix, its folder's name."""
+    """The name that an image's outputs start with: its file without suffix, or its folder."""
     name = Path(image.split("#")[0]).resolve().name
     for suffix in (*SCAN_SUFFIXES, *PICTURE_SUFFIXES, ".dcm"):
         if name.lower().endswith(suffix):
@@ -22,7 +22,7 @@ def stem(image: str) -> str:
 
 
 def mask_suffix(image: str, slices: int, wanted: str | None = None) -> str:
-    """Of the mask's file: the input's own; PNG for pictures, a DICOM SEG for DICOM.
+    """Suffix of the mask's file: the input's own; PNG for pictures, a DICOM SEG for DICOM.
 
     `.mhd` becomes `.mha`, one file instead of two; MedSAM's `.npz` becomes NIfTI.
 

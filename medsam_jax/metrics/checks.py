@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-Spacing = Sequence[float] | np.ndarray  # one length per array axis
+Spacing = Sequence[float] | np.ndarray | jax.Array  # one length per array axis
 
 
 def is_jax(*arrays) -> bool:

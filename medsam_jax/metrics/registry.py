@@ -7,7 +7,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -46,7 +45,7 @@ class Metric:
     heading: str  # in printed tables and figures
     score: Callable[[MaskPair], float]
     # (pred [B, H, W], target, spacing, tolerance) -> [B]; works under jit. None: on the host only.
-    batch: Callable[[Mask, Mask, Spacing | jax.Array, float], Float[Array, " b"]] | None = None
+    batch: Callable[[Mask, Mask, Spacing, float], Float[Array, " b"]] | None = None
     higher_is_better: bool = True
     is_length: bool = False  # in the unit of the spacing; otherwise a share from 0 to 1
     uses_tolerance: bool = False

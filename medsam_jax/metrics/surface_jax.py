@@ -26,7 +26,7 @@ WORD = 32
 def nsd_batch(
     pred: Mask,
     target: Mask,
-    spacing: Spacing | Float[Array, "b 2"] | Float[Array, " 2"],
+    spacing: Spacing,
     tolerance: float,
 ) -> Float[Array, " b"]:
     """Returns the normalized surface Dice of each pair of 2D masks in a batch.

@@ -1,39 +1,47 @@
-"""Training checkpoints: everything that a run needs to go on as if it had never stopped.
+"""Training checkpoints, from which a run resumes exactly, and the model directories of a run.
 
-Orbax writes state, data position and score together under a temporary name and renames when all is
-there, so a kill at any moment leaves the checkpoint before whole.
+Orbax writes state, data position and score together under a temporary name, which it renames when
+all is written. A kill at any moment leaves the previous checkpoint whole.
 """
 
+import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
+from jax.experimental import multihost_utils
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import disk_space, require_space
+from medsam_jax.models.checkpoint import read_extras, read_metadata, save_model
+from medsam_jax.models.sam import SamConfig
+from medsam_jax.models.unet import UNetConfig
+from medsam_jax.training import lora
 from medsam_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
 
 class TrainCheckpoints:
-    """The numbered checkpoints of a run, saved in the background, the latest `keep` of them."""
+    """The latest `keep` numbered checkpoints of a run, saved in the background."""
 
     def __init__(self, directory: Path, keep: int):
         self.directory = directory
         self._keep = keep
         _remove_leftovers(directory.parent)
-        self._last_step: int | None = None  # saved or restored; alike in every process
+        self._last_step: int | None = None  # saved or restored; the same in every process
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        # Grain's handler writes at once, in every process, so process 0 must have made the folder:
-        # with folders made in the background another process did not find it.
+        # Grain's handler writes at once in every process, so the folder must exist by then.
         folders_first = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep, create=True, async_options=folders_first
@@ -43,10 +51,10 @@ class TrainCheckpoints:
         )
 
     def save(self, step: int, state: TrainState, data: Any, progress: dict[str, Any]) -> None:
-        """Starts to save; `progress` is small JSON: best score, evaluations since.
+        """Starts to save; `progress` is small JSON: best score, evaluations since then.
 
         Raises:
-          UserError: the disk is full, also when the save before this one found it so.
+          UserError: the disk is full, or was full for the previous save.
         """
         if step == self._last_step:
             return
@@ -62,13 +70,13 @@ class TrainCheckpoints:
     def restore_latest(
         self, template: TrainState, data: Any
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, laid out like `template`; None without any.
+        """Reads the newest readable checkpoint, laid out like `template`; None without any.
 
-        `data` is set to its position. A checkpoint that cannot be read is set aside as
-        `STEP.unreadable` with a warning, and the one before is taken.
+        `data` is set to the checkpoint's position. An unreadable checkpoint is renamed to
+        `STEP.unreadable` with a warning, and the previous one is tried.
 
         Raises:
-          UserError: there are checkpoints and none can be read, or too little space for more.
+          UserError: no checkpoint can be read although there are some, or too little disk space.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(template))
@@ -116,7 +124,7 @@ class TrainCheckpoints:
 
 
 def _remove_leftovers(workdir: Path) -> None:
-    """Model directories that a kill has left half written; the resumed run writes them again."""
+    """Deletes half-written model directories of a killed run; the resumed run writes them again."""
     if jax.process_index() == 0:
         for name in ("best", "last"):
             for path in workdir.glob(f".{name}.*"):
@@ -124,10 +132,9 @@ def _remove_leftovers(workdir: Path) -> None:
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Orbax's, but a replicated array is written by one device.
+    """Returns Orbax's handlers, changed so that one device writes a replicated array.
 
-    By default several write a part each, and cutting it compiles a program for every shape and
-    device: three steps of a tiny model on 8 devices, with two checkpoints, took 16 s in place of 1.
+    By default several devices write a part each, and each part compiles a program of its own.
     """
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -136,3 +143,46 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
         registry.add("state", args, state)
     return registry
+
+
+class Exporter:
+    """Writes the evaluated arrays as a model directory that `load_model` reads.
+
+    Adapters are added to their kernels. model.json records the run's configuration, step, tune
+    scores and cases (`data/trained_cases.py`).
+    """
+
+    def __init__(
+        self,
+        model_config: SamConfig | UNetConfig,
+        config: ml_collections.ConfigDict,
+        origin: Path,
+        cases: Mapping[str, list[str]],
+    ):
+        self._model_config = model_config
+        self._adapter_scale = lora.scale_of(config)
+        self._extras = read_extras(origin)
+        stored = read_metadata(origin)
+        self._metadata = {
+            **{name: stored[name] for name in ("licence", "credit", "source") if name in stored},
+            "training": {"config": json.loads(config.to_json_best_effort()), "cases": dict(cases)},
+        }
+
+    def __call__(
+        self, directory: Path, state: TrainState, step: int, scores: Mapping[str, float]
+    ) -> None:
+        """Writes `directory` whole. On a full disk an earlier export stays (UserError)."""
+        arrays = {
+            name: np.asarray(value)
+            if value.is_fully_addressable or value.is_fully_replicated
+            else multihost_utils.process_allgather(value, tiled=True)
+            for name, value in state.evaluated().items()
+        }
+        if jax.process_index() == 0:
+            arrays = lora.merge(arrays, self._adapter_scale)
+            training = self._metadata["training"] | {"step": step, "tune": dict(scores)}
+            metadata = self._metadata | {"training": training}
+            with disk_space(directory):
+                save_model(
+                    directory, arrays, self._model_config, metadata, self._extras, overwrite=True
+                )

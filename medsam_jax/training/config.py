@@ -1,4 +1,4 @@
-"""Every field of a training configuration, with its meaning; recipes in `configs/` set some."""
+"""Every field of a training configuration, with its meaning. Configs in `configs/` change some."""
 
 import math
 
@@ -8,18 +8,23 @@ from ml_collections import config_dict
 from medsam_jax.data.augment import Augmentation
 from medsam_jax.data.preprocess import PREPROCESSING
 from medsam_jax.errors import UserError
+from medsam_jax.training.losses import LOSSES
+from medsam_jax.training.optimizer import learning_rate_schedule, optimizer_from_optax
+
+# Fields that hold arguments of an optax function, under that function's names.
+OPTAX_ARGS = ("optimizer_args", "schedule_args")
 
 
 def base_config() -> ml_collections.ConfigDict:
-    """MedSAM v1's protocol on LiteMedSAM: encoders frozen, mask decoder trained on box prompts."""
+    """Returns MedSAM v1's protocol on LiteMedSAM: the mask decoder is trained on box prompts."""
     config = ml_collections.ConfigDict()
 
     # Starting point and data.
     config.checkpoint = "lite_medsam"  # registry name or checkpoint directory to start from
     config.preprocessing = ""  # contract to train for ("v1", "v2", ...); "": the checkpoint's own
-    # Logits above this are in the mask, 0 being probability 0.5; None: as the contract has it.
+    # Logits above this are in the mask; 0 is probability 0.5. None: the checkpoint's own.
     config.mask_threshold = config_dict.placeholder(float)
-    config.dtype = "float32"  # of the computation, or "bfloat16"; parameters stay float32
+    config.dtype = "float32"  # of the computation: or "bfloat16"; parameters stay float32
     config.remat = False  # ViT: recompute blocks in the backward pass, for memory
     config.data_dir = ""  # data set written by `python -m datasets.build`
     config.task = ""  # train and score this task of the data set only: a specialist; "": all
@@ -28,14 +33,14 @@ def base_config() -> ml_collections.ConfigDict:
     config.sampling_temperature = 1.0  # n slices of a task and modality weigh n ** (1 / this)
     config.num_workers = 0  # loader processes a host; 0 loads in the training process
 
-    # Prompts: each is an object of a slice, shown by its box or by points on and beside it.
-    config.prompts_per_image = 1  # of one slice, sharing its embedding
-    config.box_jitter = 5  # the box is moved by up to this many pixels of the stored slice
-    config.point_share = 0.0  # probability that a prompt is points, drawn uniformly, not the box
-    config.positive_points = 1  # such a prompt has 1 to this many points on the object
-    config.negative_points = 0  # and 0 to this many beside it
+    # Prompts: a prompt asks for one object of a slice, by its box or by points.
+    config.prompts_per_image = 1  # prompts of a slice share its embedding
+    config.box_jitter = 5  # each side of the box moves by up to this many pixels of the slice
+    config.point_share = 0.0  # probability that a prompt is points instead of the box
+    config.positive_points = 1  # a point prompt has 1 to this many points on the object
+    config.negative_points = 0  # and 0 to this many points beside it
 
-    # Random changes of a training slice, new at every step, or cached in `embedding_variants`.
+    # Random changes of a training slice, drawn at every step, or cached in `embedding_variants`.
     config.augmentation = ml_collections.ConfigDict(
         {
             "flip": 0.0,  # probability of each of the left-right and up-down flips
@@ -45,14 +50,14 @@ def base_config() -> ml_collections.ConfigDict:
         }
     )
 
-    # What is trained: a parameter whose path matches one of `frozen` as a whole is left alone.
+    # A parameter is frozen if one of these regexes matches its whole path; the rest is trained.
     config.frozen = (r"image_encoder\..*", r"prompt_encoder\..*")
 
-    # Low-rank adapters beside frozen kernels; an export holds the sums.
+    # Low-rank adapters of frozen kernels; an export holds kernel plus adapter.
     config.lora = ml_collections.ConfigDict(
         {
             "rank": 0,  # 0: no adapters
-            "alpha": 8.0,  # alpha / rank scales what an adapter adds
+            "alpha": 8.0,  # an adapter's product is scaled by alpha / rank
             "targets": (r"image_encoder\..*\.attn\.(qkv|proj)\.kernel",),  # matched as `frozen`
         }
     )
@@ -60,27 +65,27 @@ def base_config() -> ml_collections.ConfigDict:
     # With the image encoder frozen its embeddings are computed once and kept in this directory.
     config.embedding_cache = ""  # "": encode at every step
     config.embedding_dtype = "bfloat16"  # as stored; float32 doubles the size
-    config.embedding_variants = 1  # of each training slice: as stored, the others augmented
+    config.embedding_variants = 1  # versions of each training slice: as stored, others augmented
 
-    # Loss on the mask logits at the size of the stored slice.
-    config.dice_weight = 1.0
-    config.cross_entropy_weight = 1.0
-    config.iou_weight = 0.0  # of the predicted IoU's squared error; 0 leaves that head alone
-    config.multimask = True  # one point trains the best of the three masks too, half its loss
+    # Weights of the losses of `losses.py`, on the mask logits at the size of the stored slice.
+    # "iou" is the squared error of the predicted IoU. A loss of weight 0 is not computed.
+    weights = dict.fromkeys(LOSSES, 0.0) | {"dice": 1.0, "cross_entropy": 1.0}
+    config.losses = ml_collections.ConfigDict(weights)
+    config.multimask = True  # half the loss of one point trains the best of the three masks
 
-    # Optimiser.
+    # Optimiser and learning rate: functions of optax by name.
     config.num_steps = 1000
-    config.accumulation_steps = 1  # a batch is worked off in this many equal parts
-    config.learning_rate = 1e-4  # at its highest
-    config.learning_rates = ()  # pairs (regex, factor) of parts with another one; the first counts
-    config.schedule = "constant"  # after warm-up: "constant" or "cosine" to zero
-    config.warmup_steps = 0
-    config.optimizer = "adamw"  # "adamw" or "adam"
-    config.beta1 = 0.9
-    config.beta2 = 0.999
-    config.weight_decay = 0.01  # of kernels; norms, biases and embeddings are not decayed
-    config.clip_norm = 1.0  # of the trained parameters' gradient; 0 does not clip
-    config.ema_decay = 0.0  # of an average of the trained parameters that is evaluated; 0: none
+    config.accumulation_steps = 1  # equal parts of a batch, processed one after another
+    config.learning_rate = 1e-4  # the highest one
+    config.learning_rates = ()  # (regex, factor) pairs: multipliers; the first match applies
+    config.schedule = "constant"  # after the warm-up: or "cosine", "exponential", ...
+    config.schedule_args = ml_collections.ConfigDict()  # others than peak and number of steps
+    config.warmup_steps = 0  # the rate rises linearly from 0
+    config.optimizer = "adamw"  # or "adam", "sgd", "lion", ...
+    config.optimizer_args = ml_collections.ConfigDict()  # such as {"b1": 0.9}, {"momentum": 0.9}
+    config.weight_decay = 0.01  # of kernels, by optimisers that decay ("adamw" does, "adam" not)
+    config.clip_norm = 1.0  # largest norm of the gradient; 0: no clipping
+    config.ema_decay = 0.0  # decay of the parameters' average, which is evaluated; 0: no average
 
     # Devices: parameters are split over `fsdp`, the batch over both axes; -1 takes what is left.
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
@@ -88,17 +93,20 @@ def base_config() -> ml_collections.ConfigDict:
     # Evaluation on the tune split, checkpoints and log.
     config.eval_every = 100  # steps; also before the first and after the last
     config.eval_batch_size = 8
-    config.tolerance = 2.0  # of the NSD, pixels of the stored slice
+    config.tolerance = 2.0  # of the NSD, in pixels of the stored slice
     config.eval_overlays = 8  # pictures of the tune objects with the lowest DSC
     config.checkpoint_every = 100  # steps
-    config.keep_checkpoints = 2  # the latest; the best by tune score is kept beside them
+    config.keep_checkpoints = 2  # the latest ones; `best/` holds the best model
     config.log_every = 10  # steps
     config.early_stop_evals = 0  # stop after so many evaluations without a better score; 0: never
-    return config.lock()
+    config.lock()
+    for name in OPTAX_ARGS:
+        config[name].unlock()
+    return config
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Refuses fields we do not know, fields that are missing and values that cannot work.
+    """Refuses unknown fields, missing fields and values that cannot work.
 
     Raises:
       UserError: naming the field, the value and the remedy.
@@ -111,11 +119,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.{name}: missing; start the recipe from base_config()")
     if not config.data_dir:
         raise UserError("config.data_dir: empty; give --config.data_dir=DIR of a built data set")
-    _require_choice("optimizer", config.optimizer, ("adamw", "adam"))
     for name in ("dtype", "embedding_dtype"):
         _require_choice(name, config[name], ("bfloat16", "float32"))
     _require_choice("preprocessing", config.preprocessing, ("", *PREPROCESSING))
-    _require_choice("schedule", config.schedule, ("constant", "cosine"))
     positive = ("batch_size", "num_steps", "accumulation_steps", "eval_every", "eval_batch_size")
     for name in (*positive, "checkpoint_every", "keep_checkpoints", "log_every"):
         if config[name] < 1:
@@ -126,7 +132,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"batch_size {config.batch_size}"
         )
     _check_prompts(config)
+    _check_losses(config)
     _check_parts(config)
+    optimizer_from_optax(config, learning_rate_schedule(config), labels={})
     if config.mask_threshold is not None and not math.isfinite(config.mask_threshold):
         raise UserError(f"config.mask_threshold: {config.mask_threshold} given; use a finite logit")
     if not 0.0 <= config.ema_decay < 1.0:
@@ -139,13 +147,20 @@ def _check_prompts(config: ml_collections.ConfigDict) -> None:
         ("positive_points", 1),
         ("negative_points", 0),
         ("sampling_temperature", 1),
-        ("iou_weight", 0),
     ):
         if not config[name] >= least:
             raise UserError(f"config.{name}: {config[name]} given; it must be at least {least}")
     if not 0.0 <= config.point_share <= 1.0:
         raise UserError(f"config.point_share: {config.point_share} given; it must be in [0, 1]")
     _check_variants(config)
+
+
+def _check_losses(config: ml_collections.ConfigDict) -> None:
+    for name, weight in config.losses.items():
+        if not 0 <= weight < math.inf:
+            raise UserError(f"config.losses.{name}: {weight} given; it must be at least 0")
+    if not any(config.losses.values()):
+        raise UserError("config.losses: every weight is 0; set one, such as config.losses.dice=1")
 
 
 def _check_variants(config: ml_collections.ConfigDict) -> None:
@@ -155,13 +170,13 @@ def _check_variants(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.embedding_variants: {variants} given; it must be at least 1")
     if variants > 1 and not (augmented and cached):
         raise UserError(
-            f"config.embedding_variants: {variants} given; several need config.embedding_cache to "
-            "lie in and config.augmentation to differ by"
+            f"config.embedding_variants: {variants} given; several need config.embedding_cache and "
+            "config.augmentation; set both, or 1"
         )
     if augmented and cached and variants == 1:
         raise UserError(
-            "config.augmentation: set beside config.embedding_cache, whose embeddings are of "
-            "unchanged slices; use one of the two, or cache augmented slices too by "
+            "config.augmentation: set beside config.embedding_cache, which holds embeddings of "
+            "unchanged slices; use one of the two, or cache augmented slices too with "
             "config.embedding_variants=4"
         )
 
@@ -173,18 +188,18 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2
         if not is_pair or not isinstance(pair[0], str) or not isinstance(pair[1], float | int):
             raise UserError(
-                f"config.learning_rates: {pair!r} is no pair of a regex and a factor; write "
+                f"config.learning_rates: {pair!r} is no pair of regex and factor; write "
                 "(('image_encoder.*', 0.1),)"
             )
         if not pair[1] > 0:
             raise UserError(
-                f"config.learning_rates: factor {pair[1]} of {pair[0]!r}; it must be above 0, and "
-                "config.frozen is for parts to leave alone"
+                f"config.learning_rates: factor {pair[1]} of {pair[0]!r}; it must be above 0; to "
+                "leave a part untrained, add it to config.frozen"
             )
 
 
 def augmentation_of(config: ml_collections.ConfigDict) -> Augmentation | None:
-    """The configured augmentation, None where nothing is changed. Raises UserError out of range."""
+    """Returns the augmentation, None if it changes nothing. Raises UserError out of range."""
     augmentation = Augmentation(**config.augmentation.to_dict())
     return None if augmentation == Augmentation() else augmentation
 
@@ -197,7 +212,7 @@ def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
     flat = {}
     for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, ml_collections.ConfigDict) and name not in OPTAX_ARGS:
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value

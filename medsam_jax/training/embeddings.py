@@ -1,22 +1,25 @@
-"""The embedding cache of a run: which encoder, which data, and how slices are encoded."""
+"""Cached image embeddings of a run: what they depend on, and their computation on all devices."""
 
 from collections.abc import Mapping
 
-import jax
 import ml_collections
 import numpy as np
 
 from medsam_jax.data.augment import Variants
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
-from medsam_jax.data.embedding_cache import Embeddings, cache_key, open_or_build
+from medsam_jax.data.embedding_cache import (
+    SLICES_PER_SHARD,
+    Embeddings,
+    cache_key,
+    open_or_build,
+)
 from medsam_jax.errors import UserError
+from medsam_jax.inference.engine import Engine
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import SamConfig
-from medsam_jax.ops.compile import jit
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import augmentation_of
 from medsam_jax.training.lora import Adapted
-from medsam_jax.training.step import encode
 
 
 def cached_embeddings(
@@ -26,7 +29,11 @@ def cached_embeddings(
     model_config: SamConfig,
     info: DatasetInfo,
 ) -> dict[str, Embeddings | None]:
-    """The cached embeddings of both splits, computed where they are missing; None without cache."""
+    """Returns the embeddings of both splits, computing missing ones; None without a cache.
+
+    Raises:
+      UserError: the image encoder is trained, or the cache holds other embeddings.
+    """
     if not config.embedding_cache:
         return {"train": None, "tune": None}
     encoder = {n: x for n, x in functional.arrays.items() if n.startswith("image_encoder.")}
@@ -46,18 +53,17 @@ def cached_embeddings(
     records = {split: open_dataset(config.data_dir, split)[0] for split in ("train", "tune")}
     if variants > 1:
         records["train"] = Variants(records["train"], augmentation_of(config), variants)
-    encode_slices = jit(
-        lambda arrays, images, valid: encode(functional.bind(arrays), images, valid).astype(dtype)
-    )
-    # On a CPU slices go one by one in any case, and one needs no padding of the last batch.
-    batch_size = 1 if jax.default_backend() == "cpu" else 16
+    engine = Engine(functional.bind(functional.arrays))
+    # Slices go one by one on a CPU in any case; no batch is larger than a shard of the cache.
+    largest = 1 if engine.form.cpu else min(16, SLICES_PER_SHARD // len(engine.devices))
+    batch_size = len(engine.devices) * max(largest, 1)
     return {
         split: open_or_build(
             config.embedding_cache,
             key,
             of_split,
             split,
-            lambda images, valid: np.asarray(encode_slices(functional.arrays, images, valid)),
+            lambda images, valid: np.asarray(engine.embed(images, valid).astype(dtype)),
             batch_size,
         )
         for split, of_split in records.items()

@@ -1,10 +1,10 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), on the encoder's attention as in SAMed.
 
-An adapter is two arrays A [in, rank] and B [rank, out] beside a frozen kernel W [in, out], and the
-model computes with W + alpha / rank * A @ B. The sum is made of the arrays inside the step, so that
-the models know nothing of it: an export is a plain checkpoint, a resume state holds A and B.
-Differences: the weights are added, not the outputs, so there is no dropout on the adapter's input;
-a step takes the time of training the kernels, in the memory of training the adapters.
+An adapter is two arrays A [in, rank] and B [rank, out] of a frozen kernel W [in, out]. The model
+computes with W + alpha / rank * A @ B. The step makes this sum before it binds the model, so the
+model code has no adapters. An export is a plain checkpoint; a training state holds A and B.
+Differences: weights are added instead of outputs, so the adapter's input has no dropout. A step
+takes the time of training the kernels and the memory of training the adapters.
 """
 
 import math
@@ -24,24 +24,24 @@ _A, _B = ".lora_a", ".lora_b"
 
 
 class Adapted:
-    """A `Functional` with adapters: `arrays` holds theirs too, `bind` adds them to the kernels."""
+    """A `Functional` with adapters: `arrays` includes them, `bind` adds them to the kernels."""
 
     def __init__(self, functional: Functional, adapters: Mapping[str, np.ndarray], scale: float):
         self._functional, self._scale = functional, scale
         self.arrays = {**functional.arrays, **adapters}
 
     def bind(self, arrays: Mapping[str, jax.Array]) -> nnx.Module:
-        """The module with the merged arrays; also under a trace."""
+        """Returns the module with the merged arrays; also under a trace."""
         return self._functional.bind(merge(arrays, self._scale))
 
 
 def adapted(functional: Functional, config: ml_collections.ConfigDict) -> Functional | Adapted:
-    """`functional` with the adapters of `config.lora`, or as it is where their rank is 0.
+    """Returns `functional` with the adapters of `config.lora`; unchanged if their rank is 0.
 
-    A is drawn from the seed, B is zero: at the start the model is what it was.
+    A is drawn from the seed and B is zero, so the adapters change nothing before the first step.
 
     Raises:
-      UserError: a target that matches nothing, or no matrix.
+      UserError: a target that matches nothing, or an array that is no matrix.
     """
     rank = config.lora.rank
     if not rank:
@@ -56,22 +56,22 @@ def adapted(functional: Functional, config: ml_collections.ConfigDict) -> Functi
 
 
 def scale_of(config: ml_collections.ConfigDict) -> float:
-    """alpha / rank; 0 without adapters."""
+    """Returns alpha / rank; 0 without adapters."""
     return config.lora.alpha / config.lora.rank if config.lora.rank else 0.0
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a path is that of an adapter's array."""
+    """True for the path of an adapter's array."""
     return name.endswith((_A, _B))
 
 
 def kernel_of(name: str) -> str:
-    """The path of the kernel that an adapter's array belongs to."""
+    """Returns the path of the kernel that an adapter's array belongs to."""
     return name.removesuffix(_A).removesuffix(_B)
 
 
 def merge(arrays: Mapping[str, jax.Array], scale: float) -> dict[str, jax.Array]:
-    """The model's own arrays, adapters added to their kernels; works on NumPy arrays too."""
+    """Returns the model's arrays, adapters added to their kernels; works on NumPy arrays too."""
     merged = {name: value for name, value in arrays.items() if not is_adapter(name)}
     for name in arrays:
         if name.endswith(_A):

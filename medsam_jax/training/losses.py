@@ -1,12 +1,15 @@
-"""MedSAM's loss: soft Dice with squared denominator plus cross-entropy, per object.
+"""Losses of one object each, and `LOSSES`, the table that `config.losses` weighs.
 
-MONAI's `DiceLoss(sigmoid=True, squared_pred=True)` and `BCEWithLogitsLoss`, over the pixels that
-are not padding. Differences: padding does not count (MedSAM squashes and has none).
+MedSAM's are MONAI's `DiceLoss(sigmoid=True, squared_pred=True)` and `BCEWithLogitsLoss`, over the
+pixels that are not padding. Differences: padding does not count (MedSAM squashes and has none).
 
 For points, SAM's training (Kirillov et al. 2023, appendix A): the predicted IoU learns the IoU of
 the thresholded mask, and one point trains the best of three masks. Differences: see
 `answer_weights`.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,19 +55,39 @@ def iou_loss(
     return jnp.square(predicted_iou - intersection / jnp.maximum(union, 1))
 
 
+class Loss(NamedTuple):
+    """A row of `LOSSES`.
+
+    A mask loss takes logits, target and valid pixels. A score loss trains the predicted IoU: it
+    takes the predicted IoU, the thresholded masks, target and valid pixels.
+    """
+
+    function: Callable[..., Float[Array, "*b"]]
+    curve: str  # logged as `train/CURVE`, before its weight
+    of_score: bool = False
+
+
+# To add a loss, write its function and a row here; `config.losses.NAME` is then its weight.
+LOSSES = {
+    "dice": Loss(dice_loss, "dice_loss"),
+    "cross_entropy": Loss(cross_entropy_loss, "cross_entropy"),
+    "iou": Loss(iou_loss, "iou_loss", of_score=True),
+}
+
+
 def answer_weights(
     losses: Float[Array, "b p m"], point_labels: Int[Array, "b p n"] | None, multimask: bool
 ) -> Float[Array, "b p m"]:
-    """How much each mask of a prompt counts in its loss; 1 in all.
+    """Weights of a prompt's masks in the mask losses; they sum to 1.
 
-    Boxes and several points train the single mask. So does one point, half: an annotated data set
-    says which reading of a point is meant, so one mask can answer it. The other half goes to the
-    best of the three, which `multimask_output=True` shows. SAM gives all to that one.
+    A box or several points train the single mask. One point gives half its weight to the single
+    mask, since an annotated data set says which object a point means, and half to the best of the
+    three masks that `multimask_output=True` returns. SAM gives all the weight to the best of three.
 
     Args:
-      losses: of the single mask and the three, or of the single mask alone.
-      point_labels: 1 and 0, -2 for padding; None where there are boxes only.
-      multimask: whether the three are trained.
+      losses: losses of the single mask and the three, or of the single mask alone.
+      point_labels: 1 and 0, -2 for padding; None where all prompts are boxes.
+      multimask: whether the three masks are trained.
     """
     single = jnp.zeros_like(losses).at[..., 0].set(1.0)
     if losses.shape[-1] == 1 or point_labels is None or not multimask:
@@ -76,10 +99,10 @@ def answer_weights(
 def score_weights(
     errors: Float[Array, "b p m"], point_labels: Int[Array, "b p n"] | None, multimask: bool
 ) -> Float[Array, "b p m"]:
-    """How much the predicted IoU of each mask counts, 1 in all: equally for the masks that answer.
+    """Weights of a prompt's masks in the score losses; they sum to 1.
 
-    Those of one point are all four, since users rank the three by it; else the single one.
-    Arguments as `answer_weights`.
+    One point trains the predicted IoU of all four masks equally, since users rank the three by it;
+    any other prompt trains that of the single mask. Arguments as `answer_weights`.
     """
     single = jnp.zeros_like(errors).at[..., 0].set(1.0)
     if errors.shape[-1] == 1 or point_labels is None or not multimask:
@@ -88,12 +111,12 @@ def score_weights(
 
 
 def is_one_point(point_labels: Int[Array, "b p n"]) -> Bool[Array, "b p 1"]:
-    """Which prompts are a single point."""
+    """True for prompts that are a single point."""
     return jnp.sum(point_labels >= 0, axis=-1, keepdims=True) == 1
 
 
 def valid_pixels(valid_shape: Array, size: int) -> Bool[Array, "b s s"]:
-    """Which pixels of the stored slice are not padding, from [B, 2] heights and widths."""
+    """True for the pixels that are not padding, from heights and widths [B, 2] of the slices."""
     position = jnp.arange(size)
     rows = position < valid_shape[:, 0, None]
     columns = position < valid_shape[:, 1, None]

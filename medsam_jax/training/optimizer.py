@@ -1,8 +1,10 @@
-"""What is trained, what is frozen, and the optax transformation that respects it."""
+"""Labels of trained and frozen parameters, and the optax transformation that follows them."""
 
+import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +30,8 @@ def label_parameters(
         (`lora.py`) are always trained, and the kernels below them have to be frozen.
 
     Raises:
-      UserError: a regex that is not one or matches nothing, nothing left to train, or an adapter on
-        a kernel that is trained itself.
+      UserError: an invalid regex, a regex that matches nothing, nothing left to train, or an
+        adapter on a kernel that is trained itself.
     """
     parameters = set(parameters)
     labels = {}
@@ -66,12 +68,20 @@ def _fullmatch(field: str, regex: str, name: str) -> bool:
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Linear warm-up from zero, then constant or a cosine to zero at the last step."""
+    """Returns the learning rate by step: a linear warm-up from zero, then `config.schedule`.
+
+    The optax schedule starts at `config.learning_rate` and takes the steps that are left, unless
+    `config.schedule_args` says otherwise.
+
+    Raises:
+      UserError: a name or an argument that optax does not know.
+    """
     peak, warmup = config.learning_rate, config.warmup_steps
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(config.num_steps - warmup, 1))
-    else:
-        after = optax.constant_schedule(peak)
+    steps = max(config.num_steps - warmup, 1)
+    defaults = dict.fromkeys(("value", "init_value", "peak_value"), peak)
+    defaults |= dict.fromkeys(("decay_steps", "transition_steps"), steps)
+    function = _from_optax(config, "schedule", _optax_schedules())
+    after = _call(config, "schedule", function, defaults)
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
@@ -80,35 +90,117 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def make_optimizer(
     config: ml_collections.ConfigDict, labels: Mapping[str, str]
 ) -> optax.GradientTransformation:
-    """Adam or AdamW for what is trained; frozen arrays get no update and no state.
+    """Returns the optimiser of the trained arrays; frozen ones get no update and no state.
 
     Raises:
-      UserError: a regex of `config.learning_rates` that is not one or matches nothing trained.
+      UserError: an optimiser, schedule or argument that optax does not know, or a regex of
+        `config.learning_rates` that is invalid or matches nothing trained.
     """
-    adam = optax.scale_by_adam(config.beta1, config.beta2)
-    rate = optax.scale_by_learning_rate(learning_rate_schedule(config))
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    decay = optax.identity()
-    if config.optimizer == "adamw" and config.weight_decay:
-        decayed = {name: label == DECAYED for name, label in labels.items()}
-        decay = optax.masked(optax.add_decayed_weights(config.weight_decay), decayed)
+    optimizer = optimizer_from_optax(config, learning_rate_schedule(config), labels)
     trained = {name: "frozen" if label == FROZEN else "trained" for name, label in labels.items()}
-    train = optax.chain(clip, adam, decay, rate, *_rate_factors(config, labels))
+    train = optax.chain(clip, optimizer, *_rate_factors(config, labels))
     return optax.partition({"trained": train, "frozen": optax.set_to_zero()}, trained)
+
+
+def optimizer_from_optax(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule, labels: Mapping[str, str]
+) -> optax.GradientTransformation:
+    """Returns optax's function `config.optimizer`, called with `config.optimizer_args`.
+
+    Optimisers whose decay takes a mask get `config.weight_decay` for the arrays labelled DECAYED.
+
+    Raises:
+      UserError: no optimiser of optax, a wrong argument, or one that needs more than gradients.
+    """
+
+    def decayed(arrays: Mapping[str, Any]) -> dict[str, bool]:
+        return {name: labels.get(name) == DECAYED for name in arrays}
+
+    function = _from_optax(config, "optimizer", _optax_optimizers())
+    defaults = {"learning_rate": schedule, "mask": decayed, "weight_decay_mask": decayed}
+    if {"mask", "weight_decay_mask"} & _parameters(function):
+        defaults["weight_decay"] = config.weight_decay
+    tx = _call(config, "optimizer", function, defaults)
+    try:
+        example = {"kernel": jnp.zeros((2, 2))}
+        jax.eval_shape(lambda x: tx.update(x, tx.init(x), x), example)
+    except TypeError as error:  # optax.lbfgs wants the value of the loss too
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"config.optimizer: {config.optimizer!r} with {config.optimizer_args.to_dict()} takes "
+            f"no step from gradients alone ({reason}); choose another, such as 'adamw'"
+        ) from None
+    return tx
+
+
+def _optax_optimizers() -> dict[str, Callable]:
+    """Functions of optax whose first parameter is the learning rate."""
+    functions = {name: value for name, value in vars(optax).items() if inspect.isfunction(value)}
+    return {
+        name: function
+        for name, function in functions.items()
+        if not name.startswith("scale_by_") and "learning_rate" in _parameters(function)
+    }
+
+
+def _optax_schedules() -> dict[str, Callable]:
+    """Schedules of optax under their names, and without `_schedule` or `_decay_schedule`."""
+    found = {}
+    for name, function in vars(optax).items():
+        if not name.startswith("scale_by_") and name.endswith(("_schedule", "_decay")):
+            short = name.removesuffix("_schedule").removesuffix("_decay")
+            found |= {name: function, short: function}
+    return found
+
+
+def _parameters(function: Callable) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def _from_optax(
+    config: ml_collections.ConfigDict, field: str, functions: Mapping[str, Callable]
+) -> Callable:
+    """Returns the function that `config.FIELD` names."""
+    if config[field] not in functions:
+        raise UserError(
+            f"config.{field}: {config[field]!r} is not in optax; use one of "
+            f"{', '.join(sorted(functions))}"
+        )
+    return functions[config[field]]
+
+
+def _call(
+    config: ml_collections.ConfigDict, field: str, function: Callable, defaults: Mapping[str, Any]
+) -> Any:
+    """Calls the function with `config.FIELD_args`, and with the defaults that it has."""
+    args, parameters = config[f"{field}_args"].to_dict(), _parameters(function)
+    for name in sorted(args.keys() - parameters):
+        raise UserError(
+            f"config.{field}_args: {config[field]} of optax has no argument {name!r}; it has "
+            f"{', '.join(sorted(parameters - defaults.keys()))}"
+        )
+    try:
+        return function(**{name: x for name, x in defaults.items() if name in parameters} | args)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"config.{field}_args: {args} given; {reason}; correct it for optax's {config[field]}"
+        ) from None
 
 
 def _rate_factors(
     config: ml_collections.ConfigDict, labels: Mapping[str, str]
 ) -> list[optax.GradientTransformation]:
-    """The factors of `config.learning_rates`, each on what its regex is the first to match."""
+    """Returns the multipliers of `config.learning_rates`; the first regex that matches applies."""
     left = {name for name, label in labels.items() if label != FROZEN}
     factors = []
     for regex, factor in config.learning_rates:
         matching = {name for name in left if _fullmatch("learning_rates", regex, name)}
         if not matching:
             raise UserError(
-                f"config.learning_rates: {regex!r} matches no trained parameter that no regex "
-                "before it matches; `frozen` says what is trained"
+                f"config.learning_rates: {regex!r} matches no trained parameter that is left by "
+                "the regexes before it; correct it, or see config.frozen"
             )
         left -= matching
         mask = {name: name in matching for name in labels}
@@ -119,7 +211,7 @@ def _rate_factors(
 def split_frozen(
     arrays: Mapping[str, jax.Array], labels: Mapping[str, str]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The trained arrays and the frozen ones."""
+    """Returns the trained arrays and the frozen ones."""
     trained = {name: value for name, value in arrays.items() if labels[name] != FROZEN}
     frozen = {name: value for name, value in arrays.items() if labels[name] == FROZEN}
     return trained, frozen
@@ -131,10 +223,10 @@ def apply_gradients(
     gradients: Mapping[str, jax.Array],
     opt_state: optax.OptState,
 ) -> tuple[dict[str, jax.Array], optax.OptState, jax.Array]:
-    """One optimiser step from the gradients of the trained arrays alone.
+    """Takes one optimiser step from the gradients of the trained arrays.
 
-    optax wants a gradient for every array, so a frozen one gets a scalar zero: nothing is computed
-    or stored for it, and nothing is added to it, which would already turn -0.0 into 0.0.
+    optax expects a gradient for every array, so a frozen one gets a scalar zero. Nothing is added
+    to a frozen array: adding zero would turn -0.0 into 0.0.
 
     Returns:
       All arrays, the optimiser's state and the global norm of the update.
@@ -149,7 +241,7 @@ def apply_gradients(
 def parameter_table(
     arrays: Mapping[str, jax.Array], labels: Mapping[str, str], opt_state: optax.OptState
 ) -> str:
-    """What is trained and what is frozen, per part of the model: numbers and bytes of both."""
+    """Formats numbers and bytes of trained and frozen arrays for each part of the model."""
     rows: dict[str, np.ndarray] = {}
 
     def part_of(name: str) -> str:

@@ -1,8 +1,8 @@
-"""The device mesh, and where batches and training state lie on it.
+"""The device mesh, and the placement of batches and training state on it.
 
-Axes `data` and `fsdp`: the batch is split over both, arrays of the state over `fsdp` only, along
-their longest side that divides. Axis types are Auto: with jax's default, Explicit, the reshape that
-cuts windows would need a sharding at every call.
+The mesh has axes `data` and `fsdp`. The batch is split over both, arrays of the state over `fsdp`
+only, along their longest side that it divides. Axis types are Auto: with jax's default, Explicit,
+the reshape that cuts windows would need a sharding at every call.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from medsam_jax.errors import UserError
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
-    """A mesh over all devices of all processes.
+    """Makes a mesh over all devices of all processes.
 
     Raises:
       UserError: axes whose product is not the number of devices, or a batch they do not divide.
@@ -45,17 +45,17 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits the leading axis over every device."""
+    """Returns the sharding that splits the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def shard_state(mesh: Mesh, state: Any) -> Any:
-    """A sharding for every leaf: its longest side that `fsdp` divides, or replicated."""
+    """Returns a sharding for each leaf: its longest side that `fsdp` divides, or replicated."""
     size = mesh.shape["fsdp"]
 
     def leaf_sharding(leaf: jax.Array) -> NamedSharding:
@@ -69,10 +69,10 @@ def shard_state(mesh: Mesh, state: Any) -> Any:
 
 
 def place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """An array of one device, alike in all processes, as a global one; it may keep its memory.
+    """Makes a global array of an array that every process holds; it may share its memory.
 
-    Parts go by way of the host: `jax.device_put` compiles a program for each shape that it cuts,
-    and one that compares processes.
+    Parts are copied through the host. `jax.device_put` would compile a program for each shape that
+    it cuts, and one that compares the processes.
     """
     if sharding.is_fully_addressable and sharding.is_fully_replicated:
         return jax.device_put(array, sharding)
@@ -81,7 +81,7 @@ def place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This process's part of a batch onto its devices, as one global array each."""
+    """Puts this process's part of a batch on its devices and returns global arrays."""
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.items()
@@ -89,7 +89,7 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Of a batch of the input pipeline, what the steps take: with embeddings, not the images."""
+    """Returns the arrays of a batch that the steps take: embeddings, if any, replace the images."""
     image = "embedding" if "embedding" in batch else "image"
     points = [name for name in ("points", "point_labels", "boxes_valid") if name in batch]
     return {name: batch[name] for name in (image, "mask", "box", "valid_shape", *points)}

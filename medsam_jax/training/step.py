@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from medsam_jax.data.preprocess import encoder_input, stored_grid_logits, stored_to_input
+from medsam_jax.data.preprocess import stored_grid_logits, stored_to_input
 from medsam_jax.metrics.overlap import dice_batch, iou_batch
 from medsam_jax.metrics.surface import nsd_batch
 from medsam_jax.models.functional import Functional
@@ -18,14 +18,7 @@ from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
 from medsam_jax.training import optimizer as opt
-from medsam_jax.training.losses import (
-    answer_weights,
-    cross_entropy_loss,
-    dice_loss,
-    iou_loss,
-    score_weights,
-    valid_pixels,
-)
+from medsam_jax.training.losses import LOSSES, answer_weights, score_weights, valid_pixels
 
 Batch = Mapping[str, jax.Array]
 
@@ -33,7 +26,7 @@ Batch = Mapping[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """All that changes in training, but for the position in the data."""
+    """Everything that a step changes, except the position in the data."""
 
     step: jax.Array  # int32, steps done
     arrays: dict[str, jax.Array]  # the model's variables by dotted path, frozen ones included
@@ -41,19 +34,19 @@ class TrainState:
     ema: dict[str, jax.Array]  # averages of the trained arrays; empty without `ema_decay`
 
     def evaluated(self) -> dict[str, jax.Array]:
-        """The arrays that are evaluated and exported: the averages where there are any."""
+        """The arrays to evaluate and export: averages where `ema_decay` is set."""
         return {**self.arrays, **self.ema}
 
 
 def encode(model: Sam, images: jax.Array, valid_shape: jax.Array) -> jax.Array:
     """Image embeddings [B, h, w, C] of stored slices."""
-    return model.image_encoder(encoder_input(images, valid_shape, model.config.preprocessing))
+    return model.encode(images, valid_shape)
 
 
 def predict(
     model: Sam | UNet, batch: Batch, multimask_output: bool | None = False
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Answers the prompts of a batch, from cached embeddings where it has them.
+    """Predicts a mask for every prompt of a batch, from cached embeddings if it holds them.
 
     Args:
       batch: arrays with a prompt axis, see `with_prompt_axis`.
@@ -86,7 +79,7 @@ def predict(
 
 
 def with_prompt_axis(batch: Batch) -> dict[str, jax.Array]:
-    """The batch with an axis P after the first; a loader that draws one prompt leaves it out."""
+    """Returns the batch with a prompt axis P, which a loader of one prompt a slice leaves out."""
     if batch["mask"].ndim == 4:
         return dict(batch)
     names = {"mask", "box", "points", "point_labels", "boxes_valid"}
@@ -96,32 +89,38 @@ def with_prompt_axis(batch: Batch) -> dict[str, jax.Array]:
 def make_loss(
     functional: Functional, config: ml_collections.ConfigDict
 ) -> Callable[[Mapping[str, jax.Array], Batch], tuple[jax.Array, dict[str, jax.Array]]]:
-    """Arrays and batch to the loss, a mean over the prompts, and its parts."""
+    """Returns a function from arrays and batch to the loss, a mean over prompts, and its parts.
+
+    A loss of `config.losses` with weight 0 is not computed.
+    """
+    weighed = [(LOSSES[name], weight) for name, weight in config.losses.items() if weight]
+    mask_losses = [(row, weight) for row, weight in weighed if not row.of_score]
+    score_losses = [(row, weight) for row, weight in weighed if row.of_score]
 
     def loss_fn(arrays, batch):
         model = functional.bind(arrays)
         batch = with_prompt_axis(batch)
-        # Points need all four masks; boxes alone are spared three of them.
+        # Points train all four masks; boxes alone need the single one.
         stages, predicted_iou = predict(model, batch, None if "points" in batch else False)
         valid = valid_pixels(batch["valid_shape"], stages[0].shape[-1])[:, None, None]
         target = (batch["mask"] > 0)[:, :, None]  # [B, P, 1, S, S]
         # Deep supervision as in nnU-Net: half the weight for half the resolution, 1 in all.
         depth = [0.5**i / (2 - 0.5 ** (len(stages) - 1)) for i in range(len(stages))]
-        parts = {
-            name: sum(w * loss(x, target, valid) for w, x in zip(depth, stages, strict=True))
-            for name, loss in (("dice_loss", dice_loss), ("cross_entropy", cross_entropy_loss))
-        }  # [B, P, M] each
-        losses = config.dice_weight * parts["dice_loss"]
-        losses += config.cross_entropy_weight * parts["cross_entropy"]
+        losses = jnp.zeros_like(stages[0][..., 0, 0])  # [B, P, M]
+        parts = {}
+        for row, weight in mask_losses:
+            stage_losses = [row.function(logits, target, valid) for logits in stages]
+            parts[row.curve] = sum(w * x for w, x in zip(depth, stage_losses, strict=True))
+            losses += weight * parts[row.curve]
         weights = answer_weights(losses, batch.get("point_labels"), config.multimask)
-        scalars = {name: jnp.mean(jnp.sum(weights * x, -1)) for name, x in parts.items()}
+        scalars = {curve: jnp.mean(jnp.sum(weights * x, -1)) for curve, x in parts.items()}
         loss = jnp.mean(jnp.sum(weights * losses, -1))
-        if config.iou_weight:
-            prediction = stages[0] > model.config.preprocessing.mask_threshold
-            error = iou_loss(predicted_iou, prediction, target, valid)
+        prediction = stages[0] > model.config.preprocessing.mask_threshold
+        for row, weight in score_losses:
+            error = row.function(predicted_iou, prediction, target, valid)
             shown = score_weights(error, batch.get("point_labels"), config.multimask)
-            scalars["iou_loss"] = jnp.mean(jnp.sum(shown * error, -1))
-            loss += config.iou_weight * scalars["iou_loss"]
+            scalars[row.curve] = jnp.mean(jnp.sum(shown * error, -1))
+            loss += weight * scalars[row.curve]
         return loss, {"loss": loss, **scalars}
 
     return loss_fn
@@ -134,9 +133,10 @@ def make_train_step(
     config: ml_collections.ConfigDict,
     parts: int | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step: state and batch to the next state and its scalars (loss and parts, norms, rate).
+    """Returns the training step, from state and batch to the next state and its scalars.
 
-    `parts` is into how many equal parts a batch is worked off, `config.accumulation_steps` if None.
+    The scalars are the loss and its parts, the norms of gradient and update, the learning rate.
+    A batch is processed in `parts` equal parts; None means `config.accumulation_steps`.
     """
     parts = config.accumulation_steps if parts is None else parts
     schedule = opt.learning_rate_schedule(config)
@@ -179,31 +179,32 @@ def make_train_step(
 
 
 def _every(parts: int, part: jax.Array, x: jax.Array) -> jax.Array:
-    """A micro-batch: every `parts`-th item, so that each stays spread over the devices."""
+    """Selects every `parts`-th item, so that each part stays spread over the devices."""
     return jnp.asarray(x).reshape(-1, parts, *x.shape[1:])[:, part]
 
 
-def parts_of_batch(model: Sam | UNet, config: ml_collections.ConfigDict) -> int:
-    """Into how many parts a training step works off its batch on the devices that are here.
+def parts_of_batch(
+    model: Sam | UNet, config: ml_collections.ConfigDict, platform: str, devices: int
+) -> int:
+    """Number of equal parts in which a training step processes its batch.
 
-    On a CPU a SAM gets one image a device at a time: feature maps of a single image stay in the
-    cache, those of eight are written to memory and paged in anew at every step. A step of the
-    decoder on eight cached embeddings took 1.4 s in place of 3.4 s, with the same gradients.
+    On a CPU a SAM gets one image a device at a time: the feature maps of one image stay in the
+    cache, those of a batch do not. The gradients are the same.
     """
-    if jax.default_backend() == "cpu" and isinstance(model, Sam):
-        return max(config.accumulation_steps, config.batch_size // jax.device_count())
+    if platform == "cpu" and isinstance(model, Sam):
+        return max(config.accumulation_steps, config.batch_size // devices)
     return config.accumulation_steps
 
 
 def make_eval_step(
     functional: Functional, tolerance: float
 ) -> Callable[[Mapping[str, jax.Array], Batch], dict[str, jax.Array]]:
-    """Arrays and a batch of one object a slice to scores [B] and `prediction` [B, S, S].
+    """Returns a function from arrays and a batch of one object a slice to scores [B] by name.
 
-    The scores are `dice`, `nsd` (native 2D, pixels) and `iou_error`, the absolute error of the
-    predicted IoU, all by box. A batch with one point an object adds, from the same embedding, the
-    three as `point_...` by the single mask, `point_best_dice` and `point_best_iou_error` by that of
-    the three masks whose predicted IoU is highest, and `point_prediction` (single mask).
+    The scores of the box prompt are `dice`, `nsd` (native 2D, pixels) and `iou_error`, the absolute
+    error of the predicted IoU; `prediction` [B, S, S] is the mask. A batch with one point an object
+    adds the same names with `point_` for the single mask. `point_best_dice` and
+    `point_best_iou_error` are those of the mask, of three, with the highest predicted IoU.
     """
 
     def scores(prediction, predicted_iou, truth):
@@ -240,7 +241,7 @@ def make_eval_step(
 
 
 def _box_and_point(batch: Batch) -> dict[str, jax.Array]:
-    """Two prompts of each object, its box and its point, that share the slice's embedding."""
+    """Returns the batch with two prompts an object, its box and its point."""
     size = len(batch["box"])
     padding = jnp.full_like(batch["point_labels"], PADDING_LABEL)
     return {
@@ -258,8 +259,8 @@ def init_state(
     tx: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
 ) -> TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     trained, _ = opt.split_frozen(arrays, labels)
-    # Copies: a step donates the state, and no buffer can be given away twice.
+    # Copies: a step donates the state, and no buffer can be donated twice.
     ema = jax.tree.map(jnp.copy, trained) if config.ema_decay else {}
     return TrainState(jnp.zeros((), jnp.int32), dict(arrays), tx.init(arrays), ema)

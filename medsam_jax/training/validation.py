@@ -14,29 +14,31 @@ from medsam_jax.data.embedding_cache import Embeddings
 from medsam_jax.data.input_pipeline import DatasetInfo, eval_objects
 from medsam_jax.training.sharding import model_inputs, put_batch
 
-SCORED = ("tune/dice", "tune/point_dice")  # their mean chooses the best checkpoint
+SELECTED_BY = ("tune/dice", "tune/point_dice")
 
 
 @dataclasses.dataclass
 class TuneResult:
-    """Scores of one pass: `scalars` by name, `overlays` of the objects with the lowest DSC."""
+    """Scores of the tune split: `scalars` by name, `overlays` of the objects with lowest DSC."""
 
     scalars: dict[str, float]
     overlays: dict[str, np.ndarray]
 
     @property
     def score(self) -> float:
-        """What the best checkpoint has most of: DSC by box; with points trained, mean of both."""
-        scores = [self.scalars[name] for name in SCORED if name in self.scalars]
+        """Model-selection score: mean box DSC, or the mean of box and point DSC if points are
+        trained."""
+        scores = [self.scalars[name] for name in SELECTED_BY if name in self.scalars]
         return sum(scores) / len(scores)
 
 
 class TuneEvaluation:
-    """Scores every object of the tune split; boxes are jittered as in training, but always alike.
+    """Scores every object of the tune split by its box.
 
-    With points trained, each object is answered by one point too, by the single mask and by the
-    best-scored of three. Each process scores its share; the means are over all objects of all
-    processes. An empty prediction counts 0; an object cannot be empty in a data set.
+    Boxes are jittered as in training, and the same in every evaluation. If points are trained, each
+    object is scored by one point too: the single mask, and the mask of three with the highest
+    predicted IoU. Each process scores its share; means are over the objects of all processes. An
+    empty prediction scores 0; a data set holds no empty object.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class TuneEvaluation:
         self._names = ["dice", "nsd"]
         if config.point_share > 0:
             self._names += ["point_dice", "point_nsd", "point_best_dice"]
-        if config.iou_weight:
+        if config.losses.iou:
             errors = ("iou_error", "point_iou_error", "point_best_iou_error")
             self._names += errors if config.point_share > 0 else errors[:1]
         self._modalities = sorted({case["modality"] for case in info.record["cases"]})
@@ -112,13 +114,13 @@ class TuneEvaluation:
 
 
 def _local(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is split by its leading axis, in order."""
+    """Returns this process's rows of an array that is split by its leading axis, in order."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def _picture(batch: Mapping[str, Any], scores: Mapping[str, np.ndarray], item: int, kind: str):
-    """Draws only when called: most objects are not among the worst."""
+    """Returns a function that draws the object, since few objects are drawn."""
     height, width = batch["valid_shape"][item]
     image, truth, prediction = (
         array[item, :height, :width]

@@ -1,11 +1,12 @@
-"""What a workdir says of the run in it: its configuration, which a resumed run has to share, and
-under which circumstances it was started, each time (`run.json`)."""
+"""Records of a run in its workdir: `config.json`, and `run.json` with an entry for each start.
+
+A start in a workdir that holds a run must be able to resume it: `check_same_run`.
+"""
 
 import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,16 +17,19 @@ import jax
 import ml_collections
 
 from medsam_jax.data.datasets import DatasetInfo
+from medsam_jax.data.trained_cases import case_hashes
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import write_json
 from medsam_jax.training.config import base_config
 
 _PACKAGES = ("medsam-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-# Fields that a resumed run may have other values of: they change how long it runs and what it
-# writes, not what a step computes.
+# Fields that a resumed run may change, since they change no step: the length of a run and what it
+# writes. The data set and the type of the embeddings must stay, see `check_same_run`.
 MAY_CHANGE = (
     "data_dir",
     "embedding_cache",
+    "embedding_dtype",
     "num_workers",
     "mesh",
     "eval_every",
@@ -37,43 +41,91 @@ MAY_CHANGE = (
 )
 
 
-def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Refuses a workdir that was begun with another configuration.
+def check_same_run(config: ml_collections.ConfigDict, workdir: Path, info: DatasetInfo) -> None:
+    """Refuses a workdir that was begun with another configuration or data set.
+
+    The data set may have moved. A cache may be turned on or off if the decoder still gets
+    embeddings of the same type.
 
     Raises:
-      UserError: naming the first field that differs.
+      UserError: naming the first field that differs, or both fingerprints of the data.
     """
     path = workdir / "config.json"
     if not path.exists():
         return
-    now = json.loads(config.to_json_best_effort())
-    # A field that this program has got since then had the effect of its default.
-    defaults = json.loads(base_config().to_json_best_effort())
-    before = defaults | json.loads(path.read_text())
-    may_change = MAY_CHANGE + (("num_steps",) if config.schedule == "constant" else ())
+    now, before = _fields(config), _current(json.loads(path.read_text()))
+    may_change = MAY_CHANGE + (("num_steps",) if config.schedule.startswith("constant") else ())
     for name in sorted(before.keys() | now.keys()):
         if name not in may_change and before.get(name) != now.get(name):
             raise UserError(
                 f"config.{name}: {now.get(name)!r}, but {workdir} was begun with "
                 f"{before.get(name)!r}; use that value or another --workdir"
             )
+    if _embedding_type(now) != _embedding_type(before):
+        raise UserError(
+            f"config.embedding_cache: the decoder would get {_embedding_type(now)} embeddings, but "
+            f"{workdir} was begun with {_embedding_type(before)} ones; use embedding_cache="
+            f"{before['embedding_cache']!r} and embedding_dtype={before['embedding_dtype']!r}, or "
+            "another --workdir"
+        )
+    starts = _starts(workdir)
+    begun = starts[-1]["data_set"]["sha256"] if starts else dataset_fingerprint(info)
+    if begun != dataset_fingerprint(info):
+        raise UserError(
+            f"{info.directory}: data set {dataset_fingerprint(info)[:12]}, but {workdir} was begun "
+            f"with {begun[:12]} in {starts[-1]['data_set']['directory']}; give that data set by "
+            "config.data_dir or use another --workdir"
+        )
+
+
+def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json_best_effort())
+
+
+def _current(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of an earlier `config.json` under today's names.
+
+    A field that is missing there has the effect of its default. Once `dice_weight`,
+    `cross_entropy_weight` and `iou_weight` were what `losses.dice`, `losses.cross_entropy` and
+    `losses.iou` are, and `beta1` and `beta2` what `optimizer_args` holds as `b1` and `b2`.
+    """
+    defaults = _fields(base_config())
+    fields = defaults | fields
+    fields["losses"] = defaults["losses"] | fields["losses"]
+    for name in defaults["losses"]:
+        if f"{name}_weight" in fields:
+            fields["losses"][name] = fields.pop(f"{name}_weight")
+    betas = {"b1": fields.pop("beta1", 0.9), "b2": fields.pop("beta2", 0.999)}
+    if betas != {"b1": 0.9, "b2": 0.999}:
+        fields["optimizer_args"] = betas
+    return fields
+
+
+def _embedding_type(fields: dict[str, Any]) -> str:
+    """Returns the type whose rounding the decoder's embeddings have."""
+    types = {fields["dtype"], fields["embedding_dtype"] if fields["embedding_cache"] else "float32"}
+    return "bfloat16" if "bfloat16" in types else "float32"
+
+
+def _starts(workdir: Path) -> list[dict[str, Any]]:
+    path = workdir / "run.json"
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def record_start(
     config: ml_collections.ConfigDict, workdir: Path, info: DatasetInfo, step: int
 ) -> None:
-    """Writes `config.json`, and adds this start to the list in `run.json`; process 0 alone does.
+    """Writes `config.json` and appends this start to `run.json`, in process 0 alone.
 
     Args:
-      step: the step that training goes on from.
+      step: the step that training continues from.
     """
     if jax.process_index() != 0:
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    fields = json.loads(config.to_json_best_effort())
-    _write_json(workdir / "config.json", fields)
-    path = workdir / "run.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
+    fields = _fields(config)
+    write_json(workdir / "config.json", fields)
+    starts = _starts(workdir)
     starts.append(
         {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -84,6 +136,7 @@ def record_start(
                 "directory": str(info.directory),
                 "sha256": dataset_fingerprint(info),
                 "counts": info.counts,
+                "cases": case_hashes(info.record, config.task),
             },
             "versions": {"python": platform.python_version()} | _versions(),
             "git": _git_commit(),
@@ -95,18 +148,12 @@ def record_start(
             "host": platform.platform(),
         }
     )
-    _write_json(path, starts)
+    write_json(workdir / "run.json", starts)
 
 
 def dataset_fingerprint(info: DatasetInfo) -> str:
-    """SHA-256 of a data set's record: recipe, cases with their counts, what was dropped."""
+    """Returns the SHA-256 of a data set's record: recipe, tools, cases and their counts, drops."""
     return hashlib.sha256(json.dumps(info.record, sort_keys=True).encode()).hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def _versions() -> dict[str, str]:
@@ -120,7 +167,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> dict[str, Any] | None:
-    """The commit of the repository that holds this file, None outside of one."""
+    """Returns the commit of the repository that holds this file, None outside of one."""
     file = Path(__file__)
 
     def git(*arguments: str) -> str:

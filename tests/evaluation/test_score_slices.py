@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medsam_jax.data.preprocess import encoder_input, stored_grid_logits
+from medsam_jax.data.preprocess import stored_grid_logits
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import base, run, score_slices
-from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.hub import resolve
+from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.metrics import dice, hausdorff_distance, iou, normalized_surface_dice
 from medsam_jax.models.checkpoint import abstract_model, build_model
 from medsam_jax.models.functional import Functional, flatten_state
@@ -237,17 +237,19 @@ def test_predictor_equals_the_model_called_alone():
     images[1, :, 120:] = 0
     mask = disc(20, 100, 60)
     drawn = Protocol("points").draw(mask, (0, 1))
-    drawn = Prompt(points=drawn.points / 4, labels=drawn.labels)
-    given = jnp.tile(drawn.points, (2, 1, 1, 1)), jnp.tile(drawn.labels, (2, 1, 1))
+    given = jnp.tile(drawn.points / 4, (2, 1, 1, 1)), jnp.tile(drawn.labels, (2, 1, 1))
     tasks = [SliceTask("t", i, s, [drawn]) for i, s in zip(images, shapes, strict=True)]
     answers = itertools.chain.from_iterable(SlicePredictor(model, 2).run(tasks))
 
     functional = Functional(model)
-    call = jax.jit(lambda arrays, *a, **kw: functional.bind(arrays)(*a, **kw)[0])
-    pixels = encoder_input(images, np.array(shapes), config.preprocessing)
-    logits = stored_grid_logits(
-        call(functional.arrays, pixels, points=given)[:, 0, 0], config.preprocessing
-    )
+
+    @jax.jit
+    def call(arrays, images, valid_shape, points):
+        model = functional.bind(arrays)
+        return model.decode(model.encode(images, valid_shape), points=points)[0]
+
+    logits = call(functional.arrays, images, np.array(shapes, np.int32), given)
+    logits = stored_grid_logits(logits[:, 0, 0], config.preprocessing)
     assert 0.01 < (logits > 0).mean() < 0.99
     for (answer,), expected, (height, width) in zip(answers, logits, shapes, strict=True):
         np.testing.assert_array_equal(answer, expected[:height, :width] > 0)

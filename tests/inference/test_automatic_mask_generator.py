@@ -30,7 +30,7 @@ def test_box_trained_weights_get_boxes(compiled_predictor, image):
         assert mask.shape == (60, 90)
         assert answer["area"] == mask.sum() > 0
         x, y, width, height = answer["bbox"]
-        assert records.mask_box(mask) == (x, y, x + width, y + height)
+        assert records.mask_box(mask) == (x, y, x + width - 1, y + height - 1)
         assert answer["crop_box"] == [0, 0, 90, 60]
         assert "prompt_box" in answer
     asked = {tuple(answer["prompt_box"][0]) for answer in answers}
@@ -90,8 +90,8 @@ def test_points_and_crops(compiled_predictor, image):
 def test_filters_only_take_away(compiled_predictor, image, monkeypatch):
     decode = AutomaticMaskGenerator._decode
 
-    def decode_below_one(self, batch):  # the random weights predict 1.2 to 2
-        logits, predicted_iou = decode(self, batch)
+    def decode_below_one(self, crop, batch):  # the random weights predict 1.2 to 2
+        logits, predicted_iou = decode(self, crop, batch)
         return logits, predicted_iou / 2
 
     monkeypatch.setattr(AutomaticMaskGenerator, "_decode", decode_below_one)
@@ -137,13 +137,15 @@ def test_a_label_map_needs_one_mask_at_a_time(compiled_predictor, image, monkeyp
         decoded.append(weakref.ref(mask))
         return mask
 
-    monkeypatch.setattr(records, "decode_rle", spy)
+    module = "medsam_jax.inference.automatic_mask_generator"
+    monkeypatch.setattr(f"{module}.decode_rle", spy)
     labels = AutomaticMaskGenerator(
         compiled_predictor, output_mode="label_map", box_sides=(0.5,), box_nms_thresh=1.0, **OPEN
     ).generate(image)
     assert len(decoded) == labels.max() > 1
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -5,25 +5,19 @@ import pytest
 
 from medsam_jax.data.datasets import open_dataset
 from medsam_jax.data.input_pipeline import train_loader
-from medsam_jax.models.checkpoint import build_model, read_config, read_params
-from medsam_jax.models.functional import Functional, parameter_names
-from medsam_jax.training import optimizer as opt
+from medsam_jax.models.checkpoint import read_config, read_params
 from medsam_jax.training.config import base_config
 from medsam_jax.training.embeddings import cached_embeddings
-from medsam_jax.training.plan import plan_steps
-from medsam_jax.training.sharding import model_inputs
-from medsam_jax.training.step import init_state
+from medsam_jax.training.setup import set_up
+from medsam_jax.training.sharding import make_mesh, model_inputs
 
 
 def fifty_losses(config) -> np.ndarray:
     model_config = read_config(config.checkpoint)
-    model = build_model(model_config, read_params(config.checkpoint), config.checkpoint)
-    functional = Functional(model)
-    labels = opt.label_parameters(functional.arrays, parameter_names(model), config.frozen)
-    tx = opt.make_optimizer(config, labels)
-    state = init_state(functional.arrays, labels, tx, config)
+    run = set_up(config, model_config, make_mesh(config), read_params(config.checkpoint))
+    state = run.first_state()
     _, info = open_dataset(config.data_dir, "train")
-    embeddings = cached_embeddings(config, functional, labels, model_config, info)["train"]
+    embeddings = cached_embeddings(config, run.functional, run.labels, model_config, info)["train"]
     data = train_loader(
         config.data_dir,
         "train",
@@ -32,10 +26,9 @@ def fifty_losses(config) -> np.ndarray:
         box_jitter=config.box_jitter,
         embeddings=embeddings,
     )
-    step = plan_steps(config, model_config, cached=embeddings is not None).train_step
     losses = []
     for _ in range(50):
-        state, scalars = step(state, model_inputs(next(data)))
+        state, scalars = run.train_step(state, model_inputs(next(data)))
         losses.append(scalars["loss"])
     return np.array(losses)
 

@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-from medsam_jax.training import clock as clock_module
-from medsam_jax.training.clock import StepClock, peak_flops
+from medsam_jax.training import monitor
+from medsam_jax.training.monitor import StepClock, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ def test_peak_by_the_longest_start_that_fits(device_kind, peak):
 
 def test_seconds_are_split_and_utilisation_is_flops_over_peak(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: now[0])
     device = types.SimpleNamespace(
         device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: {"peak_bytes_in_use": 7}
     )
-    monkeypatch.setattr(clock_module.jax, "devices", lambda: [device])
-    monkeypatch.setattr(clock_module.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(monitor.jax, "devices", lambda: [device])
+    monkeypatch.setattr(monitor.jax, "local_devices", lambda: [device])
     step = types.SimpleNamespace(cost_analysis=lambda: {"flops": 98.9e12})
     clock = StepClock(batch_size=8)
     for _ in range(4):

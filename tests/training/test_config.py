@@ -7,7 +7,7 @@ import pytest
 from medsam_jax.errors import UserError
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.training.config import base_config, validate
-from medsam_jax.training.loop import trained_for
+from medsam_jax.training.setup import trained_for
 
 
 def valid_config():
@@ -29,7 +29,7 @@ def test_a_typing_error_in_a_recipe_raises_at_once():
     ("field", "value", "message"),
     [
         ("data_dir", "", "config.data_dir: empty"),
-        ("optimizer", "sgd", "config.optimizer: 'sgd'"),
+        ("optimizer", "adamW", "config.optimizer: 'adamW' is not in optax; use one of .*adamw"),
         ("schedule", "step", "config.schedule: 'step'"),
         ("num_steps", 0, "config.num_steps: 0"),
         ("accumulation_steps", 3, "config.accumulation_steps: 3 does not divide"),

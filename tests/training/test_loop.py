@@ -54,13 +54,6 @@ def test_a_damaged_latest_checkpoint_is_set_aside(config, tmp_path, undisturbed)
     assert values(tmp_path, "train/loss") == before
 
 
-def test_accumulation_equals_one_batch(config, tmp_path, undisturbed):
-    config.accumulation_steps = 2
-    train_and_evaluate(config, tmp_path)
-    expected, accumulated = (values(path, "train/loss") for path in (undisturbed, tmp_path))
-    np.testing.assert_allclose(list(accumulated.values()), list(expected.values()), rtol=1e-5)
-
-
 def test_cached_embeddings_equal_encoding(config, tmp_path, undisturbed):
     config.embedding_cache, config.embedding_dtype = str(tmp_path / "cache"), "float32"
     train_and_evaluate(config, tmp_path / "run")
@@ -106,6 +99,17 @@ def test_a_checkpoint_of_another_recipe_is_refused(config, tmp_path):
     ("arguments", "message"),
     [
         (["--config.learning_rat=1"], "learning_rat"),
+        (
+            ["--config.batchsize=3"],
+            "error: command line: --config.batchsize=3: no field 'batchsize'; did you mean "
+            "batch_size?; see --help\n",
+        ),
+        (["--config.mesh.datta=3"], "--config.mesh.datta=3: no field 'datta'; did you mean data?"),
+        (["--config.iou_weight=1"], "--config.iou_weight=1: no field 'iou_weight'; see"),
+        (
+            ["--config=nowhere.py"],
+            "error: command line: No such file or directory: 'nowhere.py'; see --help\n",
+        ),
         (["--config.num_steps=many"], "many"),
         (["--config.data_dir=/nowhere"], "/nowhere: holds no medical_slices data set"),
         (["--config.mesh.data=3", "--config.data_dir=/nowhere"], "config.mesh: data 3 x fsdp 1"),
@@ -120,5 +124,5 @@ def test_bad_command_lines_end_in_one_line(arguments, message, tmp_path):
     )
     assert run.returncode == 1
     assert message in run.stderr
-    assert "Traceback" not in run.stderr
+    assert len(run.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.unet import UNetConfig
-from medsam_jax.training.plan import plan_steps
+from medsam_jax.training.setup import set_up
 from weights_converter.known import known_config
 from weights_converter.registry import REGISTRY
 
@@ -33,10 +33,10 @@ def load(recipe: pathlib.Path):
     return config, known_config(config.checkpoint) if known else UNetConfig()
 
 
-def export(plan) -> list[jax.export.Exported]:
+def export(plan, cached=False) -> list[jax.export.Exported]:
     steps = (
-        (plan.train_step, plan.state, plan.train_batch),
-        (plan.eval_step, plan.state.evaluated(), plan.eval_batch),
+        (plan.train_step, plan.state, plan.train_batch(cached)),
+        (plan.eval_step, plan.state.evaluated(), plan.eval_batch(cached)),
     )
     exported = [jax.export.export(step, platforms=ACCELERATORS)(*args) for step, *args in steps]
     assert all(one.platforms == ("tpu", "cuda") for one in exported)
@@ -45,7 +45,7 @@ def export(plan) -> list[jax.export.Exported]:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_steps_lower_for_one_accelerator(recipe):
-    train, evaluate = export(plan_steps(*load(recipe)))
+    train, evaluate = export(set_up(*load(recipe), platform="tpu"))
     assert train.nr_devices == evaluate.nr_devices == 1
     outputs = jax.tree.unflatten(evaluate.out_tree, evaluate.out_avals)
     assert outputs.keys() >= {"dice", "nsd", "prediction"}
@@ -71,21 +71,21 @@ DISTINCT = [recipe for recipe in RECIPES if recipe.stem not in SAME]
 def test_steps_lower_for_a_mesh(recipe):
     config, stored = load(recipe)
     config.batch_size = config.eval_batch_size = 32
-    plan = plan_steps(config, shortened(stored), MESH)
+    plan = set_up(config, shortened(stored), MESH, platform="tpu")
     train, evaluate = export(plan)
     assert train.nr_devices == evaluate.nr_devices == 16
     text = train.mlir_module()
     arguments = text[text.index("@main(") :].split("->")[0]
     divisible = [x for x in jax.tree.leaves(plan.state) if any(side % 4 == 0 for side in x.shape)]
-    assert arguments.count('"fsdp"') == len(divisible) + len(plan.train_batch)
-    assert arguments.count('"data"') == len(plan.train_batch)
+    assert arguments.count('"fsdp"') == len(divisible) + len(plan.train_batch())
+    assert arguments.count('"data"') == len(plan.train_batch())
 
 
 def test_the_cached_step_lowers_without_an_encoder():
     config, stored = load(next(path for path in RECIPES if path.stem == "medsam_v1"))
-    plan = plan_steps(config, stored, cached=True)
-    assert plan.train_batch["embedding"].shape == (8, 64, 64, 256)
-    text = export(plan)[0].mlir_module()
+    plan = set_up(config, stored, platform="tpu")
+    assert plan.train_batch(cached=True)["embedding"].shape == (8, 64, 64, 256)
+    text = export(plan, cached=True)[0].mlir_module()
     products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
     assert len(products) > 50
     width = re.compile(r"[<x]768x")  # in a tensor's type, not the name of a value

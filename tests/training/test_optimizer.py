@@ -13,7 +13,7 @@ from medsam_jax.errors import UserError
 from medsam_jax.models.functional import Functional, flatten_state, parameter_names
 from medsam_jax.models.sam import Sam, SamConfig
 from medsam_jax.training import optimizer as opt
-from medsam_jax.training.config import base_config
+from medsam_jax.training.config import base_config, validate
 from tests.tiny import tiny_sam
 
 ENCODERS = (r"image_encoder\..*", r"prompt_encoder\..*")
@@ -89,6 +89,85 @@ def test_first_adam_step_is_the_learning_rate_against_the_gradient():
     gradients = {"a.kernel": jnp.array([3.0, -0.2, 1e-3])}
     after, _, _ = opt.apply_gradients(tx, arrays, gradients, tx.init(arrays))
     np.testing.assert_allclose(after["a.kernel"], [-0.25, 0.25, -0.25], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", "cosine"), ("adam", "constant")])
+def test_the_recipes_optimisers_are_this_chain_to_the_bit(optimizer, schedule):
+    arrays = {"a.kernel": jnp.ones((3, 2)), "a.bias": jnp.ones((3,)), "b.kernel": jnp.ones((4, 4))}
+    config = base_config()
+    config.optimizer, config.schedule, config.warmup_steps = optimizer, schedule, 2
+    config.learning_rate, config.num_steps, config.learning_rates = 0.1, 6, (("b.*", 0.5),)
+    labels = opt.label_parameters(arrays, arrays, ())
+    after = optax.constant_schedule(0.1)
+    if schedule == "cosine":
+        after = optax.cosine_decay_schedule(0.1, 4)
+    rate = optax.join_schedules([optax.linear_schedule(0.0, 0.1, 2), after], [2])
+    decay = optax.add_decayed_weights(0.01) if optimizer == "adamw" else optax.identity()
+    expected = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(0.9, 0.999),
+        optax.masked(decay, {"a.kernel": True, "a.bias": False, "b.kernel": True}),
+        optax.scale_by_learning_rate(rate),
+        optax.masked(optax.scale(0.5), {"a.kernel": False, "a.bias": False, "b.kernel": True}),
+    )
+    tx = opt.make_optimizer(config, labels)
+    state, expected_state, theirs = tx.init(arrays), expected.init(arrays), arrays
+    for seed in range(6):
+        gradients = {n: jax.random.normal(jax.random.key(seed), x.shape) for n, x in arrays.items()}
+        arrays, state, _ = opt.apply_gradients(tx, arrays, gradients, state)
+        updates, expected_state = expected.update(gradients, expected_state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    for name, value in theirs.items():
+        assert np.asarray(arrays[name]).tobytes() == np.asarray(value).tobytes(), name
+        assert not np.array_equal(value, jnp.ones_like(value))
+
+
+def test_any_optimiser_and_schedule_of_optax_by_name():
+    """Momentum by hand: the second step is rate * (gradient + 0.9 * gradient)."""
+    arrays = {"a.kernel": jnp.zeros((2,))}
+    config = base_config()
+    config.optimizer, config.optimizer_args.momentum = "sgd", 0.9
+    config.schedule, config.schedule_args = "exponential", {"decay_rate": 0.25}
+    config.learning_rate, config.num_steps, config.clip_norm = 0.5, 2, 0.0
+    tx = opt.make_optimizer(config, opt.label_parameters(arrays, arrays, ()))
+    state, gradients = tx.init(arrays), {"a.kernel": jnp.array([1.0, -2.0])}
+    for expected in (-0.5, -0.5 - 0.5 * 0.25**0.5 * 1.9):
+        arrays, state, _ = opt.apply_gradients(tx, arrays, gradients, state)
+        np.testing.assert_allclose(arrays["a.kernel"], [expected, -2 * expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lion", "lamb", "adafactor", "lars"])
+def test_other_optimisers_decay_kernels_only(name):
+    arrays = {"a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones((2,))}
+    config = base_config()
+    config.optimizer, config.weight_decay = name, 0.1
+    if name == "adafactor":  # its own name for it
+        config.optimizer_args = {"weight_decay_rate": 0.1}
+    tx = opt.make_optimizer(config, opt.label_parameters(arrays, arrays, ()))
+    zeros = jax.tree.map(jnp.zeros_like, arrays)
+    after, _, _ = opt.apply_gradients(tx, arrays, zeros, tx.init(arrays))
+    assert (after["a.kernel"] < 1).all()
+    np.testing.assert_array_equal(after["a.bias"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": "adamW"}, "config.optimizer: 'adamW' is not in optax; use one of .*adamw"),
+        ({"optimizer": "apply_updates"}, "config.optimizer: 'apply_updates' is not in optax"),
+        ({"optimizer": "lbfgs"}, "config.optimizer: 'lbfgs' with {} takes no step from gradients"),
+        ({"optimizer_args": {"beta1": 0.9}}, "adamw of optax has no argument 'beta1'; it has .*b1"),
+        ({"schedule": "join"}, "config.schedule: 'join' is not in optax; use one of .*cosine"),
+        ({"schedule": "exponential"}, "config.schedule_args: {} given; .*'decay_rate'"),
+        ({"schedule": "cosine", "schedule_args": {"alfa": 0}}, "no argument 'alfa'; it has alpha"),
+    ],
+)
+def test_what_optax_lacks_is_refused_in_one_line(fields, message):
+    config = base_config()
+    config.update({"data_dir": "somewhere"} | fields)
+    with pytest.raises(UserError, match=message) as caught:
+        validate(config)
+    assert "\n" not in str(caught.value)
 
 
 def test_schedule_warms_up_then_falls_to_zero():

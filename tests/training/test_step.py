@@ -9,14 +9,15 @@ import pytest
 
 from medsam_jax.data.input_pipeline import eval_objects, train_loader
 from medsam_jax.hub import load_model
-from medsam_jax.models.checkpoint import read_metadata, read_params
+from medsam_jax.models.checkpoint import read_config, read_metadata, read_params
 from medsam_jax.models.functional import Functional
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training import step
-from medsam_jax.training.config import base_config
+from medsam_jax.training.config import base_config, validate
 from medsam_jax.training.loop import train_and_evaluate
-from medsam_jax.training.losses import answer_weights, iou_loss, score_weights
-from medsam_jax.training.sharding import model_inputs
+from medsam_jax.training.losses import LOSSES, Loss, answer_weights, iou_loss, score_weights
+from medsam_jax.training.setup import set_up
+from medsam_jax.training.sharding import make_mesh, model_inputs
 from medsam_jax.training.step import make_eval_step, make_loss, parts_of_batch
 from medsam_jax.training.validation import TuneResult
 from tests.tiny import tiny_sam
@@ -63,8 +64,8 @@ def with_embeddings(batch, seed=0):
 
 def test_a_batch_in_parts_makes_the_same_step(functional, monkeypatch):
     config = base_config()
-    on_this_cpu = parts_of_batch(functional.bind(functional.arrays), config)
-    assert on_this_cpu == config.batch_size // jax.device_count()
+    on_this_cpu = parts_of_batch(functional.bind(functional.arrays), config, "cpu", 1)
+    assert on_this_cpu == config.batch_size
 
     def loss(arrays, batch):
         value = jnp.mean((batch["x"] @ arrays["a.kernel"]) ** 2)
@@ -86,10 +87,52 @@ def test_a_batch_in_parts_makes_the_same_step(functional, monkeypatch):
         np.testing.assert_allclose(scalars_of_parts[name], scalars[name], rtol=1e-6, err_msg=name)
 
 
+def test_accumulation_equals_one_batch(config, built):
+    """With the steps for a GPU: a CPU's step takes one image at a time in any case."""
+    stored, params = read_config(config.checkpoint), read_params(config.checkpoint)
+    loader = train_loader(built, "train", batch_size=4, seed=0, box_jitter=5)
+    batches = [with_embeddings(next(loader), seed) for seed in range(8)]
+    losses, programs = [], []
+    for config.accumulation_steps in (1, 2):
+        run = set_up(config, stored, make_mesh(config), params, platform="gpu")
+        state = run.first_state()
+        lowered = run.train_step.lower(state, batches[0])
+        programs.append(lowered.as_text())
+        step = lowered.compile()
+        losses.append([])
+        for batch in batches:
+            state, scalars = step(state, jax.device_put(batch, run.by_item))
+            losses[-1].append(scalars["loss"])
+    loops = [program.count("stablehlo.while") for program in programs]
+    assert loops[1] == loops[0] + 1, "one program loops over the parts of a batch"
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_a_loss_is_one_function_and_one_row(functional, built, monkeypatch):
+    """A new row has a weight in the configuration, a term in the loss and a curve."""
+
+    def area_loss(logits, target, valid):
+        return jnp.mean(jax.nn.sigmoid(logits) * valid, axis=(-2, -1))
+
+    loader = train_loader(built, "train", batch_size=2, seed=3, box_jitter=5)
+    batch = with_embeddings(next(loader))
+    plain = jax.jit(make_loss(functional, base_config()))(functional.arrays, batch)[1]
+    monkeypatch.setitem(LOSSES, "area", Loss(area_loss, "area_loss"))
+    config = base_config()
+    config.data_dir, config.losses.area, config.losses.dice = "somewhere", 3.0, 0.0
+    validate(config)
+    found = jax.jit(make_loss(functional, config))(functional.arrays, batch)[1]
+    assert found.keys() == {"loss", "area_loss", "cross_entropy"}, "a weight of 0 is not computed"
+    np.testing.assert_allclose(found["cross_entropy"], plain["cross_entropy"], rtol=1e-6)
+    expected = found["cross_entropy"] + 3.0 * found["area_loss"]
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-6)
+    assert found["area_loss"] > 0
+
+
 def test_a_mixed_batch_gives_each_prompt_the_loss_it_has_alone(functional, built):
     """Boxes and points in one step, P prompts an image: the mean of the prompts' own losses."""
     config = base_config()
-    config.iou_weight = 1.0
+    config.losses.iou = 1.0
     loss = jax.jit(make_loss(functional, config))
     loader = train_loader(
         built,
@@ -135,7 +178,8 @@ def test_a_point_beside_it_does_not_change_the_answer_to_a_box(functional, built
 
 def test_a_run_with_points_and_adapters(config, tiny_checkpoint, tmp_path):
     """Scores and chooses by both prompts; the export is a plain model with other kernels."""
-    config.update({"point_share": 0.5, "prompts_per_image": 2, "iou_weight": 1.0, "num_steps": 2})
+    config.update({"point_share": 0.5, "prompts_per_image": 2, "num_steps": 2})
+    config.losses.iou = 1.0
     config.update({"frozen": (".*",), "learning_rates": ((r".*\.lora_a", 0.5),)})
     targets = r"mask_decoder\.transformer\.layers\.\d\.self_attn\.[qv]_proj\.kernel"
     config.lora.update({"rank": 2, "targets": (targets,)})

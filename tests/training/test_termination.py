@@ -19,7 +19,7 @@ from pathlib import Path
 from medsam_jax.distributed import join_processes
 from medsam_jax.training.checkpoint import TrainCheckpoints
 from medsam_jax.training.step import TrainState
-from medsam_jax.training.termination import Termination
+from medsam_jax.training.monitor import Termination
 
 workdir, coordinator, process_id, last = sys.argv[1:]
 join_processes(False, coordinator, 2, int(process_id))

@@ -1,5 +1,6 @@
 """What is refused before anything is compiled or written, and what a workdir tells of its run."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 
 from medsam_jax.data.datasets import find_dataset
+from medsam_jax.data.trained_cases import case_hash, case_hashes, trained_cases
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
-from medsam_jax.models.checkpoint import read_config, read_params
+from medsam_jax.models.checkpoint import read_config, read_metadata, read_params
+from medsam_jax.training.checkpoint import Exporter
 from medsam_jax.training.config import base_config
-from medsam_jax.training.export import Exporter
 from medsam_jax.training.loop import train_and_evaluate
 from medsam_jax.training.sharding import make_mesh
 from medsam_jax.training.step import TrainState
-from medsam_jax.training.workdir import record_start
+from medsam_jax.training.workdir import check_same_run, dataset_fingerprint, record_start
 
 
 def test_each_start_is_recorded(undisturbed, config, built, tmp_path):
@@ -41,21 +43,80 @@ def test_each_start_is_recorded(undisturbed, config, built, tmp_path):
     assert starts[-1]["data_set"]["sha256"] == start["data_set"]["sha256"]
 
 
-def test_a_field_of_a_later_version_counts_as_its_default(undisturbed, config):
-    from medsam_jax.training.workdir import check_same_run
+@pytest.fixture
+def begun(config, built, tmp_path):
+    """Records a start of `config` in a workdir; returns the workdir and the data set."""
+    info = find_dataset(built)
+    record_start(config, tmp_path, info, 0)
+    return tmp_path, info
 
-    path = undisturbed / "config.json"
-    whole = path.read_text()
-    fields = json.loads(whole)
-    del fields["iou_weight"]
-    try:
-        path.write_text(json.dumps(fields))
-        check_same_run(config, undisturbed)
-        config.iou_weight = 1.0
-        with pytest.raises(UserError, match="config.iou_weight: 1.0, but .* begun with 0.0"):
-            check_same_run(config, undisturbed)
-    finally:
-        path.write_text(whole)
+
+def rewrite(workdir, removed, **fields):
+    """Rewrites config.json like an earlier version: without `removed`, with `fields`."""
+    path = workdir / "config.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({n: x for n, x in stored.items() if n not in removed} | fields))
+
+
+def test_a_field_of_a_later_version_counts_as_its_default(begun, config):
+    rewrite(begun[0], ("losses", "schedule_args", "multimask"))
+    check_same_run(config, *begun)
+    config.losses.iou = 1.0
+    with pytest.raises(UserError, match="config.losses: .*1.0.*, but .* begun with .*'iou': 0.0"):
+        check_same_run(config, *begun)
+
+
+def test_a_run_under_the_earlier_names_of_fields_is_resumed(begun, config):
+    weights = {"dice_weight": 0.5, "cross_entropy_weight": 1.0, "iou_weight": 2.0}
+    rewrite(begun[0], ("losses", "optimizer_args"), beta1=0.9, beta2=0.99, **weights)
+    config.losses.update({"dice": 0.5, "iou": 2.0})
+    config.optimizer_args = {"b1": 0.9, "b2": 0.99}
+    check_same_run(config, *begun)
+    config.losses.dice = 1.0
+    with pytest.raises(UserError, match="config.losses: "):
+        check_same_run(config, *begun)
+
+
+def test_another_data_set_is_refused_a_moved_one_is_not(begun, config):
+    workdir, info = begun
+    config.data_dir = "moved"
+    check_same_run(config, workdir, dataclasses.replace(info, directory=info.directory / "moved"))
+    record = info.record | {"cases": info.record["cases"][1:]}
+    other = dataclasses.replace(info, record=record)
+    hashes = (dataset_fingerprint(other)[:12], dataset_fingerprint(info)[:12])
+    with pytest.raises(UserError) as caught:
+        check_same_run(config, workdir, other)
+    assert all(one in str(caught.value) for one in (*hashes, str(info.directory)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_may_come_and_go_while_embeddings_keep_their_type(begun, config):
+    config.embedding_cache, config.embedding_dtype = "cache", "float32"
+    check_same_run(config, *begun)
+    config.embedding_dtype = "bfloat16"
+    with pytest.raises(UserError, match="would get bfloat16 embeddings, but .* float32 ones; use"):
+        check_same_run(config, *begun)
+    record_start(config, *begun, step=4)
+    config.embedding_cache = ""
+    with pytest.raises(UserError, match="would get float32 embeddings, but .* bfloat16 ones"):
+        check_same_run(config, *begun)
+    config.dtype = "bfloat16"
+    record_start(config, *begun, step=6)
+    config.embedding_cache = "cache"
+    check_same_run(config, *begun)
+
+
+def test_a_checkpoint_knows_the_cases_it_was_trained_on(undisturbed, built):
+    seen = trained_cases(read_metadata(undisturbed / "best"))
+    record = find_dataset(built).record
+    cases = {one["case_id"]: one["split"] for one in record["cases"]}
+    expected = {case_hash("medical_slices", name): split for name, split in cases.items()}
+    assert {one: split for one, split in expected.items() if split != "validation"} == seen
+    assert set(seen.values()) == {"train", "tune"}
+    (start,) = json.loads((undisturbed / "run.json").read_text())
+    assert start["data_set"]["cases"] == case_hashes(record)
+    assert case_hashes(record, "organs")["train"] != case_hashes(record)["train"]
+    assert trained_cases({"licence": "Apache-2.0"}) == {}
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):
@@ -87,7 +148,7 @@ def test_a_split_that_is_missing_or_empty_is_refused(config, built, tmp_path):
 
 def test_an_export_to_a_full_disk_leaves_the_one_before(tiny_checkpoint, tmp_path, monkeypatch):
     arrays = {name: jnp.asarray(x) for name, x in read_params(tiny_checkpoint).items()}
-    export = Exporter(read_config(tiny_checkpoint), base_config(), tiny_checkpoint)
+    export = Exporter(read_config(tiny_checkpoint), base_config(), tiny_checkpoint, {})
     best = tmp_path / "best"
     export(best, TrainState(0, arrays, None, {}), 1, {})
 

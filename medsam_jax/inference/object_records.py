@@ -1,24 +1,52 @@
-"""COCO's JSON of the masks of pictures, gathered from the records that lie beside them."""
+"""Records of objects: sizes, diameters, COCO's fields; and COCO's JSON, gathered from them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Int
 
 from medsam_jax.data.run_lengths import compress_rle, encode_rle
-from medsam_jax.inference.mask_records import mask_box
+from medsam_jax.inference.mask_records import coco_box, mask_box
 from medsam_jax.io.files import write_json
+from medsam_jax.metrics import lesion_size
 
-FILE = "coco.json"
+COCO_FILE = "coco.json"
 
 
-def annotate(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """COCO's `segmentation` (compressed run lengths) and `bbox` (x, y, width, height)."""
-    x0, y0, x1, y1 = mask_box(mask)
-    bbox = [x0, y0, x1 - x0 + 1, y1 - y0 + 1] if mask.any() else [0, 0, 0, 0]
-    return {"segmentation": compress_rle(encode_rle(mask)), "bbox": bbox}
+def measure(
+    labels: Int[np.ndarray, "z h w"], records: list[dict[str, Any]], spacing: Sequence[float]
+) -> None:
+    """Adds to the record of each object its size, its diameters and, in a picture, COCO's fields.
+
+    Args:
+      records: each with its `label`.
+      spacing: mm between slices, rows and columns; NaN where unknown, then lengths are in pixels.
+    """
+    from scipy import ndimage
+
+    is_known = bool(np.isfinite(spacing[1:]).all())
+    unit, sides = ("mm", spacing[1:]) if is_known else ("px", (1.0, 1.0))
+    extents = ndimage.find_objects(labels)
+    for record in records:
+        label = record["label"]
+        extent = extents[label - 1] if label <= len(extents) else None
+        mask = labels[extent] == label if extent else np.zeros((1, 1, 1), bool)
+        size = int(np.count_nonzero(mask))
+        if len(labels) == 1:
+            record["area_px"] = size
+            if is_known:
+                record["area_mm2"] = size * float(np.prod(sides))
+            runs = compress_rle(encode_rle(labels[0] == label))
+            bbox = coco_box(mask_box(labels[0] == label)) if size else [0, 0, 0, 0]
+            record |= {"segmentation": runs, "bbox": bbox}
+        else:
+            record |= {"voxels": size, "volume_ml": size * float(np.prod(spacing)) / 1000}
+        measured = lesion_size.measure(mask, (1.0, *sides))
+        for name in ("longest", "perpendicular"):
+            record[f"{name}_{unit}"] = measured[f"{name}_mm"]
 
 
 def write_coco(output: Path) -> Path | None:
@@ -59,8 +87,8 @@ def write_coco(output: Path) -> Path | None:
         return None
     listed = [{"id": number, "name": name} for name, number in categories.items()]
     content = {"images": images, "annotations": annotations, "categories": listed}
-    write_json(output / FILE, content)
-    return output / FILE
+    write_json(output / COCO_FILE, content)
+    return output / COCO_FILE
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -69,6 +97,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if path.name == FILE or not isinstance(record, dict) or not record.get("is_picture"):
+    if path.name == COCO_FILE or not isinstance(record, dict) or not record.get("is_picture"):
         return None
     return record

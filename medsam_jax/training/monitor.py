@@ -1,0 +1,218 @@
+"""Watching a run: step times, finite losses, metrics on disk, and SIGTERM."""
+
+import contextlib
+import csv
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medsam_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Dense bfloat16 FLOP/s of one jax device, by the start of its `device_kind`, from data sheets.
+# On TPU v2 and v3 a device is one core, half a chip.
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+}
+
+
+class StepClock:
+    """Measures images per second, time waiting and computing, and model FLOP utilisation (MFU)."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._utilisation = 0.0  # MFU if a step took one second
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = time.perf_counter()
+        self._steps, self._waited = 0, 0.0
+
+    def measure(self, step: jax.stages.Compiled, accumulation_steps: int) -> None:
+        """Reads the step's FLOP from XLA; a device without a known peak has no MFU.
+
+        XLA counts the share of one device, with recomputation (`remat`). It counts the body of the
+        accumulation loop once.
+        """
+        flops = (step.cost_analysis() or {}).get("flops", 0.0) * accumulation_steps
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._utilisation = flops / peak if peak else 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block out: compilation, evaluation."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of the block as waiting for data, once a step."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+        self._steps += 1
+
+    def scalars(self) -> dict[str, float]:
+        """Returns means since the last call, and the peak memory of this process's devices."""
+        seconds = time.perf_counter() - self._start
+        found = {
+            "speed/images_per_second": self._steps * self._batch_size / seconds,
+            "speed/data_seconds": self._waited / self._steps,
+            "speed/compute_seconds": (seconds - self._waited) / self._steps,
+        }
+        if self._utilisation:
+            found["speed/mfu"] = self._utilisation * self._steps / seconds
+        self._restart()
+        return found | memory_scalars()
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the dense bfloat16 FLOP/s of a device, None if unknown."""
+    starts = [start for start in PEAK_FLOPS if device_kind.startswith(start)]
+    return PEAK_FLOPS[max(starts, key=len)] if starts else None
+
+
+def memory_scalars() -> dict[str, float]:
+    """Returns the peak bytes in use on the fullest device; empty on a CPU, which reports none."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    return {"memory/peak_bytes": max(peaks)} if peaks else {}
+
+
+class FiniteWatch:
+    """Stops a run whose loss is not finite and saves the batch for inspection.
+
+    The loss of a step is read after the next step has started, so the device never waits. Each
+    process of several saves its own share of the batch under a name of its own.
+    """
+
+    def __init__(self, workdir: Path):
+        process = f"_process{jax.process_index()}" if jax.process_count() > 1 else ""
+        self._path = workdir / f"nonfinite_batch{process}.npz"
+        self._pending = None
+
+    def add(self, step: int, scalars: Mapping[str, jax.Array], batch: Mapping[str, Any]) -> None:
+        self.check()
+        self._pending = step, scalars, batch
+
+    def check(self) -> None:
+        if self._pending is None:
+            return
+        step, scalars, batch = self._pending
+        self._pending = None
+        if not np.isfinite(scalars["loss"]) or not np.isfinite(scalars["gradient_norm"]):
+            np.savez(self._path, **batch)
+            raise UserError(
+                f"step {step}: loss {float(scalars['loss'])} is not finite; the batch is in "
+                f"{self._path}: look at it, or lower config.learning_rate"
+            )
+
+
+class MetricWriter:
+    """Writes scalars and images by step to TensorBoard, `metrics.csv` and the log.
+
+    Only process 0 has an active writer. `metrics.csv` has the columns step, name, value. Rows of an
+    earlier, killed run beyond `first_step` are dropped, so the file reads like that of one run.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, active: bool = True):
+        self._active = active
+        if not active:
+            return
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.csv"
+        rows = _rows_until(path, first_step)
+        temporary = path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="") as file:
+            csv.writer(file).writerows([("step", "name", "value"), *rows])
+        os.replace(temporary, path)
+        self._file = path.open("a", newline="")
+        self._csv = csv.writer(self._file)
+        directory = str(workdir / "tensorboard")
+        self._tensorboard = SummaryWriter(directory, purge_step=first_step + 1)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes to all three. Values in the file are exact (`repr`), so runs can be compared."""
+        if not self._active:
+            return
+        for name, value in scalars.items():
+            self._csv.writerow((step, name, repr(float(value))))
+            self._tensorboard.add_scalar(name, float(value), step)
+        self._file.flush()
+        text = ", ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        log.info("step %d: %s", step, text)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes uint8 [H, W, 3] images."""
+        if not self._active:
+            return
+        for name, image in images.items():
+            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._active:
+            self._file.close()
+            self._tensorboard.close()
+
+
+def _rows_until(path: Path, last_step: int) -> list[list[str]]:
+    """Returns the rows of an earlier run up to `last_step`, without a half-written last line."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit()]
+    return [row for row in rows if int(row[0]) <= last_step]
+
+
+class Termination:
+    """Tells the loop about SIGTERM, at the same step in every process of a run.
+
+    SIGTERM is a cluster's notice before the kill. All processes must save together, but a cluster
+    may signal one host alone, or several at different times. With several processes jax's own
+    handler, installed by `jax.distributed`, makes them agree on a step that none has passed.
+    """
+
+    def __enter__(self) -> "Termination":
+        self._notified = False
+        self._alone = jax.process_count() == 1
+        if self._alone:
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        if self._alone:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def due(self, step: int) -> bool:
+        """True if the run must save and stop after this step. All processes ask once a step."""
+        if self._alone:
+            return self._notified
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def _on_signal(self, *_) -> None:
+        self._notified = True
