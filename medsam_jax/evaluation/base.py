@@ -6,16 +6,18 @@ several hosts each scores its share of the items.
 """
 
 import abc
+import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
+from medsam_jax.data.manifest import SEEN, trained_cases
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import decode_runs
@@ -26,6 +28,7 @@ from medsam_jax.hub import load_model
 from medsam_jax.inference.slice_predictor import SlicePredictor
 from medsam_jax.io.files import disk_space, sha256_of_json
 from medsam_jax.metrics import mask_scores
+from medsam_jax.metrics.checks import Spacing
 
 _ROWS_VERSION = 4  # raise when the content of rows changes: old journals are then not read
 
@@ -155,6 +158,26 @@ class Evaluation(abc.ABC):
         """Returns a note where CT is shown in another window than in training, else ""."""
         return ""
 
+    @abc.abstractmethod
+    def patients(self) -> set[str]:
+        """Returns `case_hash` of every patient that is scored."""
+
+    def seen_note(self, metadata: Mapping[str, Any]) -> str:
+        """Returns a note where patients of the checkpoint's training are scored, else "".
+
+        Args:
+          metadata: of `models.checkpoint.read_metadata`.
+        """
+        seen = trained_cases(metadata)
+        if not seen:
+            return ""
+        patients = self.patients()
+        counts = collections.Counter(seen[patient] for patient in patients if patient in seen)
+        if not counts:
+            return ""
+        found = " and ".join(f"{counts[split]} in {split}" for split in SEEN if counts[split])
+        return f"of {len(patients)} patients scored, its training had {found}"
+
     def evaluate(self, checkpoint: str) -> list[ObjectScore]:
         """Returns rows of every object in order, including those of an earlier run.
 
@@ -223,7 +246,7 @@ class Evaluation(abc.ABC):
         self,
         prediction: np.ndarray,
         truth: np.ndarray,
-        spacing: Sequence[float],
+        spacing: Spacing,
         **fields: Any,
     ) -> ObjectScore:
         return ObjectScore(

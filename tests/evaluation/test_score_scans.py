@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medsam_jax.data.manifest import DATA_SET, split_of
+from medsam_jax.data.manifest import DATA_SET, case_hash, split_of
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import base, run, score_scans
 from medsam_jax.evaluation.protocol import Protocol
@@ -222,6 +222,7 @@ def test_annotators_are_scored_like_models(manifest, monkeypatch):
     write_manifest(manifest, rows, ["mask_reader"])
     monkeypatch.setattr(run, "resolve", float)
     monkeypatch.setattr(run, "read_config", lambda threshold: BrightInBox(threshold).config)
+    monkeypatch.setattr(run, "read_metadata", lambda threshold: {})
     settings = {"manifest": str(manifest), "with_burden": True, "box_shifts": [0, 9]}
     run.evaluate(["0.5"], manifest.parent / "out", **settings)
     with (manifest.parent / "out" / "per_object.csv").open() as file:
@@ -373,3 +374,22 @@ def test_a_split_is_scored_as_the_build_made_it_and_named(manifest, capsys):
     manifest.write_text("\n".join([*lines, lines[1].replace("one,", f"{other},", 1)]))
     scans = score_scans.VolumeEvaluation(manifest, "tune", *settings, data_set="liver")
     assert other in [case.case_id for case in scans.cases]
+
+
+def test_patients_of_the_training_are_pointed_out(manifest, monkeypatch, capsys):
+    cases = {"train": [case_hash(DATA_SET, "one")], "tune": [case_hash(DATA_SET, "elsewhere")]}
+    metadata = {0.5: {"training": {"cases": cases}}, 0.25: {}}
+    monkeypatch.setattr(run, "resolve", float)
+    monkeypatch.setattr(run, "read_config", lambda threshold: BrightInBox(threshold).config)
+    monkeypatch.setattr(run, "read_metadata", metadata.get)
+    output = manifest.parent / "out"
+    run.evaluate(["0.5", "0.25"], output, manifest=str(manifest))
+    note = "of 2 patients scored, its training had 1 in train"
+    assert [line for line in capsys.readouterr().out.splitlines() if "note" in line] == [
+        f"note: 0.5: {note}"
+    ]
+    text = (output / "summary.md").read_text()
+    assert text.count(note) == 1
+    assert f"2 scans of `{manifest}` (2 train)" in text
+    run.evaluate(["0.5"], output, manifest=str(manifest), name="liver")
+    assert "note" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medsam_jax.data.preprocess import encoder_input, stored_grid_logits
+from medsam_jax.data.preprocess import stored_grid_logits
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import base, run, score_slices
@@ -37,6 +37,7 @@ def models(monkeypatch):
     monkeypatch.setattr(base, "load_model", load)
     monkeypatch.setattr(run, "resolve", lambda name: name)
     monkeypatch.setattr(run, "read_config", lambda name: BrightInBox(MODELS[name]).config)
+    monkeypatch.setattr(run, "read_metadata", lambda name: {})
     return loaded
 
 
@@ -122,6 +123,13 @@ def test_other_settings_do_not_take_up_old_rows(make):
     make(tolerance=2.0).evaluate("low")
     strict = make(tolerance=0.0).evaluate("low")
     assert strict[1].scores["nsd"] < make(tolerance=2.0).evaluate("low")[1].scores["nsd"]
+
+
+def test_box_shifts_are_those_asked_for_in_the_order_given(make):
+    """The first makes the main tables; rows of an earlier run with more shifts stay out."""
+    both = make(shifts=(5, 0)).evaluate("low")
+    assert [row.box_shift for row in both[:2]] == [5, 0]
+    assert {row.box_shift for row in make(shifts=(0,)).evaluate("low")} == {0}
 
 
 def test_points_reach_the_model(make):
@@ -236,11 +244,14 @@ def test_predictor_equals_the_model_called_alone():
     answers = itertools.chain.from_iterable(SlicePredictor(model, 2).run(tasks))
 
     functional = Functional(model)
-    call = jax.jit(lambda arrays, *a, **kw: functional.bind(arrays)(*a, **kw)[0])
-    pixels = encoder_input(images, np.array(shapes), config.preprocessing)
-    logits = stored_grid_logits(
-        call(functional.arrays, pixels, points=given)[:, 0, 0], config.preprocessing
-    )
+
+    @jax.jit
+    def call(arrays, images, valid_shape, points):
+        model = functional.bind(arrays)
+        return model.decode(model.encode(images, valid_shape), points=points)[0]
+
+    logits = call(functional.arrays, images, np.array(shapes, np.int32), given)
+    logits = stored_grid_logits(logits[:, 0, 0], config.preprocessing)
     assert 0.01 < (logits > 0).mean() < 0.99
     for (answer,), expected, (height, width) in zip(answers, logits, shapes, strict=True):
         np.testing.assert_array_equal(answer, expected[:height, :width] > 0)
