@@ -30,12 +30,12 @@ from medsam_jax.io.files import disk_space, require_space, sha256_of
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line asked for."""
+    """Arguments of a build, as the command line gives them."""
 
     manifest: str
     data_dir: str
     options: slices.Options
-    name: str = DATA_SET  # enters the split hash: another name, another split
+    name: str = DATA_SET  # enters the split hash
     num_workers: int = 1
     on_error: str = "fail"  # or "skip"
     beam_runner: str | None = None
@@ -161,9 +161,9 @@ def _plan(options: slices.Options, checked: list[slices.Checked], reports: pathl
 
 @contextlib.contextmanager
 def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
-    """A hidden folder in the data directory, removed whatever happens; one build at a time.
+    """Makes a hidden folder in the data directory and removes it at the end; one build at a time.
 
-    A killed build leaves it behind; the next one starts by removing it.
+    A killed build leaves the folder; the next build removes it first.
     """
     root = pathlib.Path(request.data_dir).absolute()  # Beam's workers may have another folder
     root.mkdir(parents=True, exist_ok=True)

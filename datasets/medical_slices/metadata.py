@@ -1,4 +1,4 @@
-"""`medical_slices.json`: what a built data set says about itself."""
+"""`medical_slices.json`: the record of a built data set."""
 
 import collections
 import json
@@ -20,7 +20,7 @@ TOOLS += ("tensorflow-datasets", "array-record")
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of everything that touched the pixels; "source tree" where not installed."""
+    """Returns versions of all packages that changed pixels; "source tree" where not installed."""
     unknown = dict.fromkeys(TOOLS, "source tree")
     return {"python": platform.python_version()} | unknown | versions(TOOLS)
 
@@ -32,7 +32,7 @@ def collect(
     warnings: list[str],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """The record of a finished build, from the reports its workers wrote."""
+    """Returns the record of a finished build, from the reports of its workers."""
     reports = {
         report["row"]: report
         for report in map(_load, sorted(pathlib.Path(plan.report_dir).glob("row-*.json")))

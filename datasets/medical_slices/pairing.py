@@ -169,7 +169,7 @@ def _is_mask(file: pathlib.Path) -> bool:
 
 
 def _key(relative: pathlib.PurePath) -> str:
-    """What images and masks of a case have in common: folders and name without those words."""
+    """Returns the part that image and mask names share: folders and name without those words."""
     parts = [*relative.parts[:-1], _stem(pathlib.Path(relative.name))]
     cleaned = [_words(_words(part, MASK_WORDS), IMAGE_WORDS) for part in parts]
     stripped = [re.sub(r"[_\-. ]+", "_", part).strip("_") for part in cleaned]

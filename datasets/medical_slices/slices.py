@@ -1,4 +1,4 @@
-"""From one manifest row to the examples of its slices, with an account of what was dropped."""
+"""Makes the examples of one manifest row, slice by slice, and counts what was dropped."""
 
 import collections
 import dataclasses
@@ -23,7 +23,7 @@ HISTOGRAM_BINS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a build does to every case; all of it is recorded with the data set."""
+    """Choices of a build that apply to every case; the data set's record holds them."""
 
     recipe: str
     axis: int | None = None  # of slicing, in (z, y, x) order; None finds the out-of-plane one
@@ -33,7 +33,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What the check of a row found; `problems` are the lines shown to the user."""
+    """Result of the check of a row; `problems` are lines for the user."""
 
     case: Case
     problems: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def wanted_labels(present: tuple[int, ...], task: str, options: Options) -> tupl
 
 
 def check_case(case: Case, options: Options) -> Checked:
-    """Reads a row's files whole and says what is wrong with them, without raising."""
+    """Reads a row's files whole and reports their defects, without raising."""
     try:
         return _checked(case, options)
     except UserError as error:
@@ -86,7 +86,7 @@ def _checked(case: Case, options: Options) -> Checked:
     kept = wanted_labels(present, case.task, options)
     if len(kept) > 255:
         raise UserError(f"{case.mask}: has {len(kept)} labels, 255 fit; choose with --labels")
-    table = {label: rank + 1 for rank, label in enumerate(kept)}  # the numbers decide nothing
+    table = {label: rank + 1 for rank, label in enumerate(kept)}  # any numbers will do here
     drops: collections.Counter = collections.Counter()
     stored = 0
     if table:
@@ -162,7 +162,7 @@ def _axis(scan: Scan, options: Options) -> int:
 def case_examples(
     case: Case, table: dict[int, int], options: Options
 ) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
-    """The examples of a row in slice order, and its report for the data card.
+    """Returns the examples of a row in slice order, and its report for the data card.
 
     Args:
       case: the row.
@@ -228,21 +228,21 @@ def case_examples(
 
 
 def encode_image(image: UInt8[np.ndarray, "s s *c"]) -> io.BytesIO:
-    """PNG bytes of a slice; the average filter and run lengths halve time and size on CT."""
+    """Returns PNG bytes of a slice; filter and run lengths suit CT."""
     import cv2
 
     return _png(image, cv2.IMWRITE_PNG_FILTER_AVG)
 
 
 def encode_mask(mask: UInt8[np.ndarray, "s s"]) -> io.BytesIO:
-    """PNG bytes of a label map, unfiltered: its runs are what compresses."""
+    """Returns PNG bytes of a label map, unfiltered: its runs of one value compress well."""
     import cv2
 
     return _png(mask, cv2.IMWRITE_PNG_FILTER_NONE)
 
 
 def _png(array: np.ndarray, row_filter: int) -> io.BytesIO:
-    """PNG bytes for a TFDS Image feature, which takes a file object without needing TensorFlow.
+    """Returns PNG bytes in a file object, which a TFDS Image feature takes without TensorFlow.
 
     Grey slices are stored with one channel and read back with three. Colours are BGR here.
     """

@@ -1,12 +1,12 @@
-"""Image embeddings computed once: with a frozen encoder they never change.
+"""Image embeddings kept on disk: a frozen encoder computes them once.
 
 ```
 DIRECTORY/
-  key.json                           what the embeddings were made of
-  SPLIT-00000-of-00003.array_record  a record an embedding in the split's order: raw values
+  key.json                           encoder, data set and form of the embeddings
+  SPLIT-00000-of-00003.array_record  one record an embedding, in the split's order: raw values
 ```
 
-Sharded files instead of one file a slice: MedSAM's cache of loose files ran out of file handles.
+Shards, not one file a slice: MedSAM's cache of loose files ran out of file handles.
 """
 
 import functools
@@ -70,9 +70,9 @@ def cache_key(
     dtype: str,
     variants: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What embeddings depend on: encoder weights, preprocessing contract, data set, stored form.
+    """Returns the key of a cache: encoder weights, preprocessing contract, data set, stored form.
 
-    `variants` says how training slices are augmented and how often; None: they are as stored.
+    `variants` holds the augmentation of training slices and its count; None: slices as stored.
     """
     weights = hashlib.sha256()
     for name in sorted(encoder):
@@ -96,10 +96,10 @@ def open_or_build(
     encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
     batch_size: int,
 ) -> Embeddings:
-    """The embeddings of a split, computing the shards that are not there yet.
+    """Returns the embeddings of a split; computes the shards that are missing.
 
-    Shards are written under a temporary name and renamed, so an interrupted pass goes on where it
-    stopped; the processes of a multi-host run share the shards and wait for one another.
+    Shards are written whole or not at all, so an interrupted pass continues where it stopped. The
+    processes of a multi-host run share the shards and wait for one another.
 
     Args:
       directory: of the cache.

@@ -1,8 +1,8 @@
 """Batches for training and evaluation from a built data set, by grain: ordered, sharded, resumable.
 
 Every random choice (order, label, box, points, augmentation) is a function of the seed and the
-position in the run. So the order is the same for any number of workers and after a resume, and
-the processes of a multi-host run share one global order.
+position in the run. The order is therefore the same for any number of workers and after a resume,
+and the processes of a multi-host run share one global order.
 """
 
 import dataclasses
@@ -16,28 +16,19 @@ from absl import flags
 
 from medsam_jax.data import prompts
 from medsam_jax.data.augment import Augmentation, Variants, augment
-from medsam_jax.data.datasets import DatasetInfo, find_dataset, open_dataset
+from medsam_jax.data.datasets import open_dataset
 from medsam_jax.data.embedding_cache import WithEmbeddings
 from medsam_jax.data.objects import present_labels
 from medsam_jax.errors import UserError
-
-__all__ = [
-    "DatasetInfo",
-    "EvalObjects",
-    "eval_objects",
-    "find_dataset",
-    "open_dataset",
-    "train_loader",
-]
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawPrompts:
     """Turns a record into a training example: picks objects and draws their prompts.
 
-    With one prompt an image the arrays have no prompt axis; with more they have one, after the
-    batch axis. Where a slice has fewer objects than prompts, objects repeat with new prompts.
-    `point_share` makes each prompt a box or points; without it there are both, and all points.
+    With several prompts an image, arrays have a prompt axis after the batch axis. Where a slice has
+    fewer objects than prompts, objects repeat with new prompts. With `point_share`, each prompt is
+    a box or points; without it, each has its box and all points.
     """
 
     box_jitter: int
@@ -125,7 +116,7 @@ def train_loader(
     embeddings: Sequence[np.ndarray] | None = None,
     variants: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """An endless grain iterator over shuffled batches; `get_state()` and `set_state()` resume it.
+    """Returns an endless grain iterator over shuffled batches, with `get_state` and `set_state`.
 
     Args:
       data_dir, split, recipe: see `open_dataset`.
@@ -140,12 +131,12 @@ def train_loader(
       positive_points, negative_points: points on and beside each object.
       point_share: probability that a prompt is points, uniformly 1 to `positive_points` and 0 to
         `negative_points` of them, and not a box. None gives every prompt its box and all points.
-      temperature: slices of a (task, modality) with n slices are drawn with probability
-        proportional to n ** (1 / temperature): 1 as they are, large values all alike.
+      temperature: a (task, modality) with n slices is drawn with probability proportional to
+        n ** (1 / temperature): 1 draws all slices alike, large values all groups alike.
       augmentation: None for none.
       embeddings: of the split's slices (`embedding_cache`); adds `embedding` [B, h, w, C].
-      variants: how many embeddings there are of each slice, as stored and augmented; examples come
-        from all of them. With one, augmentation is refused beside embeddings.
+      variants: number of embeddings of each slice, as stored and augmented; examples come from all
+        of them. With one, augmentation beside embeddings is refused.
 
     Returns:
       Iterator of dicts: image uint8 [B, S, S, 3], mask uint8 [B, (P,) S, S] of the chosen objects,
@@ -305,10 +296,10 @@ def eval_objects(
     task: str = "",
     embeddings: Sequence[np.ndarray] | None = None,
 ) -> EvalObjects:
-    """All objects of a split once, in a fixed order, in batches of one size; sized and re-iterable.
+    """Returns all objects of a split once, in a fixed order, in batches of one size.
 
-    Every process gets the same number of batches (collectives need that); the last ones are
-    filled up with repeated objects of weight 0.
+    Every process gets the same number of batches, which collectives need; the last batches are
+    filled with repeated objects of weight 0.
 
     Args:
       data_dir, split, recipe: see `open_dataset`.

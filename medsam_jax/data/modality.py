@@ -36,7 +36,7 @@ class IntensitySettings:
 
 @dataclasses.dataclass(frozen=True)
 class IntensityRule:
-    """How a modality's intensities become grey levels.
+    """Rule by which a modality's intensities become grey levels.
 
     limits: (volume, settings, CT window or None) -> the intensities that become 0 and 255.
     physical: whether intensities have a unit, such as HU. An 8-bit file cannot hold those, so it

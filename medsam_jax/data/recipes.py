@@ -14,7 +14,7 @@ from medsam_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(IntensitySettings):
-    """How a scan becomes uint8 slices of one size, and which objects are worth keeping.
+    """Steps from a scan to uint8 slices of one size, and the objects that are kept.
 
     Object rules follow the group's code: `rule == "label"` counts a label in the whole scan and in
     the stored slice (MedSAM v1); `"components"` removes connected components, 26-connected in the

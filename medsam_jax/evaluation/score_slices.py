@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.cli import progress
-from medsam_jax.data.input_pipeline import open_dataset
+from medsam_jax.data.datasets import open_dataset
 from medsam_jax.data.manifest import FIRST, case_hash
 from medsam_jax.data.preprocess import check_compatible
 from medsam_jax.data.prompts import Prompt
