@@ -186,7 +186,7 @@ def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
 def _check_disk(plan: Plan, folder: pathlib.Path) -> None:
     """Raises UserError where the disk cannot hold the PNGs: about a third of a byte a pixel."""
     needed = sum(plan.slices) * get_recipe(plan.options.recipe).size ** 2 // 3
-    require_space(folder, needed, "the slices")
+    require_space(folder.parent, needed, "slices")
 
 
 def _write_shards(
