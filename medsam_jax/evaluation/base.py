@@ -21,9 +21,9 @@ from medsam_jax.data.preprocess import Preprocessing
 from medsam_jax.data.run_lengths import decode_runs
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import overlay, window_around
-from medsam_jax.evaluation.predictor import SlicePredictor
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.hub import load_model
+from medsam_jax.inference.slice_predictor import SlicePredictor
 from medsam_jax.io.files import disk_space
 from medsam_jax.metrics import mask_scores
 

@@ -1,7 +1,6 @@
 """Prompts drawn from the truth, the same ones for every model."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,13 +19,6 @@ class Prompt:
     box: Float[np.ndarray, " 4"] | None = None
     points: Float[np.ndarray, "n 2"] | None = None
     labels: Int[np.ndarray, " n"] | None = None
-
-    def moved(self, move: Callable[[np.ndarray], np.ndarray]) -> "Prompt":
-        """Returns the prompt with `move` applied to its coordinates (x, y), [N, 2]."""
-        if self.box is not None:
-            corners = move(self.box.reshape(2, 2)).astype(np.float32)
-            return dataclasses.replace(self, box=corners.reshape(4))
-        return dataclasses.replace(self, points=move(self.points).astype(np.float32))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,10 +29,15 @@ ON_FOUR = """
 import sys
 import jax, numpy as np
 from medsam_jax.hub import load_model
+from medsam_jax.inference.engine import Engine
 from tests.inference.test_engine import answers
 
 assert len(jax.local_devices()) == 4
-embeddings, logits, single = answers(load_model(sys.argv[1]))
+model = load_model(sys.argv[1])
+stored = np.zeros((3, 256, 256, 3), np.uint8)
+batch = Engine(model).embed(stored, np.full((3, 2), 256, np.int32))
+assert [shard.data.shape[0] for shard in batch.addressable_shards] == [1, 1, 1, 1]
+embeddings, logits, single = answers(model)
 assert len(logits.sharding.device_set) == 4 and len(single.sharding.device_set) == 1
 np.savez(sys.argv[2], embeddings=embeddings, logits=logits, single=single)
 """
