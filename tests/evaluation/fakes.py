@@ -22,10 +22,10 @@ class BrightInBox(nnx.Module):
         self.threshold = nnx.Param(jnp.asarray(threshold))
 
     def image_encoder(self, pixels):
-        return pixels[..., 0]
+        return pixels[..., :1]
 
     def decode(self, embeddings, boxes=None, points=None, multimask_output=False):
-        logits = embeddings - self.threshold[...]
+        logits = embeddings[..., 0] - self.threshold[...]
         if boxes is not None:
             rows = jnp.arange(SIZE)[None, :, None]
             columns = jnp.arange(SIZE)[None, None, :]
