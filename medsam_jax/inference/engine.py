@@ -117,7 +117,7 @@ class Engine:
         stored: UInt8[np.ndarray, "b s s 3"],
         valid_shapes: Int[np.ndarray, "b 2"],
         size: int | None = None,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b2 h w c"]:
         """Encodes slices on the recipe's grid, every device its share; does not wait for them.
 
         Args:

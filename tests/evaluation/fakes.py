@@ -32,7 +32,7 @@ class BrightInBox(nnx.Module):
             x0, y0, x1, y1 = jnp.moveaxis(boxes[:, 0, :, None, None], 1, 0)
             inside = (rows >= y0) & (rows <= y1) & (columns >= x0) & (columns <= x1)
             logits = jnp.where(inside, logits, -1.0)
-        return logits[:, None, None], None
+        return logits[:, None, None], jnp.full((len(logits), 1, 1), jnp.nan)
 
 
 def disc(radius: float, row: float, column: float) -> np.ndarray:
