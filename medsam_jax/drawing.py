@@ -66,7 +66,7 @@ def draw(
         canvas.outline(labels == label, OBJECTS[(label - 1) % len(OBJECTS)])
     for prompt in prompts:
         if "box" in prompt:
-            canvas.box(prompt["box"])
+            canvas.box(np.array(prompt["box"], float))
         for x, y, kind in prompt.get("points", ()):
             canvas.point(x, y, PROMPT if kind else BESIDE)
     return canvas.pixels

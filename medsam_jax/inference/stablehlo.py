@@ -22,10 +22,11 @@ from jaxtyping import Array, Float, Int, UInt8
 from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
-from medsam_jax.inference.engine import embed
 from medsam_jax.io.files import replacing
+from medsam_jax.models.checkpoint import abstract_model
 from medsam_jax.models.functional import Functional
-from medsam_jax.models.sam import Sam
+from medsam_jax.models.sam import Sam, SamConfig
+from medsam_jax.ops.form import Form, form_for
 
 FORMAT_VERSION = 1
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -60,12 +61,12 @@ def export_model(
     with replacing(Path(directory), overwrite) as partial:
         functional = Functional(model)
         programs = {
-            _ENCODER: (embed, _encoder_arguments(model)),
+            _ENCODER: (_encode, _encoder_arguments(model)),
             _DECODER: (_decode, _decoder_arguments(model, prompts, points)),
         }
         weights = {n: _shape(*x.shape, dtype=x.dtype) for n, x in functional.arrays.items()}
         for name, (function, arguments) in programs.items():
-            program = jax.jit(_by_platform(function, functional))
+            program = jax.jit(_by_platform(function, model.config, platforms))
             exported = jax.export.export(program, platforms=tuple(platforms))
             (partial / name).write_bytes(exported(weights, *arguments).serialize())
         _write_weights(partial / "weights.safetensors", functional.arrays)
@@ -88,10 +89,24 @@ def _require_flatbuffers() -> None:
 
 
 def _by_platform(
-    function: Callable[..., Any], functional: Functional
-) -> Callable[[Mapping[str, Array], Any], Any]:
-    """`function(model, ...)` as a program of (weights, ...)."""
-    return lambda arrays, *arguments: function(functional.bind(arrays), *arguments)
+    function: Callable[..., Any], config: SamConfig, platforms: Sequence[str]
+) -> Callable[..., Any]:
+    """`function(model, ...)` as a program of (weights, ...), in the form of each platform."""
+
+    def program_in(form: Form) -> Callable[..., Any]:
+        functional = Functional(abstract_model(config), form)
+        return lambda arrays, *arguments: function(functional.bind(arrays), *arguments)
+
+    by_name = {name: program_in(form_for(name)) for name in platforms}
+    if len(platforms) == 1:
+        return by_name[platforms[0]]
+    return lambda *arguments: jax.lax.platform_dependent(*arguments, **by_name)
+
+
+def _encode(
+    model: Sam, images: UInt8[Array, "1 s s 3"], valid_shape: Int[Array, "1 2"]
+) -> Float[Array, "1 h w c"]:
+    return model.encode(images, valid_shape)
 
 
 def _encoder_arguments(model: Sam) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.errors import UserError
 from medsam_jax.inference.stablehlo import ExportedModel, export_model
 from medsam_jax.models.checkpoint import save_model
@@ -46,9 +45,8 @@ def test_equals_the_model(model, exported):
 
     @jax.jit
     def by_model(images, valid_shape, coords, labels, boxes, masks):
-        inputs = encoder_input(images, valid_shape, model.config.preprocessing)
-        return model(
-            inputs,
+        return model.decode(
+            model.encode(images, valid_shape),
             points=(coords[None], labels[None]),
             boxes=boxes[None],
             masks=masks[None],
@@ -60,6 +58,20 @@ def test_equals_the_model(model, exported):
     bound = 1e-5 * np.abs(expected_logits).max()
     np.testing.assert_allclose(logits, expected_logits[0], atol=bound, rtol=0)
     np.testing.assert_allclose(scores, expected_scores[0], atol=1e-5)
+
+
+def test_each_platform_runs_its_own_form(model, tmp_path):
+    """On a CPU one prompt after another, elsewhere all at once, whatever machine exports."""
+    loops = {}
+    for platforms in (["cpu"], ["cuda"], ["tpu"], ["cpu", "cuda"]):
+        directory = tmp_path / "_".join(platforms)
+        export_model(model, directory, platforms, prompts=3)
+        program = jax.export.deserialize(
+            bytearray((directory / "mask_decoder.stablehlo").read_bytes())
+        )
+        loops["_".join(platforms)] = program.mlir_module().count("stablehlo.while")
+    assert loops["cuda"] == loops["tpu"] == 0
+    assert loops["cpu_cuda"] == loops["cpu"] > 0
 
 
 @pytest.mark.usefixtures("unchecked")
