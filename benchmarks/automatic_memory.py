@@ -15,7 +15,7 @@ from absl import flags
 import medsam_jax
 from benchmarks.worker import peak_memory
 from medsam_jax.cli import run
-from medsam_jax.data.preprocess import read_scan
+from medsam_jax.io.scans import read_scan
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "lite_medsam", "Name or directory.")
 _SCANS = flags.DEFINE_string("scans", "demo/scans", "Folder of the demo's scans.")

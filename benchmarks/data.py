@@ -29,7 +29,8 @@ def ours(recipe: str) -> Work:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     from datasets.medical_slices.slices import encode_image, encode_mask
-    from medsam_jax.data.preprocess import RECIPES, resize_image, resize_mask
+    from medsam_jax.data.preprocess import resize_image, resize_mask
+    from medsam_jax.data.recipes import RECIPES
 
     image, labels = ct_slice()
     folder = tempfile.TemporaryDirectory()  # `run` holds it until the process ends

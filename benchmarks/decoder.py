@@ -131,7 +131,8 @@ def jax_automatic(points: int) -> Work:
 
 def torch_automatic(points: int) -> Work:
     """`SamAutomaticMaskGenerator` of the same model; it is given our resized image."""
-    from medsam_jax.data.preprocess import get_recipe, resize_image
+    from medsam_jax.data.preprocess import resize_image
+    from medsam_jax.data.recipes import get_recipe
     from tests.parity.torch_models import stub_torchvision
 
     with stub_torchvision():

@@ -77,13 +77,13 @@ def onnx_encoder(batch: int) -> Work:
 def _export_encoder(path: Path, batch: int) -> None:
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    from medsam_jax.io.files import write_whole
+
     image = torch.from_numpy(images(batch)[0]).permute(0, 3, 1, 2)
     encoder = torch_lite_medsam().image_encoder
     names = {"input_names": ["image"], "output_names": ["embedding"]}
-    torch.onnx.export(encoder, (image,), str(partial), opset_version=17, dynamo=False, **names)
-    partial.rename(path)
+    names |= {"opset_version": 17, "dynamo": False}
+    write_whole(path, lambda partial: torch.onnx.export(encoder, (image,), str(partial), **names))
 
 
 _HERE = "benchmarks.lite_medsam:"

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from medsam_jax.cli import run
-from medsam_jax.data.input_pipeline import find_dataset, train_loader
+from medsam_jax.data.datasets import find_dataset
+from medsam_jax.data.input_pipeline import train_loader
 from medsam_jax.errors import UserError
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "What datasets.build was given.", required=True)

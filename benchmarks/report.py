@@ -7,7 +7,6 @@ replaces what stands between the two marks of the document by tables of the JSON
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from absl import flags
 from benchmarks.harness import Measurement, Row
 from medsam_jax.cli import run
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import write_text
 
 _RESULTS = flags.DEFINE_string("results", "docs/performance.json", "What benchmarks.run wrote.")
 _DOCUMENT = flags.DEFINE_string("document", "docs/performance.md", "Where the tables go.")
@@ -77,7 +77,7 @@ def merge(path: Path, entries: Iterable[dict[str, Any]], order: Iterable[str]) -
     rank = {name: position for position, name in enumerate(order)}
     ordered = sorted(rows.values(), key=lambda e: (e["suite"], rank.get(e["name"], len(rank))))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps({"rows": ordered}, indent=1) + "\n")
+    write_text(path, json.dumps({"rows": ordered}, indent=1) + "\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -230,13 +230,7 @@ def update(document: Path, entries: list[dict[str, Any]]) -> None:
         raise UserError(f"{document}: needs one line {BEGIN} and one {END}; the tables go between")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    _write(document, f"{before}{BEGIN}\n\n{markdown(entries)}\n{END}{after}")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    write_text(document, f"{before}{BEGIN}\n\n{markdown(entries)}\n{END}{after}")
 
 
 def main(argv) -> None:

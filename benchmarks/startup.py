@@ -35,7 +35,8 @@ print(masks.mean())
     "PyTorch": f"""
 import numpy as np, torch
 from benchmarks.data import ct_slice
-from medsam_jax.data.preprocess import get_recipe, resize_image
+from medsam_jax.data.recipes import get_recipe
+from medsam_jax.data.preprocess import resize_image
 from tests.parity.torch_models import load_torch_lite_medsam
 model = load_torch_lite_medsam()
 image = torch.from_numpy(resize_image(ct_slice()[0], get_recipe("lite"))[0]).float()

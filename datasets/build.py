@@ -1,7 +1,9 @@
 """Builds a TFDS data set of slices from a manifest of scans and masks.
 
+The default recipe is that of LiteMedSAM, from which training starts by default.
+
 Example:
-  python -m datasets.build --manifest cases.csv --data_dir data --recipe lite --num_workers 4
+  python -m datasets.build --manifest cases.csv --data_dir data --num_workers 4
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from medsam_jax.cli import run
-from medsam_jax.data.recipes import RECIPES
+from medsam_jax.data.recipes import DEFAULT_RECIPE, RECIPES
 from medsam_jax.errors import UserError
 
 _MANIFEST = flags.DEFINE_string(
@@ -17,17 +19,22 @@ _MANIFEST = flags.DEFINE_string(
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets are kept.", required=True)
 _RECIPE = flags.DEFINE_enum(
-    "recipe", "v1", list(RECIPES), "MedSAM v1 or v2, LiteMedSAM, or SAM's own resize."
+    "recipe", DEFAULT_RECIPE, list(RECIPES), "MedSAM v1 or v2, LiteMedSAM, or SAM's own resize."
 )
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", 1, "Processes; any number, the same bytes.")
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", 1, "Processes; their number does not change the files."
+)
 _ON_ERROR = flags.DEFINE_enum(
-    "on_error", "fail", ["fail", "skip"], "Rows that cannot be used: stop, or list and leave out."
+    "on_error",
+    "fail",
+    ["fail", "skip"],
+    "Rows that cannot be used: stop, or list them and continue.",
 )
 _LABELS = flags.DEFINE_string(
     "labels", "", "Labels to keep and their names: [task:]id[=name],..., e.g. 1=liver,2=tumour."
 )
 _INSTANCES = flags.DEFINE_integer(
-    "instances", None, "A label whose connected parts become objects of their own (lesions)."
+    "instances", None, "Label whose connected parts become separate objects (lesions)."
 )
 _AXIS = flags.DEFINE_enum(
     "axis", None, ["z", "y", "x"], "Array axis to slice along; found from the spacing by default."

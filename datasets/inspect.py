@@ -12,7 +12,7 @@ from absl import flags
 from medsam_jax.cli import run
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "What datasets.build was given, or a version folder.", required=True
+    "data_dir", None, "--data_dir of datasets.build, or a version folder.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", "data_card", "Folder for README.md and the figures.")
 

@@ -1,4 +1,4 @@
-"""Writes a manifest for folders of scans and masks, and says what it could not pair and why.
+"""Writes a manifest for folders of scans and masks, and reports what it could not pair and why.
 
 Examples:
   python -m datasets.manifest --images scans --masks segs --modality CT --task liver
@@ -19,7 +19,7 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder of scans.")
 _MASKS = flags.DEFINE_string("masks", None, "Folder of masks; may be the same.")
 _NNUNET = flags.DEFINE_string("nnunet", None, "A nnU-Net raw data set, with dataset.json.")
 _NPZ = flags.DEFINE_string("npz", None, "Folder of MedSAM .npz files (imgs, gts, spacing).")
-_MODALITY = flags.DEFINE_string("modality", "", "Of all scans: CT, MR, US, ...")
+_MODALITY = flags.DEFINE_string("modality", "", "Modality of all scans: CT, MR, US, ...")
 _TASK = flags.DEFINE_string("task", "", "What the masks show: liver, sarcoma, ...")
 _OUTPUT = flags.DEFINE_string("output", "cases.csv", "The manifest; never overwritten.")
 

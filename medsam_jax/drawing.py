@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Integer, Real, UInt8
 
 # RGB, from Okabe and Ito's palette: readers with any colour vision tell them apart.
 TRUTH = (0, 200, 150)
@@ -27,8 +27,8 @@ def overlay(
     image: UInt8[np.ndarray, "h w *c"],
     truth: Bool[np.ndarray, "h w"] | None = None,
     prediction: Bool[np.ndarray, "h w"] | None = None,
-    box: Float[np.ndarray, " 4"] | None = None,
-    points: Float[np.ndarray, "n 2"] | None = None,
+    box: Real[np.ndarray, " 4"] | None = None,
+    points: Real[np.ndarray, "n 2"] | None = None,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Draws the outlines of the truth and of a prediction, and the prompt, on a slice.
 
@@ -52,7 +52,7 @@ def overlay(
 
 def draw(
     image: UInt8[np.ndarray, "h w *c"],
-    labels: Int[np.ndarray, "h w"],
+    labels: Integer[np.ndarray, "h w"],
     prompts: Iterable[dict[str, Any]] = (),
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Draws the outlines of all predicted objects of a slice, and their prompts.
@@ -66,7 +66,7 @@ def draw(
         canvas.outline(labels == label, OBJECTS[(label - 1) % len(OBJECTS)])
     for prompt in prompts:
         if "box" in prompt:
-            canvas.box(prompt["box"])
+            canvas.box(np.array(prompt["box"], float))
         for x, y, kind in prompt.get("points", ()):
             canvas.point(x, y, PROMPT if kind else BESIDE)
     return canvas.pixels
@@ -93,7 +93,7 @@ class _Canvas:
         contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(self.pixels, contours, -1, colour, self._width + 1)
 
-    def box(self, box: Float[np.ndarray, " 4"]) -> None:
+    def box(self, box: Real[np.ndarray, " 4"]) -> None:
         import cv2
 
         x0, y0, x1, y1 = np.round(np.asarray(box)).astype(int).tolist()
@@ -125,7 +125,7 @@ def window_around(masks: Bool[np.ndarray, "n h w"], smallest: int = 48) -> tuple
 
 
 def montage(
-    slices: UInt8[np.ndarray, "z h w *c"], labels: Int[np.ndarray, "z h w"]
+    slices: UInt8[np.ndarray, "z h w *c"], labels: Integer[np.ndarray, "z h w"]
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Draws up to twenty slices, evenly from the first to the last with an object."""
     import cv2
@@ -148,7 +148,7 @@ def montage(
 
 
 def write_gif(
-    path: Path, slices: UInt8[np.ndarray, "z h w *c"], labels: Int[np.ndarray, "z h w"]
+    path: Path, slices: UInt8[np.ndarray, "z h w *c"], labels: Integer[np.ndarray, "z h w"]
 ) -> None:
     """Writes the slices with objects, and two more at either end, eight a second."""
     from PIL import Image

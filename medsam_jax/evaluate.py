@@ -9,9 +9,9 @@ Examples:
 A data set is scored slice by slice (2D, pixels), the scans of a manifest as volumes in their own
 grid (3D, mm); `mask_NAME` columns of the manifest hold further annotators.
 
-All checkpoints answer the same prompts. The same command goes on after a kill. Over several hosts
-every process is started with --multihost (see docs/training.md); `--output` must be on a disk that
-all of them see, and process 0 writes the tables.
+All checkpoints get the same prompts. After a kill the same command continues. On several hosts
+start every process with --multihost (see docs/training.md); `--output` must be on a disk that all
+of them see, and process 0 writes the tables.
 """
 
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from medsam_jax import cli
+from medsam_jax.data.manifest import DATA_SET
 from medsam_jax.distributed import define_flags
 from medsam_jax.io.files import keep_compiled_programs
 
@@ -26,9 +27,12 @@ _CHECKPOINT = flags.DEFINE_list(
     "checkpoint", None, "Checkpoint directories or names of known weights, comma-separated."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data set written by datasets.build.")
-_MANIFEST = flags.DEFINE_string("manifest", None, "cases.csv of scans, in place of a data set.")
+_MANIFEST = flags.DEFINE_string("manifest", None, "cases.csv of scans, instead of a data set.")
 _SPLIT = flags.DEFINE_string(
-    "split", None, "Split: of a data set validation where not given, of a manifest all."
+    "split", None, "Split to score; by default validation of a data set, all rows of a manifest."
+)
+_NAME = flags.DEFINE_string(
+    "name", DATA_SET, "Of a manifest's data set, as datasets.build got it: it decides the split."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for tables and figures.")
 _PROMPT = flags.DEFINE_string(
@@ -38,15 +42,15 @@ _BOX_SHIFT = flags.DEFINE_list(
     "box_shift",
     "0",
     "Each box side moves outwards by 0 to this many pixels; several give a curve, e.g. 0,5,10,20. "
-    "The first makes the main tables.",
+    "The first one makes the main tables.",
 )
 _LABELS = flags.DEFINE_list("labels", [], "Labels to score, which every scan must have.")
 _BURDEN = flags.DEFINE_bool("burden", False, "Measure volumes and diameters in the scans.")
-_TOLERANCE = flags.DEFINE_float("tolerance", 2.0, "Of the NSD: pixels of slices, mm of volumes.")
+_TOLERANCE = flags.DEFINE_float("tolerance", 2.0, "Of the NSD: pixels for slices, mm for volumes.")
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Slices at a time; by default 8, and 1 on a CPU, where more are no faster."
+    "batch_size", None, "Slices at a time; by default 8, on a CPU 1, where more gain nothing."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of box shifts and points.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of box shifts and points.")
 _JOIN_PROCESSES = define_flags()
 
 
@@ -62,6 +66,7 @@ def main(_) -> None:
         data_dir=_DATA_DIR.value,
         manifest=_MANIFEST.value,
         split=_SPLIT.value,
+        name=_NAME.value,
         prompt=_PROMPT.value,
         box_shifts=_BOX_SHIFT.value,
         labels=_LABELS.value,

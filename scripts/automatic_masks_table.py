@@ -20,8 +20,10 @@ from PIL import Image
 
 import medsam_jax
 from medsam_jax.cli import run
-from medsam_jax.data.preprocess import get_recipe, normalise_intensity, read_mask, read_scan
+from medsam_jax.data.preprocess import normalise_intensity
 from medsam_jax.data.prompts import box_from_mask
+from medsam_jax.data.recipes import get_recipe
+from medsam_jax.io.scans import read_mask, read_scan
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "lite_medsam", "Name or directory.")
 _SCANS = flags.DEFINE_string("scans", "demo/scans", "Folder of the demo's scans.")

@@ -20,6 +20,7 @@ from absl import flags
 
 from medsam_jax.cli import run
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import sha256_of
 
 _FOLDER = flags.DEFINE_string("folder", "demo", "Where scans, data set, results and report go.")
 
@@ -134,7 +135,7 @@ def _execute(step: Step, marker: Path, key: str) -> None:
 
 def _key(history: str, step: Step) -> str:
     """Identifies a step by its command, the files it reads and all steps before it."""
-    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in step.reads]
+    files = [sha256_of(path) for path in step.reads]
     return hashlib.sha256("\n".join([history, *step.command, *files]).encode()).hexdigest()
 
 

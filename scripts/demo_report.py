@@ -12,7 +12,6 @@ import csv
 import html
 import io
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from absl import flags, logging
 from medsam_jax.cli import progress, run
 from medsam_jax.drawing import LEGEND, overlay, window_around
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import write_text
 
 _FOLDER = flags.DEFINE_string("folder", "demo", "The folder that scripts/demo.py filled.")
 
@@ -73,9 +73,7 @@ def main(argv) -> None:
         f"<pre>{html.escape((folder / 'commands.txt').read_text())}</pre>",
     ]
     target = folder / "report.html"
-    partial = target.with_name("report.html.partial")
-    partial.write_text(PAGE.format(body="\n".join(sections)))
-    os.replace(partial, target)
+    write_text(target, PAGE.format(body="\n".join(sections)))
     print(f"wrote {target}")
 
 

@@ -10,9 +10,7 @@ Writes `OUTPUT/cases.csv` last, so its presence means that every file is in plac
 then checks that they still are and returns.
 """
 
-import csv
-import hashlib
-import os
+import functools
 import re
 import shutil
 import subprocess
@@ -20,11 +18,14 @@ import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from absl import flags
 
 from medsam_jax.cli import run
+from medsam_jax.data.manifest import REQUIRED, write_manifest
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import sha256_of, write_whole
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the scans and cases.csv.", required=True)
 
@@ -100,12 +101,18 @@ def fetch(output: Path) -> None:
         wanted = [case for case in CASES if case.archive == name]
         members = [licence] + [path for case in wanted for path in (case.image, case.mask)]
         _unpack(archives / name, members, output)
-    _write_manifest(manifest)
+    columns = (*REQUIRED, "split")
+    write_manifest(manifest, ({name: getattr(case, name) for name in columns} for case in CASES))
     print(f"{manifest}: {len(CASES)} cases")
 
 
+def _copy(source: IO[bytes], target: Path) -> None:
+    with target.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
+
+
 def _is_intact(archive: Path, hashes: set[str]) -> bool:
-    return archive.exists() and hashlib.sha256(archive.read_bytes()).hexdigest() in hashes
+    return archive.exists() and sha256_of(archive) in hashes
 
 
 def _download(archives: Path) -> None:
@@ -129,23 +136,8 @@ def _unpack(archive: Path, members: list[str], output: Path) -> None:
                 raise UserError(f"{archive}: holds no {member}; delete the file and run again")
             for info in found:
                 target = output / info.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(target.name + ".partial")
-                with tar.extractfile(info) as source, partial.open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
-                os.replace(partial, target)
-
-
-def _write_manifest(manifest: Path) -> None:
-    partial = manifest.with_name(manifest.name + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case_id", "image", "mask", "modality", "task", "split"])
-        for case in CASES:
-            writer.writerow(
-                [case.case_id, case.image, case.mask, case.modality, case.task, case.split]
-            )
-    os.replace(partial, manifest)
+                with tar.extractfile(info) as source:
+                    write_whole(target, functools.partial(_copy, source))
 
 
 if __name__ == "__main__":

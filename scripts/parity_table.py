@@ -20,9 +20,10 @@ from absl import flags
 
 import medsam_jax
 from medsam_jax.cli import run
-from medsam_jax.data.preprocess import read_mask, read_scan
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import write_text
+from medsam_jax.io.scans import read_mask, read_scan
 
 _SCANS = flags.DEFINE_string("scans", "demo/scans", "Folder of the demo's scans.")
 _OUTPUT = flags.DEFINE_string("output", "docs/parity.md", "File to write.")
@@ -103,9 +104,7 @@ def write_table(path: Path, scores: list[tuple[float, float]]) -> None:
         dsc_bound=DSC_BOUND,
         nsd_bound=NSD_BOUND,
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_text(path, text)
     print(f"{path}: largest difference {dsc:.4f} in DSC, {nsd:.4f} in NSD")
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from absl import flags
 
 from medsam_jax.cli import run
+from medsam_jax.data.manifest import FIRST, read_manifest, write_manifest
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.manifest import ANNOTATOR, FIRST
-from medsam_jax.evaluation.tables import markdown, write_csv
+from medsam_jax.evaluation.tables import markdown
 from medsam_jax.io.files import write_text
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -31,7 +31,6 @@ LEGEND = (
     "Median (first to third quartile), and the mean below it. Of several checkpoints: the mean "
     "over them of each, with the range."
 )
-COLUMNS = ("case_id", "image", "mask", "modality", "task")
 # Table heading -> file and column.
 TABLES = {
     "DSC, whole objects in 3D (pictures in 2D)": ("per_object.csv", "dice"),
@@ -86,25 +85,14 @@ def merge_manifests(
     """Writes one manifest of the wanted rows: absolute paths, CT windows and all annotators."""
     rows = []
     for manifest in manifests:
-        for row in read_csv(manifest):
-            if split in (None, row.get("split")) and row["task"] not in leave_out:
-                files = [name for name in row if name in ("image", FIRST) or _is_annotator(name)]
-                rows.append(row | {name: _absolute(manifest, row[name]) for name in files})
+        cases, problems = read_manifest(manifest)
+        if problems:
+            raise UserError("; ".join(problems))
+        wanted = [case for case in cases if split in (None, case.split)]
+        rows += [case.to_row() for case in wanted if case.task not in leave_out]
     if not rows:
         raise UserError(f"{', '.join(map(str, manifests))}: no row of split {split} is left")
-    found = dict.fromkeys(name for row in rows for name in row)
-    optional = [name for name in found if name == "window" or _is_annotator(name)]
-    columns = (*COLUMNS, *optional)
-    write_csv(path, [{name: row.get(name) or "" for name in columns} for row in rows])
-
-
-def _is_annotator(column: str) -> bool:
-    return column.startswith(ANNOTATOR)
-
-
-def _absolute(manifest: Path, file: str | None) -> str:
-    """Returns the path of a manifest's file; an annotator may lack one."""
-    return str((manifest.parent / file).resolve()) if file else ""
+    write_manifest(path, rows)
 
 
 def against_first(rows: Sequence[Row]) -> list[Row]:

@@ -6,7 +6,6 @@ With `--write` the file keeps the new outputs; without, it stays as it is and it
 checked to run.
 """
 
-import os
 import re
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from absl import flags
 
 from medsam_jax.cli import run
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import write_text
 
 _NOTEBOOK = flags.DEFINE_string("notebook", "docs/quickstart.ipynb", "File to run.")
 _WRITE = flags.DEFINE_bool("write", False, "Keep the outputs.")
@@ -47,9 +47,7 @@ def main(argv) -> None:
     if len(text.encode()) > LARGEST:
         raise UserError(f"{path}: {len(text.encode())} bytes with outputs; show less")
     if _WRITE.value:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, text)
 
 
 def _tidy(notebook, root: str) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medsam_jax.drawing import PREDICTION, PROMPT, TRUTH, overlay, window_around
+from medsam_jax.drawing import OBJECTS, PREDICTION, PROMPT, TRUTH, draw, overlay, window_around
 
 
 def test_overlay_outlines_follow_the_masks():
@@ -32,3 +32,23 @@ def test_window_holds_the_masks():
     rows, columns = window_around(masks)
     assert masks[:, rows, columns].sum() == 2
     assert (rows.start, columns.stop) == (0, 200)
+
+
+def test_predicted_objects_are_never_in_the_colour_of_the_truth():
+    labels = np.zeros((64, 64), np.uint8)
+    for label in range(1, 9):  # more objects than colours
+        labels[7 * label : 7 * label + 5, 10:50] = label
+    drawn = draw(np.zeros((64, 64), np.uint8), labels).reshape(-1, 3)
+    colours = {tuple(colour) for colour in drawn.tolist()} - {(0, 0, 0)}
+    assert colours == set(OBJECTS)
+    assert not {TRUTH, PROMPT} & colours
+    assert PREDICTION in colours
+
+
+def test_prompts_of_both_functions_look_alike():
+    image, nothing = np.zeros((64, 64), np.uint8), np.zeros((64, 64), int)
+    box, points = np.array([5.0, 6, 20, 30]), np.array([[9.0, 8], [40, 50]])
+    prompts = [{"box": box}, {"points": [(*point, 1) for point in points]}]
+    np.testing.assert_array_equal(
+        overlay(image, box=box, points=points), draw(image, nothing, prompts)
+    )

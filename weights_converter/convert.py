@@ -6,9 +6,7 @@ python -m weights_converter.convert --input weights/tuned --output tuned.pth --f
 python -m weights_converter.convert --input unknown.pth --inspect
 """
 
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from absl import flags, logging
 
 from medsam_jax.cli import run
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import write_whole
 from medsam_jax.io.safetensors import write_safetensors
 from weights_converter import conversion, names
 from weights_converter.architectures import ARCHITECTURES
@@ -68,7 +67,7 @@ def convert(
         conversion.save_directory(state, output, overwrite)
     else:
         tensors = conversion.in_naming(state, naming)
-        _write_file(output, lambda path: _WRITERS[format](path, tensors))
+        write_whole(Path(output), lambda path: _WRITERS[format](str(path), tensors))
 
 
 def _demand_free(output: str, format: str, overwrite: bool) -> None:
@@ -78,26 +77,6 @@ def _demand_free(output: str, format: str, overwrite: bool) -> None:
     if path.exists() and path.is_dir() != (format == "orbax"):
         kind = "a directory" if path.is_dir() else "a file"
         raise UserError(f"{path}: {kind}, which --format {format} cannot replace; remove it first")
-
-
-def _write_file(output: str, write: Callable[[str], None]) -> None:
-    """Writes beside the place and renames when complete."""
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        write(partial)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,7 +1,5 @@
 """Gets the file of known weights and verifies it; nothing unverified is left in its place."""
 
-import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -13,16 +11,10 @@ from pathlib import Path
 
 from medsam_jax.cli import progress
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import cache_directory
+from medsam_jax.io.files import cache_directory, sha256_of
 from weights_converter.registry import REGISTRY, KnownWeights, PackageSource, UrlSource
 
 _BLOCK = 2**20
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lookup(name: str) -> KnownWeights:

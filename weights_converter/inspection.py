@@ -4,6 +4,7 @@ import collections
 import os
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import sha256_of
 from medsam_jax.io.tensors import DTYPE_NAMES, LazyTensor
 from weights_converter import conversion, fetch, names, opening, readers
 from weights_converter.registry import by_sha256
@@ -32,7 +33,7 @@ def inspect(source: str, model: str = "auto") -> str:
         "wrapper": file.wrapper or "none",
         "prefix": file.prefix or "none",
         "naming": names.detect_naming(file.tensors) or "none of ours",
-        "sha256": fetch.sha256_of(path),
+        "sha256": sha256_of(path),
     }
     try:
         state = opening.open_checkpoint(source, model)

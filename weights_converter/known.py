@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from medsam_jax.data.preprocess import PREPROCESSING
+from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import cache_directory
+from medsam_jax.io.files import cache_directory, sha256_of
 from medsam_jax.models import checkpoint
 from medsam_jax.models.sam import SamConfig
 from weights_converter import conversion, fetch, readers
@@ -46,7 +46,7 @@ def converted_directory(name: str) -> Path:
             print(f"converting {name} into {directory}", file=sys.stderr, flush=True)
             file = readers.read_file(str(path))
             state = conversion.state_dict_from_file(file, known_config(name))
-            source = state.source | {"sha256": known.sha256 or fetch.sha256_of(path)}
+            source = state.source | {"sha256": known.sha256 or sha256_of(path)}
             state = dataclasses.replace(state, source=source, metadata=known_metadata(known))
             conversion.save_directory(state, str(directory), overwrite=True)
     return directory

@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import sha256_of
 from weights_converter import conversion, fetch, known, readers
 from weights_converter.architectures import ARCHITECTURES
 from weights_converter.registry import REGISTRY, by_sha256
@@ -32,7 +33,7 @@ def open_checkpoint(source: str, model: str = "auto") -> conversion.StateDict:
     else:
         path = source
     file = readers.read_file(path)
-    sha256 = fetch.sha256_of(path)
+    sha256 = sha256_of(path)
     name, recognised = by_sha256(sha256) or (None, REGISTRY.get(model))
     if model == "auto" and name:
         model = name

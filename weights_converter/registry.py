@@ -34,7 +34,7 @@ class KnownWeights:
 
     Attributes:
       architecture: key of `architectures.ARCHITECTURES`.
-      preprocessing: key of `medsam_jax.data.preprocess.PREPROCESSING`.
+      preprocessing: key of `medsam_jax.data.recipes.PREPROCESSING`.
       filename: its name, also in the download folder.
       size: bytes, where published.
       sha256: of the file; None where its authors publish none, then it cannot be verified.

@@ -3,10 +3,8 @@
 import collections
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import functools
-import hashlib
 import io
 import pathlib
 import shutil
@@ -16,7 +14,6 @@ from typing import Any
 from absl import logging
 
 from datasets.medical_slices import card, metadata, slices
-from datasets.medical_slices.cases import Case, annotator_columns, read_manifest
 from datasets.medical_slices.medical_slices_dataset_builder import (
     Builder,
     Examples,
@@ -25,18 +22,20 @@ from datasets.medical_slices.medical_slices_dataset_builder import (
 )
 from datasets.medical_slices.workers import OrderedMap, workers
 from medsam_jax.cli import progress
+from medsam_jax.data.manifest import DATA_SET, Case, annotator_columns, read_manifest
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import disk_space, require_space, sha256_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line asked for."""
+    """Arguments of a build, as the command line gives them."""
 
     manifest: str
     data_dir: str
     options: slices.Options
-    name: str = "medical_slices"  # enters the split hash: another name, another split
+    name: str = DATA_SET  # enters the split hash
     num_workers: int = 1
     on_error: str = "fail"  # or "skip"
     beam_runner: str | None = None
@@ -68,7 +67,8 @@ def _build(request: Request, final: pathlib.Path, ordered_map: OrderedMap) -> pa
         plan = _plan(request.options, good, temporary / "reports")
         _check_disk(plan, temporary)
         built = _write_shards(request, plan, temporary, ordered_map)
-        provenance = {"name": request.name, "manifest": _file_hash(request.manifest)}
+        manifest = {"path": request.manifest, "sha256": sha256_of(request.manifest)}
+        provenance = {"name": request.name, "manifest": manifest}
         record = metadata.collect(plan, good, problems, warnings, provenance)
         record = metadata.write(built, record)
         print("drawing the data card", flush=True)
@@ -113,8 +113,8 @@ def _same_image_twice(checked: list[slices.Checked]) -> list[str]:
         if other.case_id != item.case.case_id:
             where = "" if other.split == item.case.split else ", in different splits"
             lines.append(
-                f"{item.case.name}: the same image as {other.name}{where}; give both rows one "
-                f"case id ({item.case.image})"
+                f"{item.case.row_name}: the same image as {other.row_name}{where}; give both rows "
+                f"one case id ({item.case.image})"
             )
     return lines
 
@@ -161,9 +161,9 @@ def _plan(options: slices.Options, checked: list[slices.Checked], reports: pathl
 
 @contextlib.contextmanager
 def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
-    """A hidden folder in the data directory, removed whatever happens; one build at a time.
+    """Makes a hidden folder in the data directory and removes it at the end; one build at a time.
 
-    A killed build leaves it behind; the next one starts by removing it.
+    A killed build leaves the folder; the next build removes it first.
     """
     root = pathlib.Path(request.data_dir).absolute()  # Beam's workers may have another folder
     root.mkdir(parents=True, exist_ok=True)
@@ -176,29 +176,17 @@ def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            yield temporary
-        except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise UserError(
-                    f"{root}: no space left on the disk; nothing was built; make room or choose "
-                    "another --data_dir"
-                ) from None
-            raise
+            with disk_space(root):
+                yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             pathlib.Path(lock.name).unlink(missing_ok=True)
 
 
 def _check_disk(plan: Plan, folder: pathlib.Path) -> None:
-    """Raises UserError where the disk cannot hold the data set, by an estimate of a third byte a
-    pixel, which is what PNG makes of CT."""
+    """Raises UserError where the disk cannot hold the PNGs: about a third of a byte a pixel."""
     needed = sum(plan.slices) * get_recipe(plan.options.recipe).size ** 2 // 3
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{folder.parent}: about {needed >> 20} MiB are needed, {free >> 20} MiB are free; "
-            "make room or choose another --data_dir"
-        )
+    require_space(folder.parent, needed, "slices")
 
 
 def _write_shards(
@@ -265,8 +253,3 @@ def _beam_config(request: Request) -> dict[str, Any]:
         "beam_runner": request.beam_runner,
         "beam_options": PipelineOptions(list(request.beam_options)),
     }
-
-
-def _file_hash(path: str) -> dict[str, str]:
-    content = pathlib.Path(path).read_bytes()
-    return {"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}

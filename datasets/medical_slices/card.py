@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.medical_slices.cases import SPLITS
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
+from medsam_jax.data.manifest import SPLITS
 
 SAMPLES = 12  # slices in the sample grid
 FIGURES = ("samples.png", "object_sizes.png", "spacings.png", "intensities.png")
@@ -135,7 +135,7 @@ def _save(figure: Any, path: pathlib.Path) -> None:
 
 
 def _samples(info: DatasetInfo) -> Any:
-    """Slices of every task and modality in turn, evenly through the cases, with contours."""
+    """Slices with contours: tasks and modalities in turn, evenly over their cases."""
     import matplotlib.pyplot as plt
 
     split = max(info.counts, key=lambda name: info.counts[name]["slices"])
@@ -158,7 +158,7 @@ def _samples(info: DatasetInfo) -> Any:
 
 
 def _spread(groups: dict[tuple[str, str], np.ndarray]) -> list[int]:
-    """Up to SAMPLES positions, the groups in turn, each evenly from its first case to its last."""
+    """Returns up to SAMPLES positions: the groups in turn, each evenly over its cases."""
     each = -(-SAMPLES // len(groups))
     picks = [
         positions[np.unique(np.linspace(0, len(positions) - 1, each + 2)[1:-1].astype(int))]
@@ -206,7 +206,7 @@ def _spacings(info: DatasetInfo) -> Any:
 
 
 def _intensities(info: DatasetInfo) -> Any:
-    """Per task and modality: what the scans held, and what the slices hold."""
+    """Intensities by task and modality: of the scans, and of the stored slices."""
     import matplotlib.pyplot as plt
 
     groups = _groups(info.record)

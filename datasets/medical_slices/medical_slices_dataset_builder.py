@@ -2,7 +2,7 @@
 
 Runs without TensorFlow: images are handed over as PNG bytes, and shards are written one by one,
 because TFDS's shuffling writer needs TensorFlow as soon as a data set outgrows its memory buffer.
-Nothing is lost: the input pipeline shuffles at random access, and an unshuffled order is the same
+The input pipeline shuffles by random access, so the stored order does not matter; it is the same
 for any number of workers.
 """
 
@@ -21,7 +21,7 @@ from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.proto import tf_example_pb2
 
 from datasets.medical_slices import slices
-from datasets.medical_slices.cases import SPLITS, Case
+from medsam_jax.data.manifest import SPLITS, Case
 from medsam_jax.data.recipes import RECIPES, get_recipe
 
 SHARD_BYTES = 128 << 20  # a shard's examples are held in memory while it is written
@@ -30,7 +30,7 @@ Examples = list[tuple[str, dict[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that a build needs once every row has been checked. Picklable, for Beam's workers."""
+    """Input of a build after every row was checked. Picklable, for Beam's workers."""
 
     cases: tuple[Case, ...]
     slices: tuple[int, ...]  # stored slices of each case
@@ -83,7 +83,7 @@ class _CanonicalWriter(writer_lib.ExampleWriter):
 
 
 class Builder(tfds.core.ShardBasedBuilder):
-    """Image slices with label maps, boxes to be drawn from the masks at training time."""
+    """Image slices with label maps; training draws boxes from the masks."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -134,9 +134,9 @@ class Builder(tfds.core.ShardBasedBuilder):
         return _CanonicalWriter(file_format=self.info.file_format)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """As TFDS's, with a `SplitBuilder` of its own for each split.
+        """Does as TFDS's, with a `SplitBuilder` for each split.
 
-        TFDS keeps one, whose Beam pipeline has run and would run the earlier splits again.
+        TFDS keeps one, whose Beam pipeline would run the earlier splits again.
         """
         config = download_config or tfds.download.DownloadConfig()
         infos = []

@@ -1,7 +1,6 @@
-"""`medical_slices.json`: what a built data set says about itself."""
+"""`medical_slices.json`: the record of a built data set."""
 
 import collections
-import importlib.metadata
 import json
 import pathlib
 import platform
@@ -10,24 +9,20 @@ from typing import Any
 import numpy as np
 
 from datasets.medical_slices import slices
-from datasets.medical_slices.cases import SPLITS
 from datasets.medical_slices.medical_slices_dataset_builder import Plan
 from medsam_jax.data.datasets import RECORD_FILE
+from medsam_jax.data.manifest import SPLITS
 from medsam_jax.data.recipes import get_recipe
+from medsam_jax.io.files import versions
 
 TOOLS = ("medsam_jax", "numpy", "scipy", "SimpleITK", "opencv-python-headless", "pillow")
 TOOLS += ("tensorflow-datasets", "array-record")
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of everything that touched the pixels; "source tree" where not installed."""
-    versions = {"python": platform.python_version()}
-    for tool in TOOLS:
-        try:
-            versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            versions[tool] = "source tree"
-    return versions
+    """Returns versions of all packages that changed pixels; "source tree" where not installed."""
+    unknown = dict.fromkeys(TOOLS, "source tree")
+    return {"python": platform.python_version()} | unknown | versions(TOOLS)
 
 
 def collect(
@@ -37,7 +32,7 @@ def collect(
     warnings: list[str],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """The record of a finished build, from the reports its workers wrote."""
+    """Returns the record of a finished build, from the reports of its workers."""
     reports = {
         report["row"]: report
         for report in map(_load, sorted(pathlib.Path(plan.report_dir).glob("row-*.json")))
@@ -45,7 +40,7 @@ def collect(
     drops: collections.Counter = collections.Counter()
     for item in checked:
         drops.update(dict(item.drops))
-    without = [item.case.name for item in checked if not item.problems and item.slices == 0]
+    without = [item.case.row_name for item in checked if not item.problems and item.slices == 0]
     if without:
         drops["cases without a slice left"] = len(without)
     return {

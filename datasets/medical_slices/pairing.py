@@ -1,7 +1,6 @@
 """Finds the scans and masks of a folder and pairs them: rows for a manifest, and what is left."""
 
 import collections
-import csv
 import dataclasses
 import difflib
 import json
@@ -9,7 +8,7 @@ import os
 import pathlib
 import re
 
-from datasets.medical_slices.cases import REQUIRED
+from medsam_jax.data import manifest
 from medsam_jax.errors import UserError
 from medsam_jax.io import pictures
 
@@ -119,14 +118,11 @@ def write_manifest(path: pathlib.Path, rows: list[Row]) -> None:
     if path.exists():
         raise UserError(f"{path}: is there already; choose another --output")
     base = path.absolute().parent
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(REQUIRED)
-        for case_id, image, mask, modality, task in rows:
-            files = (os.path.relpath(os.path.abspath(name), base) for name in (image, mask))
-            writer.writerow((case_id, *files, modality, task))
-    temporary.rename(path)
+    columns = []
+    for case_id, image, mask, modality, task in rows:
+        files = (os.path.relpath(os.path.abspath(name), base) for name in (image, mask))
+        columns.append(dict(zip(manifest.REQUIRED, (case_id, *files, modality, task), strict=True)))
+    manifest.write_manifest(path, columns)
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -173,7 +169,7 @@ def _is_mask(file: pathlib.Path) -> bool:
 
 
 def _key(relative: pathlib.PurePath) -> str:
-    """What images and masks of a case have in common: folders and name without those words."""
+    """Returns the part that image and mask names share: folders and name without those words."""
     parts = [*relative.parts[:-1], _stem(pathlib.Path(relative.name))]
     cleaned = [_words(_words(part, MASK_WORDS), IMAGE_WORDS) for part in parts]
     stripped = [re.sub(r"[_\-. ]+", "_", part).strip("_") for part in cleaned]

@@ -1,4 +1,4 @@
-"""From one manifest row to the examples of its slices, with an account of what was dropped."""
+"""Makes the examples of one manifest row, slice by slice, and counts what was dropped."""
 
 import collections
 import dataclasses
@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from datasets.medical_slices.cases import Case
-from medsam_jax.data import objects, preprocess
+from medsam_jax.data import objects
+from medsam_jax.data.manifest import Case
+from medsam_jax.data.modality import is_ct
+from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
+from medsam_jax.io.scans import Scan, read_mask, read_scan, slice_axis
 
 HISTOGRAM_BINS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a build does to every case; all of it is recorded with the data set."""
+    """Choices of a build that apply to every case; the data set's record holds them."""
 
     recipe: str
     axis: int | None = None  # of slicing, in (z, y, x) order; None finds the out-of-plane one
@@ -30,7 +33,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What the check of a row found; `problems` are the lines shown to the user."""
+    """Result of the check of a row; `problems` are lines for the user."""
 
     case: Case
     problems: tuple[str, ...] = ()
@@ -62,28 +65,28 @@ def wanted_labels(present: tuple[int, ...], task: str, options: Options) -> tupl
 
 
 def check_case(case: Case, options: Options) -> Checked:
-    """Reads a row's files whole and says what is wrong with them, without raising."""
+    """Reads a row's files whole and reports their defects, without raising."""
     try:
         return _checked(case, options)
     except UserError as error:
-        return Checked(case, problems=(f"{case.name}: {error}",))
+        return Checked(case, problems=(f"{case.row_name}: {error}",))
 
 
 def _checked(case: Case, options: Options) -> Checked:
-    scan = preprocess.read_scan(case.image)
-    labels = preprocess.read_mask(case.mask, scan)
+    scan = read_scan(case.image)
+    labels = read_mask(case.mask, scan)
     _limits(scan, case, options)
     warnings = []
-    if case.modality.upper() == "CT" and scan.array.min() >= 0:
+    if is_ct(case.modality) and scan.array.min() >= 0:
         warnings.append(
-            f"{case.name}: a CT without a negative value ({scan.array.min():g} to "
+            f"{case.row_name}: a CT without a negative value ({scan.array.min():g} to "
             f"{scan.array.max():g}) is probably not in HU; check {case.image}"
         )
     present = tuple(objects.present_labels(labels).tolist())
     kept = wanted_labels(present, case.task, options)
     if len(kept) > 255:
         raise UserError(f"{case.mask}: has {len(kept)} labels, 255 fit; choose with --labels")
-    table = {label: rank + 1 for rank, label in enumerate(kept)}  # the numbers decide nothing
+    table = {label: rank + 1 for rank, label in enumerate(kept)}  # any numbers will do here
     drops: collections.Counter = collections.Counter()
     stored = 0
     if table:
@@ -98,14 +101,14 @@ def _checked(case: Case, options: Options) -> Checked:
     )
 
 
-def _limits(scan: preprocess.Scan, case: Case, options: Options) -> tuple[float, float] | None:
+def _limits(scan: Scan, case: Case, options: Options) -> tuple[float, float] | None:
     """Intensity limits of the scan. Raises UserError for an image without contrast."""
     low, high = scan.array.min(), scan.array.max()
     if low == high:
         raise UserError(f"{case.image}: the image is constant ({low:g}); leave this case out")
     recipe = get_recipe(options.recipe)
     try:
-        return preprocess.intensity_limits(scan.array, case.modality, recipe, case.window or None)
+        return intensity_limits(scan.array, case.modality, recipe, case.window)
     except UserError as error:
         raise UserError(f"{case.image}: {error}") from None
 
@@ -117,7 +120,7 @@ class _Slice:
 
 
 def _kept_slices(
-    scan: preprocess.Scan,
+    scan: Scan,
     labels: np.ndarray,
     table: dict[int, int],
     options: Options,
@@ -152,14 +155,14 @@ def _kept_slices(
             drops[emptied] += 1
 
 
-def _axis(scan: preprocess.Scan, options: Options) -> int:
-    return preprocess.slice_axis(scan) if options.axis is None else options.axis
+def _axis(scan: Scan, options: Options) -> int:
+    return slice_axis(scan) if options.axis is None else options.axis
 
 
 def case_examples(
     case: Case, table: dict[int, int], options: Options
 ) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
-    """The examples of a row in slice order, and its report for the data card.
+    """Returns the examples of a row in slice order, and its report for the data card.
 
     Args:
       case: the row.
@@ -170,21 +173,19 @@ def case_examples(
       (key, TFDS example) pairs with PNG bytes, and a JSON-able report.
     """
     recipe = get_recipe(options.recipe)
-    scan = preprocess.read_scan(case.image)
+    scan = read_scan(case.image)
     limits = _limits(scan, case, options)
     drops: collections.Counter = collections.Counter()
     axis = _axis(scan, options)
     volume = np.moveaxis(scan.array, axis, 0)
     in_plane = np.delete(np.array(scan.spacing), axis)  # row, column
     original_shape = volume.shape[1:3]
-    labels = preprocess.read_mask(case.mask, scan)
+    labels = read_mask(case.mask, scan)
     after = np.zeros(256, np.int64)
     examples, sizes = [], []
     for kept in _kept_slices(scan, labels, table, options, drops):
-        plane = preprocess.normalise_intensity(
-            volume[kept.index], case.modality, recipe, case.window or None, limits
-        )
-        image, valid_shape = preprocess.resize_image(plane, recipe)
+        plane = normalise_intensity(volume[kept.index], case.modality, recipe, case.window, limits)
+        image, valid_shape = resize_image(plane, recipe)
         first = np.ascontiguousarray(image[:, :, 0])
         after += np.bincount(first[: valid_shape[0], : valid_shape[1]].ravel(), minlength=256)
         spacing = in_plane * np.array(original_shape) / np.array(valid_shape)
@@ -227,21 +228,21 @@ def case_examples(
 
 
 def encode_image(image: UInt8[np.ndarray, "s s *c"]) -> io.BytesIO:
-    """PNG bytes of a slice; the average filter and run lengths halve time and size on CT."""
+    """Returns PNG bytes of a slice; filter and run lengths suit CT."""
     import cv2
 
     return _png(image, cv2.IMWRITE_PNG_FILTER_AVG)
 
 
 def encode_mask(mask: UInt8[np.ndarray, "s s"]) -> io.BytesIO:
-    """PNG bytes of a label map, unfiltered: its runs are what compresses."""
+    """Returns PNG bytes of a label map, unfiltered: its runs of one value compress well."""
     import cv2
 
     return _png(mask, cv2.IMWRITE_PNG_FILTER_NONE)
 
 
 def _png(array: np.ndarray, row_filter: int) -> io.BytesIO:
-    """PNG bytes for a TFDS Image feature, which takes a file object without needing TensorFlow.
+    """Returns PNG bytes in a file object, which a TFDS Image feature takes without TensorFlow.
 
     Grey slices are stored with one channel and read back with three. Colours are BGR here.
     """

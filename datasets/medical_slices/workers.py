@@ -20,11 +20,11 @@ OrderedMap = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[Resul
 def workers(count: int) -> Iterator[OrderedMap]:
     """Gives a `map` that runs in `count` processes, or in this one for 0 and 1.
 
-    Results come in the order of the items, and at most one more than there are processes is held,
-    so that memory is bounded. Processes are spawned, not forked: JAX starts threads.
+    Results come in the order of the items. At most one result more than there are processes is
+    held, which bounds the memory. Processes are spawned, not forked: JAX starts threads.
 
     Raises:
-      UserError: a process was killed, as a rule for want of memory.
+      UserError: a process was killed, usually because memory ran out.
     """
     if count <= 1:
         yield map
@@ -47,7 +47,7 @@ def workers(count: int) -> Iterator[OrderedMap]:
             yield ordered_map
         except BrokenProcessPool:
             raise UserError(
-                "--num_workers: a worker process was killed, as a rule for want of memory; "
+                "--num_workers: a worker process was killed, usually because memory ran out; "
                 f"use fewer than {count}"
             ) from None
         finally:
@@ -55,7 +55,7 @@ def workers(count: int) -> Iterator[OrderedMap]:
 
 
 def _one_thread() -> None:
-    """Processes are the parallelism; threads of each on every core would only get in the way."""
+    """Limits each process to one thread: the processes already use all cores."""
     import cv2
     import SimpleITK as sitk
 

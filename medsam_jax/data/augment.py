@@ -11,11 +11,11 @@ from medsam_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How much a training slice may change. MedSAM trains without any of it."""
+    """Bounds of the random changes of a training slice. MedSAM trains without augmentation."""
 
     flip: float = 0.0  # probability of each of the left-right and up-down flips
     rotation: float = 0.0  # largest angle, degrees, either way
-    scale: float = 0.0  # largest relative change of size; made 1 + scale times smaller as often
+    scale: float = 0.0  # largest relative change of size: up to 1 + scale times larger or smaller
     intensity: float = 0.0  # largest relative change of contrast, and of brightness in 255
 
     def __post_init__(self) -> None:
@@ -36,9 +36,9 @@ def augment(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augments inside the valid part, so that padding stays where it is.
+    """Augments the valid part; padding is not moved.
 
-    A rotation and change of size that leave no object in the picture are not made.
+    A rotation and change of size that would leave no object in the picture are skipped.
 
     Args:
       image: uint8 [S, S, 3].
@@ -64,9 +64,10 @@ def augment(
 
 
 class Variants(Sequence):
-    """A split's records, each as it is and then `count - 1` times augmented, always alike.
+    """A split's records, each once unchanged and `count - 1` times augmented.
 
-    Item i is variant `i % count` of record `i // count`: what an embedding cache can hold.
+    Item i is variant `i % count` of record `i // count`. A variant is the same at every reading, so
+    its embedding can be cached.
     """
 
     def __init__(self, records: Sequence[dict[str, Any]], augmentation: Augmentation, count: int):
@@ -93,7 +94,7 @@ class Variants(Sequence):
 def _warp(
     image: np.ndarray, labels: np.ndarray, angle: float, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turns and scales both about the centre, image bilinear and labels nearest, black outside."""
+    """Rotates and scales about the centre: image bilinear, labels nearest, black outside."""
     import cv2
 
     height, width = labels.shape

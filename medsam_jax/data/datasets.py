@@ -1,4 +1,4 @@
-"""Opens a built `medical_slices` data set: where it lies, what it says of itself, its records."""
+"""Opens a built `medical_slices` data set: finds its folder, reads its record and its slices."""
 
 import collections
 import dataclasses
@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.recipes import CT_WINDOWS, get_recipe
+from medsam_jax.data.modality import CT_WINDOWS, is_ct
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import sha256_of_json
 
 RECORD_FILE = "medical_slices.json"
 
@@ -28,26 +30,31 @@ class DatasetInfo:
         return self.record["recipe"]
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the record: recipe, tools, cases and their counts, drops."""
+        return sha256_of_json(self.record)
+
+    @property
     def counts(self) -> dict[str, Any]:
         """Cases, slices and objects by split, and in each by task and modality."""
         return self.record["splits"]
 
     def ct_windows(self, split: str, task: str = "") -> tuple[str, ...]:
-        """The windows in which a split's slices show CT, that of most slices first.
+        """Returns the windows in which a split's slices show CT, the most frequent first.
 
-        With a task, of its cases only. CT that came in 8 bits has none.
+        With a task, of its cases only. CT from 8-bit files has no window.
         """
         names = {CT_WINDOWS[name]: name for name in get_recipe(self.recipe).ct_windows}
         slices = collections.Counter()
         for case in self.record["cases"]:
             if case["split"] == split and task in ("", case["task"]):
                 name = names.get(tuple(case["intensity_limits"] or ()))
-                if name and case["modality"].upper() == "CT":
+                if name and is_ct(case["modality"]):
                     slices[name] += case["slices"]
         return tuple(name for name, _ in slices.most_common())
 
     def objects(self, split: str, task: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """Of every object of a split: position of its slice in the split, and its label.
+        """Returns position of the slice in its split, and label, of every object of a split.
 
         With a task, of its objects only. Raises UserError as `groups`.
         """
@@ -60,7 +67,7 @@ class DatasetInfo:
         return positions, labels
 
     def groups(self, split: str, task: str = "") -> dict[tuple[str, str], np.ndarray]:
-        """Positions of the slices of each (task, modality); they lie in the order of the cases.
+        """Returns the positions of the slices of each (task, modality), in the order of the cases.
 
         With a task, of that one only.
 
@@ -85,7 +92,7 @@ class DatasetInfo:
 
 
 def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> DatasetInfo:
-    """Finds the data set in `data_dir` (what `datasets.build` was given, or its version folder).
+    """Finds the data set in `data_dir` (`--data_dir` of `datasets.build`, or a version folder).
 
     Args:
       data_dir: the folder.
@@ -124,7 +131,7 @@ def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> Dat
 def open_dataset(
     data_dir: str | pathlib.Path, split: str, recipe: str | None = None
 ) -> tuple[Sequence[dict[str, Any]], DatasetInfo]:
-    """The records of a split by random access (TFDS, ArrayRecord), and the data set's info.
+    """Returns a split's records by random access (TFDS, ArrayRecord), and the data set's info.
 
     A record is a dict: `image` uint8 [S, S, 3], `mask` uint8 [S, S, 1] label map, `case_id`, `task`
     and `modality` bytes, `slice_index`, `spacing` float32 [2] (row, column, mm, NaN where unknown),
@@ -148,8 +155,10 @@ def open_dataset(
 
 
 class _Records(Sequence):
-    """A TFDS data source whose PNGs are decoded here: TFDS's `np.repeat` of grey slices to three
-    channels takes longer than decoding them. Picklable, for workers."""
+    """TFDS data source that decodes PNGs with OpenCV; picklable, for workers.
+
+    TFDS would repeat the channel of grey slices by `np.repeat`, which takes longer than decoding.
+    """
 
     def __init__(self, source: Sequence[dict[str, Any]]):
         self._source = source

@@ -1,14 +1,15 @@
-"""Image embeddings computed once: with a frozen encoder they never change.
+"""Image embeddings kept on disk: a frozen encoder computes them once.
 
 ```
 DIRECTORY/
-  key.json                           what the embeddings were made of
-  SPLIT-00000-of-00003.array_record  a record an embedding in the split's order: raw values
+  key.json                           encoder, data set and form of the embeddings
+  SPLIT-00000-of-00003.array_record  one record an embedding, in the split's order: raw values
 ```
 
-Sharded files instead of one file a slice: MedSAM's cache of loose files ran out of file handles.
+Shards, not one file a slice: MedSAM's cache of loose files ran out of file handles.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -23,10 +24,10 @@ import numpy as np
 
 from medsam_jax.cli import progress
 from medsam_jax.data.datasets import DatasetInfo
-from medsam_jax.data.preprocess import Preprocessing
+from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import disk_space, require_space
+from medsam_jax.io.files import disk_space, require_space, write_json, write_whole
 
 SLICES_PER_SHARD = 32
 KEY_FILE = "key.json"
@@ -69,19 +70,18 @@ def cache_key(
     dtype: str,
     variants: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What embeddings depend on: encoder weights, preprocessing contract, data set, stored form.
+    """Returns the key of a cache: encoder weights, preprocessing contract, data set, stored form.
 
-    `variants` says how training slices are augmented and how often; None: they are as stored.
+    `variants` holds the augmentation of training slices and its count; None: slices as stored.
     """
     weights = hashlib.sha256()
     for name in sorted(encoder):
         weights.update(name.encode())
         weights.update(np.asarray(encoder[name]).tobytes())
-    data_set = json.dumps(info.record, sort_keys=True).encode()
     return {
         "encoder weights": weights.hexdigest(),
         "preprocessing": preprocessing.fields_of_embedding(),
-        "data set": hashlib.sha256(data_set).hexdigest(),
+        "data set": info.fingerprint,
         "shape": list(shape),
         "dtype": dtype,
         "augmentation of training slices": variants and dict(variants),
@@ -96,10 +96,10 @@ def open_or_build(
     encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
     batch_size: int,
 ) -> Embeddings:
-    """The embeddings of a split, computing the shards that are not there yet.
+    """Returns the embeddings of a split; computes the shards that are missing.
 
-    Shards are written under a temporary name and renamed, so an interrupted pass goes on where it
-    stopped; the processes of a multi-host run share the shards and wait for one another.
+    Shards are written whole or not at all, so an interrupted pass continues where it stopped. The
+    processes of a multi-host run share the shards and wait for one another.
 
     Args:
       directory: of the cache.
@@ -130,13 +130,14 @@ def open_or_build(
         start = shard * SLICES_PER_SHARD
         positions = range(start, min(start + SLICES_PER_SHARD, len(records)))
         with disk_space(paths[shard]):
-            _write_shard(paths[shard], records, positions, encode, batch_size)
+            write = functools.partial(_write_shard, records, positions, encode, batch_size)
+            write_whole(paths[shard], write)
     wait_for_all(f"embeddings of {split}")
     return Embeddings(paths, key["shape"], key["dtype"])
 
 
 def _claim(directory: Path, key: Mapping[str, Any]) -> None:
-    """Writes the key into a new cache; refuses one that was made of something else."""
+    """Writes the key into a new cache; refuses a cache with another key."""
     path = directory / KEY_FILE
     if path.exists():
         found = json.loads(path.read_text())
@@ -147,23 +148,19 @@ def _claim(directory: Path, key: Mapping[str, Any]) -> None:
                 "name another embedding_cache or remove this one"
             )
     elif jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(key, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_json(path, key)
 
 
 def _write_shard(
-    path: Path,
     records: Sequence[dict[str, Any]],
     positions: range,
     encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
     batch_size: int,
+    path: Path,
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = path.with_suffix(".tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for start in range(0, len(positions), batch_size):
         batch = [records[position] for position in positions[start : start + batch_size]]
         filled = batch + [batch[-1]] * (batch_size - len(batch))
@@ -172,4 +169,3 @@ def _write_shard(
         for embedding in encode(images, valid_shape)[: len(batch)]:
             writer.write(np.ascontiguousarray(embedding).tobytes())
     writer.close()
-    os.replace(temporary, path)

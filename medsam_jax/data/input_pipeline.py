@@ -1,8 +1,8 @@
 """Batches for training and evaluation from a built data set, by grain: ordered, sharded, resumable.
 
 Every random choice (order, label, box, points, augmentation) is a function of the seed and the
-position in the run. So the order is the same for any number of workers and after a resume, and
-the processes of a multi-host run share one global order.
+position in the run. The order is therefore the same for any number of workers and after a resume,
+and the processes of a multi-host run share one global order.
 """
 
 import dataclasses
@@ -16,28 +16,19 @@ from absl import flags
 
 from medsam_jax.data import prompts
 from medsam_jax.data.augment import Augmentation, Variants, augment
-from medsam_jax.data.datasets import DatasetInfo, find_dataset, open_dataset
+from medsam_jax.data.datasets import open_dataset
 from medsam_jax.data.embedding_cache import WithEmbeddings
 from medsam_jax.data.objects import present_labels
 from medsam_jax.errors import UserError
-
-__all__ = [
-    "DatasetInfo",
-    "EvalObjects",
-    "eval_objects",
-    "find_dataset",
-    "open_dataset",
-    "train_loader",
-]
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawPrompts:
     """Turns a record into a training example: picks objects and draws their prompts.
 
-    With one prompt an image the arrays have no prompt axis; with more they have one, after the
-    batch axis. Where a slice has fewer objects than prompts, objects repeat with new prompts.
-    `point_share` makes each prompt a box or points; without it there are both, and all points.
+    With several prompts an image, arrays have a prompt axis after the batch axis. Where a slice has
+    fewer objects than prompts, objects repeat with new prompts. With `point_share`, each prompt is
+    a box or points; without it, each has its box and all points.
     """
 
     box_jitter: int
@@ -76,7 +67,10 @@ class DrawPrompts:
             "box": prompts.jitter_box(box, self.box_jitter, valid_shape, rng),
         }
         if self.positive_points or self.negative_points:
-            drawn["points"], drawn["point_labels"] = self._points(mask, valid_shape, rng)
+            valid = mask[: valid_shape[0], : valid_shape[1]]
+            drawn["points"], drawn["point_labels"] = prompts.draw_points(
+                valid, self.positive_points, self.negative_points, rng
+            )
         if self.point_share is not None:
             by_points = rng.random() < self.point_share
             drawn["boxes_valid"] = np.bool_(not by_points)
@@ -84,29 +78,8 @@ class DrawPrompts:
                 int(rng.integers(1, self.positive_points, endpoint=True)) if by_points else 0,
                 int(rng.integers(0, self.negative_points, endpoint=True)) if by_points else 0,
             )
-            _keep_points(drawn["point_labels"], *wanted)
+            prompts.keep_points(drawn["point_labels"], *wanted)
         return drawn
-
-    def _points(
-        self, mask: np.ndarray, valid_shape: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Points on the object (label 1) and beside it in the valid part (0); -2 where none is."""
-        inside = prompts.sample_points(mask, self.positive_points, rng)
-        outside = ~mask[: valid_shape[0], : valid_shape[1]]
-        labels = [1] * self.positive_points
-        if outside.any():
-            beside = prompts.sample_points(outside, self.negative_points, rng)
-            labels += [0] * self.negative_points
-        else:
-            beside = np.zeros((self.negative_points, 2), np.float32)
-            labels += [-2] * self.negative_points
-        return np.concatenate([inside, beside]), np.array(labels, np.int32)
-
-
-def _keep_points(labels: np.ndarray, on: int, beside: int) -> None:
-    """Makes padding (-2) of all but the first points on the object and beside it."""
-    for kind, count in ((1, on), (0, beside)):
-        labels[np.flatnonzero(labels == kind)[count:]] = -2
 
 
 class _Subset:
@@ -143,7 +116,7 @@ def train_loader(
     embeddings: Sequence[np.ndarray] | None = None,
     variants: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """An endless grain iterator over shuffled batches; `get_state()` and `set_state()` resume it.
+    """Returns an endless grain iterator over shuffled batches, with `get_state` and `set_state`.
 
     Args:
       data_dir, split, recipe: see `open_dataset`.
@@ -158,12 +131,12 @@ def train_loader(
       positive_points, negative_points: points on and beside each object.
       point_share: probability that a prompt is points, uniformly 1 to `positive_points` and 0 to
         `negative_points` of them, and not a box. None gives every prompt its box and all points.
-      temperature: slices of a (task, modality) with n slices are drawn with probability
-        proportional to n ** (1 / temperature): 1 as they are, large values all alike.
+      temperature: a (task, modality) with n slices is drawn with probability proportional to
+        n ** (1 / temperature): 1 draws all slices alike, large values all groups alike.
       augmentation: None for none.
       embeddings: of the split's slices (`embedding_cache`); adds `embedding` [B, h, w, C].
-      variants: how many embeddings there are of each slice, as stored and augmented; examples come
-        from all of them. With one, augmentation is refused beside embeddings.
+      variants: number of embeddings of each slice, as stored and augmented; examples come from all
+        of them. With one, augmentation beside embeddings is refused.
 
     Returns:
       Iterator of dicts: image uint8 [B, S, S, 3], mask uint8 [B, (P,) S, S] of the chosen objects,
@@ -279,8 +252,7 @@ class EvalObjects:
         example = {name: record[name] for name in ("image", "embedding") if name in record}
         if self.one_point:
             rng = np.random.default_rng([self.seed, int(self.indices[at]), 1])
-            example["points"] = prompts.sample_points(mask, 1, rng)
-            example["point_labels"] = np.ones(1, np.int32)
+            example["points"], example["point_labels"] = prompts.draw_points(mask, 1, 0, rng)
         return example | {
             "mask": mask.astype(np.uint8),
             "box": box,
@@ -324,10 +296,10 @@ def eval_objects(
     task: str = "",
     embeddings: Sequence[np.ndarray] | None = None,
 ) -> EvalObjects:
-    """All objects of a split once, in a fixed order, in batches of one size; sized and re-iterable.
+    """Returns all objects of a split once, in a fixed order, in batches of one size.
 
-    Every process gets the same number of batches (collectives need that); the last ones are
-    filled up with repeated objects of weight 0.
+    Every process gets the same number of batches, which collectives need; the last batches are
+    filled with repeated objects of weight 0.
 
     Args:
       data_dir, split, recipe: see `open_dataset`.

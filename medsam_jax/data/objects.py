@@ -1,4 +1,4 @@
-"""Which objects of a label map are worth learning: selection, instances and small-object rules."""
+"""Selects the objects of a label map to learn: labels, instances and rules for small objects."""
 
 import collections
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _SMALL = 1 << 16  # label ids below this go through a lookup table instead of a 
 
 
 def present_labels(labels: np.ndarray) -> np.ndarray:
-    """The ids above 0 in a label map, ascending."""
+    """Returns the ids above 0 in a label map, ascending."""
     if labels.dtype == np.uint8 and labels.ndim == 2:
         import cv2
 
@@ -30,7 +30,7 @@ def present_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def remap_labels(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
-    """Stored ids of original ids; labels that the table lacks become background.
+    """Replaces original ids by stored ones; labels that the table lacks become background.
 
     Returns uint8 where the stored ids fit, else int32.
     """
@@ -47,7 +47,7 @@ def remap_labels(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
 
 
 def label_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Connected components of a label map, each of one label; diagonal neighbours are connected.
+    """Finds connected components, each of one label; diagonal neighbours are connected.
 
     Returns:
       components: int32 like `labels`, 0 is background, numbered by label.
@@ -80,7 +80,7 @@ def split_instances(labels: np.ndarray, label: int, offset: int) -> np.ndarray:
 def compact_instances(labels: np.ndarray, offset: int) -> np.ndarray:
     """Renumbers the ids above `offset` of one slice from offset + 1 on.
 
-    A scan may hold more lesions than a byte has values; a slice seldom does.
+    A scan may hold more lesions than the 255 that fit into a byte; a slice rarely does.
     """
     ids = present_labels(labels)
     table = {int(label): int(label) for label in ids if label <= offset}

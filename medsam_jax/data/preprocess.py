@@ -1,10 +1,9 @@
-"""From a scan to the encoder's input and from logits back to its pixels: the one path for all uses.
+"""From a scan to the encoder's input, and from logits back to the scan's pixels.
 
-Data sets, training, evaluation and inference call the same functions, so a model meets at
-inference what it met in training. Protocols: MedSAM v1 and v2 (github.com/bowang-lab/MedSAM),
-LiteMedSAM and SAM; `recipes.py` holds what differs between them. Differences from MedSAM's code:
-HU 0 is not painted black, the last slice is kept, and a CT window maps to [0, 255] as it is, not
-as far as the scan happens to fill it: one HU is one grey level in every scan.
+Data sets, training, evaluation and inference call these functions, so a model gets the same input
+at inference as in training. Protocols: MedSAM v1 and v2 (github.com/bowang-lab/MedSAM), LiteMedSAM
+and SAM; `recipes.py` holds their settings, `modality.py` the intensity rules. Differences from
+MedSAM's code: HU 0 is not painted black and the last slice is kept.
 """
 
 import functools
@@ -16,78 +15,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from medsam_jax.data.recipes import (
-    CT_WINDOWS,
-    PREPROCESSING,
-    RECIPES,
-    Preprocessing,
-    Recipe,
-    get_recipe,
-)
+from medsam_jax.data.modality import rule_of
+from medsam_jax.data.recipes import Preprocessing, Recipe, get_recipe
 from medsam_jax.errors import UserError
-from medsam_jax.io.scans import Scan, read_mask, read_scan, slice_axis, slice_spacing
-
-__all__ = [
-    "PREPROCESSING",
-    "RECIPES",
-    "Preprocessing",
-    "Recipe",
-    "Scan",
-    "check_compatible",
-    "encoder_input",
-    "get_recipe",
-    "input_scale",
-    "intensity_limits",
-    "normalise_intensity",
-    "prompts_to_input",
-    "read_mask",
-    "read_scan",
-    "resize_image",
-    "resize_mask",
-    "resized_shape",
-    "restore_masks",
-    "slice_axis",
-    "slice_spacing",
-    "stored_grid_logits",
-    "stored_to_input",
-]
 
 
 def intensity_limits(
     volume: np.ndarray, modality: str | None, recipe: Recipe, window: str | None = None
 ) -> tuple[float, float] | None:
-    """The two intensities that become 0 and 255, or None where 8-bit values stay as they are.
+    """Returns the intensities that become 0 and 255, or None where 8-bit values stay as they are.
 
     Args:
       volume: the whole scan, any shape: percentiles are of the scan, not of a slice.
-      modality: "CT" selects a window in HU; anything else, None included, the percentiles.
-      recipe: which window, which percentiles, over which voxels.
+      modality: selects the rule in `modality.RULES`; None and unknown ones use percentiles.
+      recipe: the settings of the rules.
       window: a name in `recipe.ct_windows`; None is its first.
 
     Raises:
       UserError: an unknown window, or an image without contrast between the limits.
     """
-    is_ct = modality is not None and modality.upper() == "CT"
-    if volume.dtype == np.uint8 and (is_ct or not recipe.clip_8bit):
-        return None  # somebody has windowed it already: 8 bits cannot hold HU
-    if is_ct:
-        name = window or recipe.ct_windows[0]
-        if name not in recipe.ct_windows:
-            raise UserError(
-                f"window: {name!r} is not one of recipe {recipe.name}'s: "
-                f"{', '.join(recipe.ct_windows)}"
-            )
-        return CT_WINDOWS[name]
-    voxels = volume[volume > 0] if recipe.percentile_voxels == "positive" else volume
-    if voxels.size == 0:
-        raise UserError("image: no voxel is above 0; shift the intensities or use recipe v1")
-    lower, upper = np.percentile(voxels, recipe.percentiles)
-    if not upper > lower:
-        raise UserError(
-            f"image: constant, its {recipe.percentiles[0]} and {recipe.percentiles[1]} percentiles "
-            f"are both {lower:g}; leave it out or crop it to what was scanned"
-        )
-    return float(lower), float(upper)
+    rule = rule_of(modality)
+    if volume.dtype == np.uint8 and (rule.physical or not recipe.clip_8bit):
+        return None
+    return rule.limits(volume, recipe, window)
 
 
 def normalise_intensity(
@@ -102,7 +52,7 @@ def normalise_intensity(
     Args:
       volume: [H, W], [H, W, 3], [Z, H, W] or [Z, H, W, 3], HU or scanner units.
       modality, recipe, window: see `intensity_limits`.
-      limits: what `intensity_limits` found for the whole scan, when `volume` is a part of it.
+      limits: `intensity_limits` of the whole scan, where `volume` is a part of it.
 
     Returns:
       uint8 of the same shape.
@@ -116,15 +66,14 @@ def normalise_intensity(
     grey -= lower
     grey /= upper - lower
     grey *= 255.0
-    is_ct = modality is not None and modality.upper() == "CT"
-    if recipe.percentile_voxels == "positive" and not is_ct:
+    if recipe.percentile_voxels == "positive" and not rule_of(modality).physical:
         grey[volume == 0] = 0.0
-    # 1e-6: a whole grey level stays one though its float64 value lies a rounding error below
+    # 1e-6: a whole grey level stays one where rounding puts its float64 value just below it
     return (grey + 1e-6).astype(np.uint8)
 
 
 def resized_shape(shape: Sequence[int], recipe: Recipe) -> tuple[int, int]:
-    """Height and width that an image of `shape` (H, W) occupies on the stored grid."""
+    """Returns the height and width of an image of `shape` (H, W) on the stored grid."""
     if recipe.geometry == "squash":
         return recipe.size, recipe.size
     scale = recipe.size / max(shape)
@@ -165,7 +114,7 @@ def resize_image(
 
 
 def resize_mask(labels: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Label map [H, W] on the stored grid [S, S] by nearest pixel centre; padding is 0."""
+    """Resizes a label map [H, W] to the stored grid [S, S] by nearest pixel; padding is 0."""
     height, width = resized_shape(labels.shape, recipe)
     rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp)
     columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.intp)
@@ -175,10 +124,11 @@ def resize_mask(labels: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def _resize_spline(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """MedSAM's `skimage.transform.resize(order=3, anti_aliasing=True, mode="constant")`, truncated.
+    """Does as MedSAM's `skimage.transform.resize(order=3, anti_aliasing=True, mode="constant")`.
 
     Smoothing, spline filter and interpolation are linear and separable, so each axis is one
-    sparse matrix, made once per size: equal to SciPy's to rounding, tens of times faster.
+    sparse matrix, made once per size, and the result equals SciPy's to rounding. Grey levels are
+    truncated.
     """
     import cv2
 
@@ -197,10 +147,10 @@ def _resize_spline(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _spline_matrix(size_in: int, size_out: int) -> Any:
-    """Gaussian anti-aliasing, then cubic spline interpolation along one axis: [size_out, size_in].
+    """Returns anti-aliasing and cubic spline interpolation along one axis: [size_out, size_in].
 
-    Column i is what SciPy makes of a unit impulse at i. The spline filter decays by 3.7 a pixel,
-    so responses under 1e-7 are dropped and about 20 entries a row remain.
+    Column i is SciPy's response to a unit impulse at i. The spline filter decays by a factor of 3.7
+    a pixel, so responses under 1e-7 are dropped and about 20 entries a row remain.
     """
     from scipy import ndimage, sparse
 
@@ -227,14 +177,14 @@ def encoder_input(
     valid_shape: Int[Array | np.ndarray, "b 2"],
     preprocessing: Preprocessing,
 ) -> Float[Array, "b n n 3"]:
-    """Normalised encoder input of a batch of stored slices; jit-able, `preprocessing` static.
+    """Normalises a batch of stored slices for the encoder; jit-able, `preprocessing` static.
 
     Padding is zero after the normalisation, as in SAM. Where the stored slice is smaller than the
     input (v1: 256 and 1024) it is enlarged bilinearly and rounded to grey levels, as SAM does.
 
     Args:
       images: uint8 [B, S, S, 3], S of the recipe.
-      valid_shape: [B, 2], height and width of what is not padding, in stored pixels.
+      valid_shape: [B, 2], height and width of the part without padding, in stored pixels.
       preprocessing: the checkpoint's contract.
 
     Returns:
@@ -263,7 +213,7 @@ def encoder_input(
 
 
 def input_scale(original_shape: Sequence[int], preprocessing: Preprocessing) -> tuple[float, float]:
-    """Encoder-input pixels per original pixel, (x, y), for prompts on an image of (H, W)."""
+    """Returns encoder-input pixels per original pixel, (x, y), for an image of (H, W)."""
     recipe = get_recipe(preprocessing.recipe)
     enlargement = preprocessing.image_size / recipe.size
     if recipe.coordinate_scale == "longest":
@@ -278,7 +228,7 @@ def prompts_to_input(
     original_shape: Sequence[int],
     preprocessing: Preprocessing,
 ) -> Float[Array | np.ndarray, "... 2"]:
-    """Pixels (x, y) of the original image [H, W] to pixels of the encoder input.
+    """Converts pixels (x, y) of the original image [H, W] to pixels of the encoder input.
 
     A box [..., 4] is two corners: reshape it to [..., 2, 2]. LiteMedSAM scales both axes by
     256 / max(H, W), SAM and MedSAM by the exact ratio of each axis.
@@ -289,17 +239,17 @@ def prompts_to_input(
 def stored_to_input(
     coords: Float[Array | np.ndarray, "..."], preprocessing: Preprocessing
 ) -> Float[Array | np.ndarray, "..."]:
-    """Coordinates on a data set's stored grid (points or boxes) to those of the encoder input."""
+    """Converts points or boxes on a data set's stored grid to pixels of the encoder input."""
     return coords * (preprocessing.image_size / get_recipe(preprocessing.recipe).size)
 
 
 def _resize_bilinear(
     maps: jax.Array | np.ndarray, height: int, width: int
 ) -> jax.Array | np.ndarray:
-    """`F.interpolate(mode="bilinear", align_corners=False)` over the last two axes.
+    """Does as `F.interpolate(mode="bilinear", align_corners=False)` over the last two axes.
 
-    NumPy arrays are resized on the host by OpenCV: equal to 2e-5 of the largest value, and without
-    a compilation for every image size.
+    OpenCV resizes NumPy arrays on the host, equal to 2e-5 of the largest value, without a
+    compilation for every image size.
     """
     if maps.shape[-2:] == (height, width):
         return maps
@@ -317,7 +267,7 @@ def _resize_bilinear(
 def stored_grid_logits(
     low_res_logits: Float[Array | np.ndarray, "... h w"], preprocessing: Preprocessing
 ) -> Float[Array | np.ndarray, "... s s"]:
-    """Low-res logits on the stored grid, padding included; jit-able, for losses and scores."""
+    """Resizes low-res logits to the stored grid, padding included; jit-able, for losses, scores."""
     size = get_recipe(preprocessing.recipe).size
     return _resize_bilinear(low_res_logits, size, size)
 
@@ -329,17 +279,17 @@ def restore_masks(
     preprocessing: Preprocessing,
     return_logits: bool = False,
 ) -> Bool[Array | np.ndarray, "... h2 w2"] | Float[Array | np.ndarray, "... h2 w2"]:
-    """Masks on the pixels of the original image.
+    """Returns masks on the pixels of the original image.
 
     Padding recipes cut the logits to the valid part and enlarge it, SAM by way of the encoder's
-    grid; MedSAM v2 interpolates probabilities, all others logits, as the contract says.
+    grid. MedSAM v2 interpolates probabilities, all others logits.
 
     Args:
-      low_res_logits: [..., h, w] of one image; a NumPy array is answered by NumPy arrays.
+      low_res_logits: [..., h, w] of one image; a NumPy array gives NumPy arrays.
       valid_shape: (h, w) of the image on the stored grid, from `resize_image`.
       original_shape: (H, W) of the image.
-      return_logits: the interpolated logits (of interpolated probabilities, where those are
-        interpolated) instead of the mask.
+      return_logits: return the interpolated logits instead of the mask; where probabilities are
+        interpolated, the logits of those.
 
     Returns:
       bool [..., H, W], or float32 logits.
@@ -360,7 +310,7 @@ def restore_masks(
 
 
 def check_compatible(dataset_info: Any, preprocessing: Preprocessing) -> None:
-    """Refuses a data set (anything with a `.recipe` name) made by another recipe than the model's.
+    """Refuses a data set (anything with a `.recipe` name) of another recipe than the model's.
 
     Raises:
       UserError: naming both recipes and the command that builds the right data set.

@@ -1,13 +1,28 @@
-"""Prompts from masks: exact and jittered boxes, and points that lie on the object."""
+"""Prompts drawn from masks, for training and evaluation: boxes, exact or jittered, and points.
 
+Every draw takes its randomness from the generator that the caller hands in.
+"""
+
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+PADDING_LABEL = -2  # beside SAM's -1 (not a point), 0 (background) and 1 (foreground)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A box, or points with labels (1 on the object, 0 beside it); pixels, xy."""
+
+    box: Float[np.ndarray, " 4"] | None = None
+    points: Float[np.ndarray, "n 2"] | None = None
+    labels: Int[np.ndarray, " n"] | None = None
+
 
 def box_from_mask(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
-    """The box (x_min, y_min, x_max, y_max) of an object: indices of its extreme pixels, as MedSAM.
+    """Returns the box (x_min, y_min, x_max, y_max) of an object, by its extreme pixels, as MedSAM.
 
     Raises:
       ValueError: no pixel is set.
@@ -27,7 +42,7 @@ def jitter_box(
     """Moves each side outwards by 0 to `jitter` pixels, uniformly, inside the valid part.
 
     As in MedSAM (19 of 256 in v1, 20 of 1024 in v2, 5 of 256 in LiteMedSAM), except that the
-    draw comes from a seeded generator and the far sides end at the last pixel, not behind it.
+    draw comes from a seeded generator and the far sides end at the last pixel, not after it.
     """
     left, top, right, bottom = rng.integers(0, jitter, size=4, endpoint=True)
     height, width = int(valid_shape[0]), int(valid_shape[1])
@@ -45,10 +60,10 @@ def jitter_box(
 def sample_points(
     mask: Bool[np.ndarray, "h w"], count: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "n 2"]:
-    """`count` points (x, y) drawn uniformly from the set pixels of a mask, whatever its shape.
+    """Draws `count` points (x, y) uniformly from the set pixels of a mask of any shape.
 
     MedSAM's trainer draws x and y independently, which misses crescents, rings and diagonals.
-    Without replacement while there are pixels enough. Raises ValueError for an empty mask.
+    Points do not repeat while there are enough pixels. Raises ValueError for an empty mask.
     """
     pixels = np.flatnonzero(mask)
     if pixels.size == 0:
@@ -56,3 +71,30 @@ def sample_points(
     chosen = rng.choice(pixels, size=count, replace=count > pixels.size)
     rows, columns = np.divmod(chosen, mask.shape[1])
     return np.stack([columns, rows], axis=1).astype(np.float32)
+
+
+def draw_points(
+    mask: Bool[np.ndarray, "h w"], on: int, beside: int, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
+    """Draws points on an object (label 1) and beside it (label 0), in this order.
+
+    Args:
+      mask: the object, on the valid part of its slice.
+      on, beside: how many.
+
+    Returns:
+      points and labels; those beside an object that fills the slice are padding.
+    """
+    inside = sample_points(mask, on, rng)
+    if mask.all():
+        outside, label = np.zeros((beside, 2), np.float32), PADDING_LABEL
+    else:
+        outside, label = sample_points(~mask, beside, rng), 0
+    labels = np.array([1] * on + [label] * beside, np.int32)
+    return np.concatenate([inside, outside]), labels
+
+
+def keep_points(labels: Int[np.ndarray, " n"], on: int, beside: int) -> None:
+    """Turns points into padding, in place, except the first `on` on the object and `beside` it."""
+    for kind, count in ((1, on), (0, beside)):
+        labels[np.flatnonzero(labels == kind)[count:]] = PADDING_LABEL

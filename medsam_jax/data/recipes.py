@@ -1,51 +1,42 @@
-"""The two contracts: what a scan becomes (`Recipe`), what a model makes of it (`Preprocessing`).
+"""Two contracts: how a scan becomes slices (`Recipe`), how a model reads them (`Preprocessing`).
 
 A recipe is stored with a data set, a preprocessing contract with a checkpoint. Intensity range and
-geometry belong to the weights: a wrong input range is the most reported failure of the peers.
+geometry belong to the weights: a wrong input range is the failure that users of other
+implementations report most.
 """
 
 import dataclasses
 from typing import Any, Literal
 
+from medsam_jax.data.modality import CT_WINDOWS, IntensitySettings
 from medsam_jax.errors import UserError
 
-CT_WINDOWS = {
-    "wide": (-500.0, 1000.0),  # lower, upper HU: MedSAM v1 and LiteMedSAM
-    "soft_tissue": (-160.0, 240.0),  # level 40, width 400
-    "lung": (-1350.0, 150.0),  # level -600, width 1500: MedSAM's repository; the paper prints -160
-    "brain": (0.0, 80.0),  # level 40, width 80
-}
 
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a scan becomes uint8 slices of one size, and which objects are worth keeping.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(IntensitySettings):
+    """Steps from a scan to uint8 slices of one size, and the objects that are kept.
 
     Object rules follow the group's code: `rule == "label"` counts a label in the whole scan and in
     the stored slice (MedSAM v1); `"components"` removes connected components, 26-connected in the
     scan and 8-connected in the original slice (v2). `min_voxels` applies to volumes only.
     """
 
-    name: str
     size: int  # side of the stored slice, pixels
     geometry: Literal["pad", "squash"]  # keep the aspect and zero-pad bottom/right, or stretch
     interpolation: Literal["spline", "area", "pillow"]  # of the image; masks are always nearest
-    coordinate_scale: Literal[
-        "longest", "per_axis"
-    ]  # size / max(H, W), or the exact ratio per axis
-    ct_windows: tuple[str, ...]  # names in CT_WINDOWS; the first is the default
-    percentiles: tuple[float, float]  # of every other modality, percent
-    percentile_voxels: Literal["all", "positive"]  # "positive": voxels > 0; zeros stay zero
-    clip_8bit: bool  # percentiles for 8-bit images too, or stored as they are
+    # size / max(H, W), or the exact ratio of each axis
+    coordinate_scale: Literal["longest", "per_axis"]
     rule: Literal["label", "components"]
     min_voxels: int  # a scan's label (or component) must have more than this
     min_pixels: int  # a slice's label (or component) must have more than this
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON-able data, window limits included."""
+        """Returns the recipe as JSON-able data, window limits included."""
         windows = {name: CT_WINDOWS[name] for name in self.ct_windows}
         return dataclasses.asdict(self) | {"ct_windows": windows}
 
+
+DEFAULT_RECIPE = "lite"  # of `datasets.build`: what `config.checkpoint`'s default needs
 
 RECIPES = {
     recipe.name: recipe
@@ -111,7 +102,7 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises UserError for an unknown one."""
+    """Returns the recipe of that name. Raises UserError for an unknown one."""
     if name not in RECIPES:
         raise UserError(f"recipe: {name!r} is unknown; use one of {', '.join(RECIPES)}")
     return RECIPES[name]
@@ -119,7 +110,7 @@ def get_recipe(name: str) -> Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What lies between a stored slice and the model, and between its logits and a mask.
+    """The steps between a stored slice and the model, and between the model's logits and a mask.
 
     It travels with a checkpoint; `check_compatible` refuses a data set of another recipe.
     """
@@ -131,10 +122,10 @@ class Preprocessing:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     upsample: Literal["logits", "probabilities"] = "logits"  # interpolated back to the image's size
     mask_threshold: float = 0.0  # on the logits: 0 is probability 0.5
-    ct_windows: tuple[str, ...] = ()  # it was trained on, the most frequent first; (): not known
+    ct_windows: tuple[str, ...] = ()  # of the training slices, most frequent first; (): not known
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields; `from_dict` reads them back."""
+        """Returns JSON-able fields; `from_dict` reads them back."""
         return dataclasses.asdict(self) | {
             "pixel_mean": list(self.pixel_mean),
             "pixel_std": list(self.pixel_std),
@@ -142,11 +133,11 @@ class Preprocessing:
         }
 
     def ct_window(self, named: str | None = None) -> str:
-        """The window that CT is shown in: as named, as trained on, or the recipe's first."""
+        """Returns the CT window to show: the named one, the trained one, or the recipe's first."""
         return named or (*self.ct_windows, *get_recipe(self.recipe).ct_windows)[0]
 
     def fields_of_embedding(self) -> dict[str, Any]:
-        """The fields that the embedding of a stored slice depends on."""
+        """Returns the fields that the embedding of a stored slice depends on."""
         fields = self.to_dict()
         for name in ("ct_windows", "upsample", "mask_threshold"):
             del fields[name]
@@ -154,7 +145,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
-        """The contract that `to_dict` wrote. Raises UserError for unknown or missing fields."""
+        """Reads the fields of `to_dict`. Raises UserError for unknown or missing fields."""
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - set(known))
         missing = [

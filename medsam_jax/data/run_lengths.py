@@ -16,7 +16,9 @@ def encode_runs(mask: Bool[np.ndarray, "..."]) -> list[int]:
     return runs_between(np.flatnonzero(np.diff(flat, prepend=False)), flat.size).tolist()
 
 
-def decode_runs(runs: Sequence[int], shape: Sequence[int]) -> Bool[np.ndarray, "..."]:
+def decode_runs(
+    runs: Sequence[int] | Int[np.ndarray, " n"], shape: Sequence[int]
+) -> Bool[np.ndarray, "..."]:
     """Inverts `encode_runs`."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(shape)
 

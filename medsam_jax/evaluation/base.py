@@ -6,26 +6,29 @@ several hosts each scores its share of the items.
 """
 
 import abc
+import collections
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from medsam_jax.data.preprocess import Preprocessing
+from medsam_jax.data.manifest import SEEN, trained_cases
+from medsam_jax.data.prompts import Prompt
+from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import decode_runs
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import overlay, window_around
-from medsam_jax.evaluation.predictor import SlicePredictor
-from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.hub import load_model
-from medsam_jax.io.files import disk_space
+from medsam_jax.inference.slice_predictor import SlicePredictor
+from medsam_jax.io.files import disk_space, sha256_of_json
 from medsam_jax.metrics import mask_scores
+from medsam_jax.metrics.checks import Spacing
 
 _ROWS_VERSION = 4  # raise when the content of rows changes: old journals are then not read
 
@@ -80,9 +83,8 @@ class Journal:
 
     def __init__(self, directory: Path, identity: dict[str, Any], process: int = 0):
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(identity, sort_keys=True)
         self._directory = directory
-        self._stem = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._stem = sha256_of_json(identity)[:16]
         self._path = directory / f"{self._stem}-{process}.jsonl"
         if self._path.exists():
             _drop_cut_line(self._path)
@@ -156,6 +158,26 @@ class Evaluation(abc.ABC):
         """Returns a note where CT is shown in another window than in training, else ""."""
         return ""
 
+    @abc.abstractmethod
+    def patients(self) -> set[str]:
+        """Returns `case_hash` of every patient that is scored."""
+
+    def seen_note(self, metadata: Mapping[str, Any]) -> str:
+        """Returns a note where patients of the checkpoint's training are scored, else "".
+
+        Args:
+          metadata: of `models.checkpoint.read_metadata`.
+        """
+        seen = trained_cases(metadata)
+        if not seen:
+            return ""
+        patients = self.patients()
+        counts = collections.Counter(seen[patient] for patient in patients if patient in seen)
+        if not counts:
+            return ""
+        found = " and ".join(f"{counts[split]} in {split}" for split in SEEN if counts[split])
+        return f"of {len(patients)} patients scored, its training had {found}"
+
     def evaluate(self, checkpoint: str) -> list[ObjectScore]:
         """Returns rows of every object in order, including those of an earlier run.
 
@@ -224,7 +246,7 @@ class Evaluation(abc.ABC):
         self,
         prediction: np.ndarray,
         truth: np.ndarray,
-        spacing: Sequence[float],
+        spacing: Spacing,
         **fields: Any,
     ) -> ObjectScore:
         return ObjectScore(

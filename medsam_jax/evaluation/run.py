@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from medsam_jax.data.manifest import DATA_SET
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
@@ -12,7 +13,7 @@ from medsam_jax.evaluation.score_scans import VolumeEvaluation
 from medsam_jax.evaluation.score_slices import SplitEvaluation
 from medsam_jax.hub import resolve
 from medsam_jax.io.files import check_writable, disk_space
-from medsam_jax.models.checkpoint import read_config
+from medsam_jax.models.checkpoint import read_config, read_metadata
 
 
 def evaluate(
@@ -22,6 +23,7 @@ def evaluate(
     data_dir: str | None = None,
     manifest: str | None = None,
     split: str | None = None,
+    name: str = DATA_SET,
     prompt: str = "box",
     box_shifts: Sequence[int | str] = (0,),
     labels: Sequence[int | str] = (),
@@ -32,8 +34,8 @@ def evaluate(
 ) -> None:
     """Evaluates checkpoints side by side and writes tables and figures to `output`.
 
-    See `medsam_jax.evaluate` for the arguments. Slices go through the model `batch_size` at a time:
-    8 where it is None, but one by one on a CPU, which is no slower there and pads nothing.
+    See `medsam_jax.evaluate` for the arguments. Where `batch_size` is None, the model gets 8 slices
+    at a time, on a CPU one: a larger batch gains nothing there and pads the last one.
 
     Raises:
       UserError: bad arguments, data set, manifest or checkpoint, found before any work where that
@@ -57,14 +59,16 @@ def evaluate(
                 f"--labels: {','.join(map(str, labels))} given; use numbers above 0, each once"
             )
         evaluation = VolumeEvaluation(
-            manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden
+            manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden, name
         )
     check_writable(output)
     notes = {}
     for checkpoint in checkpoints:  # the last one too, before hours of work on the first
-        contract = read_config(resolve(checkpoint)).preprocessing
+        directory = resolve(checkpoint)
+        contract = read_config(directory).preprocessing
         evaluation.check(checkpoint, contract)
-        if note := evaluation.window_note(contract):
+        found = [evaluation.window_note(contract), evaluation.seen_note(read_metadata(directory))]
+        if note := "; ".join(filter(None, found)):
             notes[f"`{checkpoint}`"] = note
             print(f"note: {checkpoint}: {note}", flush=True)
     rows = []

@@ -6,9 +6,8 @@ annotator. Pictures (one slice) are scored natively in 2D, in pixels.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,18 +16,16 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.cli import progress
-from medsam_jax.data.preprocess import (
-    get_recipe,
-    intensity_limits,
-    normalise_intensity,
-    resize_image,
-)
+from medsam_jax.data.manifest import DATA_SET, FIRST, Case, case_hash, count_splits, read_cases
+from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
+from medsam_jax.data.prompts import Prompt
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
-from medsam_jax.evaluation.manifest import FIRST, Case, read_cases
-from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
+from medsam_jax.io.files import sha256_of_json
 from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
 from medsam_jax.metrics import lesion_size
 
@@ -56,7 +53,7 @@ class VolumeEvaluation(Evaluation):
     """Scores checkpoints on the scans of a manifest; its items are the cases.
 
     Args:
-      manifest, split: see `read_cases`.
+      manifest, split, data_set: see `read_cases`.
       protocols, tolerance, batch_size, output: see `Evaluation`; shifts are in pixels of the scan's
         own slices, the tolerance in mm for volumes, in pixels for slices and pictures.
       labels: labels that every case must have and that are scored; empty scores all there are.
@@ -72,7 +69,7 @@ class VolumeEvaluation(Evaluation):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | Path,
         split: str | None,
         protocols: Sequence[Protocol],
         tolerance: float,
@@ -80,15 +77,22 @@ class VolumeEvaluation(Evaluation):
         output: Path,
         labels: Sequence[int] = (),
         with_burden: bool = False,
+        data_set: str = DATA_SET,
     ):
         super().__init__(protocols, tolerance, batch_size, output)
-        self.cases = read_cases(manifest, split)
+        self.cases = read_cases(manifest, split, data_set)
+        self._data_set = data_set
         self._labels, self._burden = tuple(labels), with_burden
-        self.title = f"{len(self.cases)} scans of `{manifest}`" + (f", split {split}" * bool(split))
+        self.title = f"{len(self.cases)} scans of `{manifest}` ({count_splits(self.cases)})"
+        print(f"{manifest}: scoring scans: {count_splits(self.cases)}", file=sys.stderr, flush=True)
 
     def items(self) -> dict[int | str, int]:
         """Returns the places of the cases in the manifest, by the state of their files."""
         return {_state(case): index for index, case in enumerate(self.cases)}
+
+    def patients(self) -> set[str]:
+        """Returns `case_hash` of the patients of the manifest's cases."""
+        return {case_hash(self._data_set, case.case_id) for case in self.cases}
 
     def identity(self) -> dict[str, Any]:
         """Returns the settings of this route."""
@@ -112,44 +116,23 @@ class VolumeEvaluation(Evaluation):
 
     def show(self, row: ObjectScore) -> tuple[np.ndarray, np.ndarray]:
         """Returns a row's slice as the model saw it, and the truth."""
-        volume = self._read(row.item)
+        volume = _read(self.cases[row.item], self._labels)
         recipe, modality = get_recipe(row.recipe), volume.case.modality
         limits = intensity_limits(volume.image, modality, recipe, row.window)
         plane = volume.image[row.slice_index]
         image = normalise_intensity(plane, modality, recipe, row.window, limits)
         return image, volume.labels[row.reference][row.slice_index] == row.label
 
-    def _read(self, index: int) -> _Volume:
-        case = self.cases[index]
-        try:
-            scan = read_scan(case.image)
-            axis = slice_axis(scan)
-            _check_spacing(case.image, scan.spacing, is_volume=scan.array.shape[axis] > 1)
-            masks = {name: read_mask(path, scan) for name, path in case.masks.items()}
-        except UserError as error:
-            raise UserError(f"{case.name}: {error}") from None
-        labels = {name: np.moveaxis(mask, axis, 0) for name, mask in masks.items()}
-        present = [int(label) for label in np.unique(labels[FIRST]) if label]
-        absent = [label for label in self._labels if label not in present]
-        if absent:
-            raise UserError(
-                f"{case.name}: --labels {absent[0]} is not in {case.masks[FIRST]}, which has "
-                f"{present}; leave the case or the label out"
-            )
-        image = np.moveaxis(scan.array, axis, 0)
-        chosen = self._labels or tuple(present)
-        return _Volume(case, image, labels, slice_spacing(scan, axis), chosen)
-
     def _score_case(self, predictor: SlicePredictor, index: int) -> Entry:
-        volume = self._read(index)
+        volume = _read(self.cases[index], self._labels)
         preprocessing = predictor.preprocessing
         shown = {
             "recipe": preprocessing.recipe,
             "window": preprocessing.ct_window(volume.case.window),
         }
         entry = Entry(_state(volume.case), [])
-        prompts = self._prompts(volume)
-        masks = self._predict(predictor, volume, prompts, shown["window"])
+        prompts = _draw_prompts(volume, self._protocols)
+        masks = _predict(predictor, volume, prompts, shown["window"])
         for protocol, label in itertools.product(self._protocols, volume.present):
             prediction = np.zeros(volume.labels[FIRST].shape, bool)
             for (number, *key), mask in masks.items():
@@ -166,7 +149,7 @@ class VolumeEvaluation(Evaluation):
 
     def _score_annotators(self, index: int) -> Entry:
         """Scores annotators against each other; pictures show CT in the case's window."""
-        volume = self._read(index)
+        volume = _read(self.cases[index], self._labels)
         entry = Entry(_state(volume.case), [])
         for name, reference in itertools.permutations(volume.labels, 2):
             for label in volume.present:
@@ -176,42 +159,6 @@ class VolumeEvaluation(Evaluation):
                 prediction = volume.labels[name] == label
                 entry.objects.append(self._score_object(volume, prediction, fields))
         return entry
-
-    def _prompts(self, volume: _Volume) -> dict[_Key, Prompt]:
-        """Draws prompts for every slice of every object, in pixels of the slice, by slice."""
-        case = zlib.crc32(volume.case.name.encode())  # not its row: rows may come and go
-        return {
-            (number, label, protocol): protocol.draw(plane == label, (case, number, label))
-            for number, plane in enumerate(volume.labels[FIRST])
-            for label in volume.present
-            if (plane == label).any()
-            for protocol in self._protocols
-        }
-
-    def _predict(
-        self,
-        predictor: SlicePredictor,
-        volume: _Volume,
-        prompts: dict[_Key, Prompt],
-        window: str,
-    ) -> dict[_Key, np.ndarray]:
-        """Returns the mask [Y, X] for each prompt; a slice is embedded once for all of its own."""
-        case, shape = volume.case, volume.image.shape[1:3]
-        recipe = get_recipe(predictor.preprocessing.recipe)
-        try:
-            grey = normalise_intensity(volume.image, case.modality, recipe, window)
-        except UserError as error:
-            raise UserError(f"{case.name}: {case.image}: {error}") from None
-
-        def tasks() -> Iterator[SliceTask]:
-            for number, keys in itertools.groupby(prompts, lambda key: key[0]):
-                image, valid_shape = resize_image(grey[number], recipe)
-                asked = [prompts[key] for key in keys]
-                yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, asked)
-
-        batches = predictor.run(tasks(), shape)
-        masks = itertools.chain.from_iterable(itertools.chain.from_iterable(batches))
-        return dict(zip(prompts, masks, strict=True))
 
     def _score_object(
         self, volume: _Volume, prediction: np.ndarray, fields: dict[str, Any]
@@ -242,6 +189,65 @@ class VolumeEvaluation(Evaluation):
             yield self._object_score(prediction[number], truth[number], PIXELS, **place, **fields)
 
 
+def _read(case: Case, labels: Sequence[int]) -> _Volume:
+    """Reads a case and its masks; `labels` are those that it must have, empty for any.
+
+    Raises:
+      UserError: naming the case.
+    """
+    try:
+        scan = read_scan(case.image)
+        axis = slice_axis(scan)
+        _check_spacing(case.image, scan.spacing, is_volume=scan.array.shape[axis] > 1)
+        masks = {name: read_mask(path, scan) for name, path in case.masks.items()}
+    except UserError as error:
+        raise UserError(f"{case.name}: {error}") from None
+    masks = {name: np.moveaxis(mask, axis, 0) for name, mask in masks.items()}
+    present = [int(label) for label in np.unique(masks[FIRST]) if label]
+    absent = [label for label in labels if label not in present]
+    if absent:
+        raise UserError(
+            f"{case.name}: --labels {absent[0]} is not in {case.masks[FIRST]}, which has "
+            f"{present}; leave the case or the label out"
+        )
+    image = np.moveaxis(scan.array, axis, 0)
+    return _Volume(case, image, masks, slice_spacing(scan, axis), tuple(labels or present))
+
+
+def _draw_prompts(volume: _Volume, protocols: Sequence[Protocol]) -> dict[_Key, Prompt]:
+    """Draws prompts for every slice of every object, in pixels of the slice, by slice."""
+    case = zlib.crc32(volume.case.name.encode())  # not its row: rows may come and go
+    return {
+        (number, label, protocol): protocol.draw(plane == label, (case, number, label))
+        for number, plane in enumerate(volume.labels[FIRST])
+        for label in volume.present
+        if (plane == label).any()
+        for protocol in protocols
+    }
+
+
+def _predict(
+    predictor: SlicePredictor, volume: _Volume, prompts: dict[_Key, Prompt], window: str
+) -> dict[_Key, np.ndarray]:
+    """Returns the mask [Y, X] for each prompt; a slice is embedded once for all of its own."""
+    case, shape = volume.case, volume.image.shape[1:3]
+    recipe = get_recipe(predictor.preprocessing.recipe)
+    try:
+        grey = normalise_intensity(volume.image, case.modality, recipe, window)
+    except UserError as error:
+        raise UserError(f"{case.name}: {case.image}: {error}") from None
+
+    def tasks() -> Iterator[SliceTask]:
+        for number, keys in itertools.groupby(prompts, lambda key: key[0]):
+            image, valid_shape = resize_image(grey[number], recipe)
+            asked = [prompts[key] for key in keys]
+            yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, asked)
+
+    batches = predictor.run(tasks(), shape)
+    masks = itertools.chain.from_iterable(itertools.chain.from_iterable(batches))
+    return dict(zip(prompts, masks, strict=True))
+
+
 def _fields(case: Case, label: int, reference: str, protocol: Protocol) -> dict[str, Any]:
     """Returns the names of a row: whose object, which annotator's mask, how it was prompted."""
     names = {"case_id": case.case_id, "task": case.task, "modality": case.modality}
@@ -263,5 +269,5 @@ def _state(case: Case) -> str:
     """Returns a digest of a case's row in the manifest and of its files' times."""
     paths = (case.image, *case.masks.values())
     times = [Path(path.split("#")[0]).stat().st_mtime_ns for path in paths]
-    text = json.dumps([dataclasses.astuple(case), times], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    fields = [case.case_id, case.image, case.masks, case.modality, case.task, case.window]
+    return sha256_of_json([fields, times])[:16]

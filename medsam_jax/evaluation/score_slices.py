@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.cli import progress
-from medsam_jax.data.input_pipeline import open_dataset
-from medsam_jax.data.preprocess import Preprocessing, check_compatible
+from medsam_jax.data.datasets import open_dataset
+from medsam_jax.data.manifest import FIRST, case_hash
+from medsam_jax.data.preprocess import check_compatible
+from medsam_jax.data.prompts import Prompt
+from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
-from medsam_jax.evaluation.manifest import FIRST
-from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 
 PIXELS = (1.0, 1.0)
@@ -75,6 +77,12 @@ class SplitEvaluation(Evaluation):
         return {
             "data": [str(self.info.directory.resolve()), self._split, self.info.record["cases"]]
         }
+
+    def patients(self) -> set[str]:
+        """Returns `case_hash` of the patients of the split."""
+        record = self.info.record
+        cases = [case for case in record["cases"] if case["split"] == self._split]
+        return {case_hash(record["name"], case["case_id"]) for case in cases}
 
     def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
         """Raises UserError for a checkpoint of another recipe than the data set's."""

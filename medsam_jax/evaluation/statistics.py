@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from medsam_jax.evaluation.base import ObjectScore
 from medsam_jax.metrics import METRICS
@@ -193,7 +193,7 @@ def agreement(measured: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def intraclass_correlation(ratings: Float[np.ndarray, "n k"]) -> float:
+def intraclass_correlation(ratings: Real[np.ndarray, "n k"]) -> float:
     """ICC(2,1) of n targets rated by k raters; NaN for fewer than three targets or no variance."""
     n, k = ratings.shape
     if n < 3:

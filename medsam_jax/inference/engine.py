@@ -19,12 +19,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
-from medsam_jax.data.preprocess import (
-    get_recipe,
-    prompts_to_input,
-    resize_image,
-    restore_masks,
-)
+from medsam_jax.data.preprocess import prompts_to_input, resize_image, restore_masks
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.prompts import Prompts, pack
 from medsam_jax.models.functional import Functional
@@ -80,8 +76,8 @@ class Engine:
         config = self.model.config
         return config.image_size if isinstance(self.model, UNet) else 4 * config.embedding_size
 
-    def encode(self, images: Sequence[UInt8[np.ndarray, "h w *c"]]) -> list[EncodedImage]:
-        """Encodes images of any sizes, [H, W] or [H, W, 3], after the recipe's intensity rule.
+    def encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        """Encodes uint8 images of any sizes, [H, W] or [H, W, 3], after the intensity rule.
 
         Raises:
           UserError: an image that is not uint8: the intensity rule was not applied.
@@ -112,7 +108,7 @@ class Engine:
         stored: UInt8[np.ndarray, "b s s 3"],
         valid_shapes: Int[np.ndarray, "b 2"],
         size: int | None = None,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b2 h w c"]:
         """Encodes slices on the recipe's grid, every device its share; does not wait for them.
 
         Args:
@@ -130,12 +126,12 @@ class Engine:
 
     def decode(
         self,
-        embeddings: Float[Array, "b h w c"],
+        embeddings: Float[Array | np.ndarray, "b h w c"],
         original_shapes: Sequence[Shape],
         prompts: Sequence[Prompts],
         multimask_output: bool = False,
         count: int | None = None,
-    ) -> tuple[Float[Array, "b p c m m"], Float[Array, "b p c"]]:
+    ) -> tuple[Float[Array, "b p k m m"], Float[Array, "b p k"]]:
         """Low-resolution logits and predicted IoU for prompts on B images; does not wait for them.
 
         Args:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
-from medsam_jax.data.preprocess import Preprocessing, get_recipe
+from medsam_jax.data.recipes import Preprocessing, get_recipe
 
 _PIXELS_AT_ONCE = 1 << 22  # of enlarged masks in one turn of the loop, 16 MB of logits
 _EDGE_TOLERANCE = 20.0  # pixels, segment_anything's

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.errors import UserError
-from medsam_jax.models.prompt_encoder import PADDING_LABEL
 
 # Of a prompt, as arguments of `Predictor.predict`.
 PARTS = ("point_coords", "point_labels", "box", "mask_input")

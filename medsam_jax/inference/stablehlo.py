@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import replacing
 from medsam_jax.models.checkpoint import abstract_model
 from medsam_jax.models.functional import Functional
-from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.models.sam import Sam, SamConfig
 from medsam_jax.ops.form import Form, form_for
 

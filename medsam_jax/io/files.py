@@ -1,13 +1,15 @@
-"""Files written whole or not at all, disk space, and the folder of what is kept between runs."""
+"""Files and directories written whole or not at all, hashes, versions, disk space, the cache."""
 
 import contextlib
 import errno
+import hashlib
+import importlib.metadata
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,15 @@ def cache_directory() -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Turns on jax's persistent compilation cache: a command's next start compiles nothing anew.
+    """Turns on jax's persistent compilation cache: the next start of a command compiles nothing.
 
-    Environment variables of jax's own, such as `$JAX_COMPILATION_CACHE_DIR`, win where they are
-    set.
+    jax's own environment variables, such as `$JAX_COMPILATION_CACHE_DIR`, take precedence.
     """
     import jax
 
     settings = {
         "jax_compilation_cache_dir": str(cache_directory() / "xla"),
-        # jax keeps what took a second; the decoder takes less on a quick machine.
+        # By default jax keeps what takes a second to compile; the decoder may take less.
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     for name, value in settings.items():
@@ -66,7 +67,7 @@ def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes under another name first; the suffix stays, since it selects the format.
+    """Lets `write` fill a file under another name, then renames it; the suffix selects the format.
 
     Raises:
       OutputError: the folder cannot be made or written to.
@@ -108,8 +109,28 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, text + "\n")
 
 
+def sha256_of(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """Returns the SHA-256 of JSON-able data, as hexadecimal digits; the order of keys is free."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def jsonable(value: Any) -> Any:
-    """What `json.loads` would give back: keys are strings, tuples lists, NaN and infinity None."""
+    """Returns what `json.loads` gives back: string keys, lists, None for NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

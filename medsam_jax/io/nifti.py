@@ -1,4 +1,4 @@
-"""What ITK reads without a word: cut-off NIfTI files (zeros for the rest), spacings of 0 (as 1)."""
+"""Defects of NIfTI files that ITK accepts silently: truncation (zeros), spacing 0 (read as 1)."""
 
 import dataclasses
 import gzip
@@ -76,7 +76,7 @@ class _Header:
         return self.offset + math.prod(self.shape) * self.bits // 8
 
     def check_spacing(self, path: pathlib.Path) -> None:
-        """Of the axes in space that have more than one voxel."""
+        """Raises UserError where an axis of several voxels has a spacing of 0 or not finite."""
         axes = zip(self.shape[:3], self.spacing[:3], strict=True)
         if any(side > 1 and (value == 0 or not math.isfinite(value)) for side, value in axes):
             found = " x ".join(f"{value:g}" for value in self.spacing[:3])

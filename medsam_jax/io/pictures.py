@@ -77,7 +77,7 @@ def _label_page(image: Any) -> np.ndarray:
 
 
 def _read_deep(path: pathlib.Path) -> np.ndarray:
-    """What Pillow cannot hold, 16-bit colours above all: [H, W] or [H, W, 3] by SimpleITK."""
+    """Reads by SimpleITK what Pillow cannot hold, such as 16-bit colours: [H, W] or [H, W, 3]."""
     import SimpleITK as sitk
 
     try:

@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, whatever its format: named tensors that are read when asked for."""
+"""Content of a checkpoint file of any format: named tensors that are read on demand."""
 
 import dataclasses
 import math

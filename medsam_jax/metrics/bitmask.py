@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from medsam_jax.metrics.checks import Spacing
+
 WORD = 64
 _ONE = np.uint64(1)
 
@@ -27,7 +29,7 @@ def pack(masks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def bounding_box(words: np.ndarray) -> tuple[slice, ...] | None:
-    """Slices, after the stack's, that hold every set bit; the last counts words. None if empty."""
+    """Returns slices that hold every set bit, in words along the last axis; None if empty."""
     union = np.bitwise_or.reduce(words, axis=0)
     box = []
     for axis in range(union.ndim):
@@ -79,7 +81,7 @@ def shift_down(words: np.ndarray, columns: int) -> np.ndarray:
 
 
 def surface_cells(words: np.ndarray) -> np.ndarray:
-    """Cells of the corner lattice whose pixels differ, from masks cut by `crop_and_pad`.
+    """Marks cells of the corner lattice whose pixels differ, from masks cut by `crop_and_pad`.
 
     Cell i of an axis lies between pixels i - 1 and i of the unpadded mask.
     """
@@ -97,7 +99,7 @@ def _halves(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
 
 
 def set_bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flat word index and bit number of every set bit, in array order."""
+    """Returns flat word index and bit number of every set bit, in array order."""
     flat = words.ravel()
     occupied = np.flatnonzero(flat)
     bits = np.unpackbits(flat[occupied].view(np.uint8), bitorder="little")
@@ -106,7 +108,7 @@ def set_bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Code of `tables` for cells (flat word indices and bits of `surface_cells`' lattice)."""
+    """Returns the code of cells, given by word indices and bits of `surface_cells`' lattice."""
     offsets = np.zeros(1, np.int64)
     stride = words.shape[-1]
     for size in words.shape[-2:0:-1]:
@@ -128,8 +130,8 @@ def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
     Args:
       words: [N, Y, W] or [N, Z, Y, W].
-      reach: int [rows] or [planes, rows]: how many columns away a set cell may be when it is so
-        many planes and rows away; -1 where no column is near enough.
+      reach: int [rows] or [planes, rows]: the largest number of columns to a set cell that is
+        `planes` planes and `rows` rows away; -1 where no column is near enough.
     """
     spread = {0: words}
     for columns in range(1, int(reach.max()) + 1):
@@ -148,7 +150,7 @@ def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
 
 def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
-    """The first array, ORed with each later one moved by its position along the rows."""
+    """Returns the first array ORed with each later one, moved by its position along the rows."""
     result = spread[0].copy()
     for distance, words in enumerate(spread[1:], start=1):
         _or_shifted(result, words, words.ndim - 2, distance)
@@ -164,10 +166,8 @@ def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) ->
         result[high] |= words[low]
 
 
-def reachable_columns(
-    spacing: Sequence[float] | np.ndarray, tolerance: float, shape: Sequence[int]
-) -> np.ndarray:
-    """Table `reach` of `dilate` for a tolerance, no larger than a lattice of `shape` needs.
+def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) -> np.ndarray:
+    """Returns the table `reach` of `dilate` for a tolerance, cut to a lattice of `shape`.
 
     Distances are computed as the distance transform of SciPy computes them, so that a distance
     equal to the tolerance counts as within it, or not, exactly as in surface-distance.
@@ -181,7 +181,7 @@ def reachable_columns(
 
 @lru_cache(maxsize=256)
 def _reach(spacing: tuple[float, ...], tolerance: float, steps: tuple[int, ...]) -> np.ndarray:
-    """`reachable_columns` among so many steps along each axis, zero included."""
+    """Returns `reachable_columns` among `steps` steps along each axis, zero included."""
     total = np.zeros(())
     for step, count in zip(spacing, steps, strict=True):
         total = total[..., None] + (np.arange(count) * step) ** 2

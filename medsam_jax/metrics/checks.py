@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+Spacing = Sequence[float] | np.ndarray | jax.Array  # one length per array axis
+
 
 def is_jax(*arrays) -> bool:
     """Tells whether any argument is a jax array or tracer: then the jitted form is used."""
@@ -45,7 +47,7 @@ def as_mask(name: str, array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     return mask
 
 
-def check_spacing(spacing: Sequence[float] | np.ndarray | jax.Array, ndim: int) -> np.ndarray:
+def check_spacing(spacing: Spacing, ndim: int) -> np.ndarray:
     """Returns spacing as float64 [ndim]; raises ValueError unless it is positive and finite."""
     spacing = np.asarray(spacing, dtype=np.float64)
     if spacing.shape != (ndim,):

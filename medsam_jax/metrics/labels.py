@@ -1,19 +1,18 @@
-"""All metrics of every label of a label map, by explicit ids."""
+"""Scores of several labels of two label maps."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
 
-from medsam_jax.metrics.checks import check_shapes
+from medsam_jax.metrics.checks import Spacing, check_shapes
 from medsam_jax.metrics.registry import mask_scores
 
 
 def label_scores(
-    pred: Int[np.ndarray, "..."],
-    target: Int[np.ndarray, "..."],
+    pred: np.ndarray,
+    target: np.ndarray,
     labels: Sequence[int],
-    spacing: Sequence[float] | np.ndarray,
+    spacing: Spacing,
     tolerance: float,
 ) -> dict[int, dict[str, float]]:
     """Returns `mask_scores` of each label of two label maps; other labels are background.

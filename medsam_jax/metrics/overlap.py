@@ -67,8 +67,8 @@ def _iou_batch(pred: Bool[Array, "b ..."], target: Bool[Array, "b ..."]) -> Floa
 
 def _counts(pred: np.ndarray, target: np.ndarray) -> tuple[int, int]:
     pred, target = as_mask("pred", pred), as_mask("target", target)
-    intersection = int(np.count_nonzero(pred & target))
-    return intersection, int(np.count_nonzero(pred) + np.count_nonzero(target))
+    counts = (int(np.count_nonzero(mask)) for mask in (pred & target, pred, target))
+    return next(counts), sum(counts)
 
 
 def _batch_counts(pred: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,16 +1,16 @@
-"""The metrics as rows that are data: training's validation, evaluation and tables read them here.
+"""Metrics as rows that are data, read by training's validation, evaluation and tables.
 
 To add a metric, write its function and add one row to `METRICS`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from medsam_jax.metrics.checks import Spacing
 from medsam_jax.metrics.overlap import Mask, dice, dice_batch, iou, iou_batch
 from medsam_jax.metrics.surface import (
     Directed,
@@ -21,8 +21,6 @@ from medsam_jax.metrics.surface import (
     surface_distances,
 )
 
-Spacing = Sequence[float] | np.ndarray | jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class MaskPair:
@@ -30,7 +28,7 @@ class MaskPair:
 
     pred: np.ndarray  # bool, or 0 and 1, [H, W] or [Z, Y, X]
     target: np.ndarray  # likewise, of the same shape
-    spacing: Sequence[float]  # in array order
+    spacing: Spacing  # in array order
     tolerance: float  # in the unit of the spacing
 
     @functools.cached_property
@@ -60,48 +58,50 @@ class Metric:
         return f"{self.heading} ({unit})" if self.is_length else self.heading
 
 
-def _dice(masks: MaskPair) -> float:
-    return dice(masks.pred, masks.target)
-
-
-def _nsd(masks: MaskPair) -> float:
-    return normalized_surface_dice(masks.pred, masks.target, masks.spacing, masks.tolerance)
-
-
-def _iou(masks: MaskPair) -> float:
-    return iou(masks.pred, masks.target)
-
-
-def _hd95(masks: MaskPair) -> float:
-    return distance_percentile(masks.surface_distances, 95.0)
-
-
-def _asd(masks: MaskPair) -> float:
-    return average_distance(masks.surface_distances)
-
-
-def _dice_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> jax.Array:
-    return dice_batch(pred, target)
-
-
-def _iou_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> jax.Array:
-    return iou_batch(pred, target)
-
-
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("dice", "DSC", _dice, _dice_batch, is_main=True),
-        Metric("nsd", "NSD", _nsd, nsd_batch, uses_tolerance=True, is_main=True),
-        Metric("iou", "IoU", _iou, _iou_batch),
-        Metric("hd95", "HD95", _hd95, higher_is_better=False, is_length=True),
-        Metric("asd", "ASD", _asd, higher_is_better=False, is_length=True),
+        Metric(
+            "dice",
+            "DSC",
+            lambda masks: dice(masks.pred, masks.target),
+            lambda pred, target, *_: dice_batch(pred, target),
+            is_main=True,
+        ),
+        Metric(
+            "nsd",
+            "NSD",
+            lambda m: normalized_surface_dice(m.pred, m.target, m.spacing, m.tolerance),
+            nsd_batch,
+            uses_tolerance=True,
+            is_main=True,
+        ),
+        Metric(
+            "iou",
+            "IoU",
+            lambda masks: iou(masks.pred, masks.target),
+            lambda pred, target, *_: iou_batch(pred, target),
+        ),
+        Metric(
+            "hd95",
+            "HD95",
+            lambda masks: distance_percentile(masks.surface_distances, 95.0),
+            higher_is_better=False,
+            is_length=True,
+        ),
+        Metric(
+            "asd",
+            "ASD",
+            lambda masks: average_distance(masks.surface_distances),
+            higher_is_better=False,
+            is_length=True,
+        ),
     )
 }
 
 
 def mask_scores(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], tolerance: float
+    pred: np.ndarray, target: np.ndarray, spacing: Spacing, tolerance: float
 ) -> dict[str, float]:
     """Returns every metric of one pair of masks, 2D or 3D, by name.
 

@@ -10,13 +10,12 @@ the neighbourhood (bit-parallel, see `bitmask`) replaces the distance transform.
 same. 2D masks are scored as contours, never as slabs.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Array, Float
 
 from medsam_jax.metrics import bitmask, surface_elements
 from medsam_jax.metrics.checks import (
+    Spacing,
     as_mask,
     check_shapes,
     check_spacing,
@@ -46,7 +45,7 @@ _THREADED_POINTS = 20_000
 
 
 def normalized_surface_dice(
-    pred: Mask, target: Mask, spacing: Sequence[float] | np.ndarray | Array, tolerance: float
+    pred: Mask, target: Mask, spacing: Spacing, tolerance: float
 ) -> float | Float[Array, ""]:
     """Returns the share of both surfaces that lies within `tolerance` of the other surface.
 
@@ -78,10 +77,7 @@ def normalized_surface_dice(
 
 
 def hausdorff_distance(
-    pred: np.ndarray,
-    target: np.ndarray,
-    spacing: Sequence[float] | np.ndarray,
-    percentile: float = 95.0,
+    pred: np.ndarray, target: np.ndarray, spacing: Spacing, percentile: float = 95.0
 ) -> float:
     """Returns the Hausdorff distance at a percentile of the surface (HD95), in `spacing`'s unit.
 
@@ -96,9 +92,7 @@ def hausdorff_distance(
     return distance_percentile(surface_distances(pred, target, spacing), percentile)
 
 
-def average_surface_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
-) -> float:
+def average_surface_distance(pred: np.ndarray, target: np.ndarray, spacing: Spacing) -> float:
     """Returns the mean distance from either surface to the other (ASD), in `spacing`'s unit.
 
     Both surfaces' elements enter one mean, weighted by length or area. NaN when both masks are
@@ -110,9 +104,7 @@ def average_surface_distance(
     return average_distance(surface_distances(pred, target, spacing))
 
 
-def surface_distances(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
-) -> Directed | None:
+def surface_distances(pred: np.ndarray, target: np.ndarray, spacing: Spacing) -> Directed | None:
     """Returns distances and sizes of surface elements, ((target to pred), (pred to target)).
 
     Distances [n] are infinite where the other surface is empty; sizes [n] are lengths or areas.
@@ -138,22 +130,22 @@ class _Surfaces:
 
     @classmethod
     def of(cls, pred: np.ndarray, target: np.ndarray) -> "_Surfaces | None":
-        """None when both masks are empty."""
+        """Packs a pair of masks; None when both are empty."""
         words = bitmask.pack([as_mask("pred", pred), as_mask("target", target)])
         box = bitmask.bounding_box(words)
         return None if box is None else cls(bitmask.crop_and_pad(words, box))
 
     def is_first(self) -> np.ndarray:
-        """Bool [n]: the element belongs to the first mask."""
+        """Tells, [n], which elements belong to the first mask."""
         return self.index < self.cells[0].size
 
     def sizes(self, spacing: np.ndarray) -> np.ndarray:
-        """Length or area [n] of every element."""
+        """Returns the length or area [n] of every element."""
         codes = bitmask.neighbour_codes(self.words, self.index, self.bits)
         return surface_elements.element_sizes(tuple(spacing))[codes]
 
     def near_each_other(self, spacing: np.ndarray, tolerance: float) -> np.ndarray:
-        """Bool [n]: the element lies within the tolerance of the other surface."""
+        """Tells, [n], which elements lie within the tolerance of the other surface."""
         lattice = (*self.cells.shape[1:-1], self.cells.shape[-1] * bitmask.WORD)
         reach = bitmask.reachable_columns(spacing, tolerance, lattice)
         if self.cells.size * (reach.size + reach.max()) > _SEARCH_LIMIT:
@@ -162,7 +154,7 @@ class _Surfaces:
         return ((near[self.index] >> self.bits) & np.uint64(1)).astype(bool)
 
     def distances(self, spacing: np.ndarray) -> np.ndarray:
-        """Distance [n] of every element to the nearest cell of the other surface."""
+        """Returns the distance [n] of every element to the nearest cell of the other surface."""
         mask, *leading, word = np.unravel_index(self.index, self.cells.shape)
         column = word * bitmask.WORD + self.bits.astype(np.int64)
         points = np.stack([*leading, column], axis=-1)
@@ -173,7 +165,7 @@ class _Surfaces:
 
 
 def _distances(points: np.ndarray, others: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Distance [n] from each lattice point to the nearest of the others; infinite without any."""
+    """Returns distances [n] from lattice points to the nearest of the others; infinite if none."""
     from scipy.spatial import cKDTree
 
     if not len(others):

@@ -26,12 +26,12 @@ FULL_CODE = {2: 15, 3: 255}
 
 @lru_cache(maxsize=256)
 def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
-    """Length [16] (two spacings) or area [256] (three) of the surface in a cell, by code."""
+    """Returns the length [16] (two spacings) or area [256] (three) of the surface, by code."""
     return contour_lengths(spacing) if len(spacing) == 2 else surface_areas(spacing)
 
 
 def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
-    """Contour length [16] by code; bit 2 * row + column."""
+    """Returns the contour length [16] by code; bit 2 * row + column."""
     row, column = spacing
     diagonal = 0.5 * np.hypot(row, column)
     lengths = np.empty(16)
@@ -50,7 +50,7 @@ def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
 
 
 def surface_areas(spacing: tuple[float, float, float]) -> np.ndarray:
-    """Surface area [256] by code; bit 4 * z + 2 * y + x."""
+    """Returns the surface area [256] by code; bit 4 * z + 2 * y + x."""
     z, y, x = spacing
     scaled = triangle_area_vectors() * np.array([y * x, z * x, z * y])
     return np.linalg.norm(scaled, axis=-1).sum(axis=-1)
@@ -58,7 +58,7 @@ def surface_areas(spacing: tuple[float, float, float]) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def triangle_area_vectors() -> np.ndarray:
-    """Area vectors [256, 4, 3] of each code's triangles at unit spacing, zero-padded."""
+    """Returns area vectors [256, 4, 3] of each code's triangles at unit spacing, zero-padded."""
     vectors = np.zeros((256, 4, 3))
     for code in range(256):
         triangles = [t for polygon in _polygons(code) for t in _flattest_cut(polygon)]
@@ -68,7 +68,7 @@ def triangle_area_vectors() -> np.ndarray:
 
 
 def _polygons(code: int) -> list[list[Point]]:
-    """Closed loops of edge midpoints in which the surface meets the faces of the cell."""
+    """Returns closed loops of edge midpoints in which the surface meets the faces of the cell."""
     inside = {corner for bit, corner in enumerate(CORNERS) if code >> bit & 1}
     minority = len(inside) <= 4
     neighbours: dict[Point, list[Point]] = {}
@@ -92,7 +92,7 @@ def _polygons(code: int) -> list[list[Point]]:
 def _face_segments(
     axis: int, side: int, inside: set[Point], minority: bool
 ) -> list[tuple[Point, Point]]:
-    """Segments on one face. `minority`: whether inside corners are the ones to separate."""
+    """Returns the segments on one face; `minority`: inside corners are those to separate."""
     corners = []
     for u, v in ((0, 0), (0, 1), (1, 1), (1, 0)):
         corner = [u, v]
@@ -111,7 +111,7 @@ def _face_segments(
 
 
 def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
-    """The triangulation of a polygon whose area at unit spacing is greatest."""
+    """Returns the triangulation of a polygon whose area at unit spacing is greatest."""
 
     def area(cut):
         return sum(np.linalg.norm(_area_vector(triangle)) for triangle in cut)
@@ -120,7 +120,7 @@ def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
 
 
 def _triangulations(polygon: list[Point]) -> list[list[tuple[Point, Point, Point]]]:
-    """All ways to cut a polygon into triangles by its diagonals."""
+    """Returns all ways to cut a polygon into triangles by its diagonals."""
     if len(polygon) < 3:
         return [[]]
     return [

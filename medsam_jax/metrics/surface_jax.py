@@ -3,12 +3,11 @@
 The 2D form packs 32 rows to a word, marks the surface cells by bit operations, grows the other
 mask's surface row by row and column by column until the tolerance is used up, and counts bits. The
 counts are exact integers, so only the final lengths and division round. Words hold rows, not
-columns, so that the last axis of every array stays long: a CPU works on 16 columns at a time.
+columns, so that the last axis of every array stays long: a CPU works on 16 columns at once.
 """
 
 import functools
 import operator
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from medsam_jax.metrics import surface_elements
 from medsam_jax.metrics.bitmask import reachable_columns
-from medsam_jax.metrics.checks import as_mask, check_spacing, check_tolerance
+from medsam_jax.metrics.checks import Spacing, as_mask, check_spacing, check_tolerance
 from medsam_jax.metrics.overlap import Mask
 
 WORD = 32
@@ -27,7 +26,7 @@ WORD = 32
 def nsd_batch(
     pred: Mask,
     target: Mask,
-    spacing: Sequence[float] | Float[Array | np.ndarray, "b 2"] | Float[Array | np.ndarray, " 2"],
+    spacing: Spacing,
     tolerance: float,
 ) -> Float[Array, " b"]:
     """Returns the normalized surface Dice of each pair of 2D masks in a batch.
@@ -70,7 +69,7 @@ def nsd_batch(
 def nsd_volume(
     pred: Mask,
     target: Mask,
-    spacing: Sequence[float] | np.ndarray | Array,
+    spacing: Spacing,
     tolerance: float,
 ) -> Float[Array, ""]:
     """Returns the normalized surface Dice of one pair of volumes [D, H, W]; see `nsd_batch`.
@@ -91,7 +90,7 @@ def nsd_volume(
 
 
 def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... columns"]:
-    """The same neighbourhood read the other way: how many rows away, by columns; -1 for none."""
+    """Transposes a table: the largest number of rows, by columns; -1 where no row is near."""
     columns = np.arange(reach.max() + 1)
     return (reach[..., None, :] >= columns[:, None]).sum(axis=-1) - 1
 
@@ -99,9 +98,9 @@ def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... 
 def _traced_reach(
     spacing: Float[Array, "b 2"], tolerance: float, height: int, width: int
 ) -> Int[Array, "b w"]:
-    """How many rows away a cell may be that is so many columns away; -1 where none is near enough.
+    """Returns, by columns, the largest number of rows within the tolerance; -1 for none.
 
-    `bitmask.reachable_columns`, of rows, in float32 for spacing that is known only at run time.
+    Counterpart of `bitmask.reachable_columns` in float32, for spacing known only at run time.
     """
     row, column = spacing[:, :1], spacing[:, 1:]
     columns = (jnp.arange(width) * column) ** 2

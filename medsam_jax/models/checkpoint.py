@@ -10,10 +10,8 @@ DIRECTORY/
 A directory is written under a temporary name beside its place and renamed when complete.
 """
 
-import contextlib
 import datetime
 import importlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -26,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import replacing
+from medsam_jax.io.files import replacing, versions
 from medsam_jax.models.common import Derived
 from medsam_jax.models.functional import derive, flatten_state
 
@@ -288,9 +286,5 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]
 
 
 def _versions() -> dict[str, str]:
-    packages = {}
-    for package in ("medsam-jax", "jax", "flax", "orbax-checkpoint"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages[package] = importlib.metadata.version(package)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return packages | {"time": time}
+    return versions(("medsam-jax", "jax", "flax", "orbax-checkpoint")) | {"time": time}

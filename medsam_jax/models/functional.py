@@ -36,7 +36,8 @@ class Functional:
 
     def bind(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.Module:
         """The module with these arrays, in the chosen form; also under a trace."""
-        module = nnx.merge(self._graphdef, self._derived, self.state(arrays))
+        derived = jax.tree.map(lambda x: x, self._derived)  # variables of this trace
+        module = nnx.merge(self._graphdef, derived, self.state(arrays))
         module.set_attributes(form=self.form, raise_if_not_found=False)
         if self._abstract:
             derive(module)

@@ -11,10 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.models.common import Buffer, Derived, LayerNorm2d, Sequential
 from medsam_jax.ops.activation import gelu
-
-PADDING_LABEL = -2  # beside SAM's -1 (not a point), 0 (background) and 1 (foreground)
 
 
 class PositionEmbeddingRandom(nnx.Module):

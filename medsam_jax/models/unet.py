@@ -94,7 +94,7 @@ class UNet(nnx.Module):
 
     def encode(
         self, images: UInt8[Array, "b s s 3"], valid_shape: Int[Array, "b 2"]
-    ) -> Float[Array, "b s s 3"]:
+    ) -> Float[Array, "b n n 3"]:
         """The normalised pixels: this model has no embedding apart from its answer."""
         return encoder_input(images, valid_shape, self.config.preprocessing)
 

@@ -149,7 +149,7 @@ class Exporter:
     """Writes the evaluated arrays as a model directory that `load_model` reads.
 
     Adapters are added to their kernels. model.json records the run's configuration, step, tune
-    scores and cases (`data/trained_cases.py`).
+    scores and cases (`data/manifest.py`).
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from medsam_jax.data.augment import Augmentation
-from medsam_jax.data.preprocess import PREPROCESSING
+from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.training.losses import LOSSES
 from medsam_jax.training.optimizer import learning_rate_schedule, optimizer_from_optax

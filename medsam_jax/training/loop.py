@@ -18,8 +18,8 @@ import ml_collections
 
 from medsam_jax.cli import progress
 from medsam_jax.data.input_pipeline import train_loader
+from medsam_jax.data.manifest import case_hashes
 from medsam_jax.data.preprocess import check_compatible
-from medsam_jax.data.trained_cases import case_hashes
 from medsam_jax.hub import resolve
 from medsam_jax.models.checkpoint import read_config, read_params
 from medsam_jax.training.checkpoint import Exporter, TrainCheckpoints

@@ -2,8 +2,8 @@
 
 import contextlib
 import csv
+import io
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -145,10 +146,9 @@ class MetricWriter:
 
         path = workdir / "metrics.csv"
         rows = _rows_until(path, first_step)
-        temporary = path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([("step", "name", "value"), *rows])
-        os.replace(temporary, path)
+        text = io.StringIO()
+        csv.writer(text).writerows([("step", "name", "value"), *rows])
+        write_whole(path, lambda partial: partial.write_text(text.getvalue(), newline=""))
         self._file = path.open("a", newline="")
         self._csv = csv.writer(self._file)
         directory = str(workdir / "tensorboard")

@@ -16,8 +16,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
-from medsam_jax.data.preprocess import PREPROCESSING
-from medsam_jax.data.recipes import get_recipe
+from medsam_jax.data.recipes import PREPROCESSING, get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.models.checkpoint import abstract_model, build_model
 from medsam_jax.models.functional import Functional, parameter_names

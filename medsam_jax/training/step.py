@@ -11,10 +11,10 @@ import ml_collections
 import optax
 
 from medsam_jax.data.preprocess import stored_grid_logits, stored_to_input
+from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.metrics.overlap import dice_batch, iou_batch
 from medsam_jax.metrics.surface import nsd_batch
 from medsam_jax.models.functional import Functional
-from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
 from medsam_jax.ops.form import Form

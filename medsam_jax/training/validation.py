@@ -10,8 +10,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from medsam_jax.cli import progress
+from medsam_jax.data.datasets import DatasetInfo
 from medsam_jax.data.embedding_cache import Embeddings
-from medsam_jax.data.input_pipeline import DatasetInfo, eval_objects
+from medsam_jax.data.input_pipeline import eval_objects
 from medsam_jax.training.sharding import model_inputs, put_batch
 
 SELECTED_BY = ("tune/dice", "tune/point_dice")

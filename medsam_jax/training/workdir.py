@@ -4,8 +4,6 @@ A start in a workdir that holds a run must be able to resume it: `check_same_run
 """
 
 import datetime
-import hashlib
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -17,9 +15,9 @@ import jax
 import ml_collections
 
 from medsam_jax.data.datasets import DatasetInfo
-from medsam_jax.data.trained_cases import case_hashes
+from medsam_jax.data.manifest import case_hashes
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import write_json
+from medsam_jax.io.files import versions, write_json
 from medsam_jax.training.config import base_config
 
 _PACKAGES = ("medsam-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -69,10 +67,10 @@ def check_same_run(config: ml_collections.ConfigDict, workdir: Path, info: Datas
             "another --workdir"
         )
     starts = _starts(workdir)
-    begun = starts[-1]["data_set"]["sha256"] if starts else dataset_fingerprint(info)
-    if begun != dataset_fingerprint(info):
+    begun = starts[-1]["data_set"]["sha256"] if starts else info.fingerprint
+    if begun != info.fingerprint:
         raise UserError(
-            f"{info.directory}: data set {dataset_fingerprint(info)[:12]}, but {workdir} was begun "
+            f"{info.directory}: data set {info.fingerprint[:12]}, but {workdir} was begun "
             f"with {begun[:12]} in {starts[-1]['data_set']['directory']}; give that data set by "
             "config.data_dir or use another --workdir"
         )
@@ -134,11 +132,11 @@ def record_start(
             "config": fields,
             "data_set": {
                 "directory": str(info.directory),
-                "sha256": dataset_fingerprint(info),
+                "sha256": info.fingerprint,
                 "counts": info.counts,
                 "cases": case_hashes(info.record, config.task),
             },
-            "versions": {"python": platform.python_version()} | _versions(),
+            "versions": {"python": platform.python_version()} | versions(_PACKAGES),
             "git": _git_commit(),
             "devices": {
                 "kind": jax.devices()[0].device_kind,
@@ -149,21 +147,6 @@ def record_start(
         }
     )
     write_json(workdir / "run.json", starts)
-
-
-def dataset_fingerprint(info: DatasetInfo) -> str:
-    """Returns the SHA-256 of a data set's record: recipe, tools, cases and their counts, drops."""
-    return hashlib.sha256(json.dumps(info.record, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # run from a clone that was not installed
-    return found
 
 
 def _git_commit() -> dict[str, Any] | None:

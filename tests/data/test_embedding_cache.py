@@ -12,7 +12,7 @@ from medsam_jax.data import embedding_cache
 from medsam_jax.data.augment import Augmentation, Variants
 from medsam_jax.data.datasets import open_dataset
 from medsam_jax.data.input_pipeline import train_loader
-from medsam_jax.data.preprocess import PREPROCESSING
+from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
 
 KEY = {"encoder weights": "a", "preprocessing": {}, "data set": "b", "shape": [1, 1, 3]}
@@ -84,12 +84,12 @@ def test_a_stopped_pass_goes_on(build, tmp_path):
     shards = sorted((tmp_path / "cache").glob("*.array_record"))
     content = shards[1].read_bytes()
     shards[1].unlink()
-    shards[1].with_suffix(".tmp").write_bytes(content[: len(content) // 2])
+    shards[1].with_name(f".partial-{shards[1].name}").write_bytes(content[: len(content) // 2])
     made, encoded = build()
     assert encoded == 4, "one shard is missing"
     assert values(made) == whole
     assert build()[1] == 0
-    assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache").glob(".partial*"))
 
 
 def values(embeddings) -> list[list[float]]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medsam_jax.data import preprocess
-from medsam_jax.data.preprocess import PREPROCESSING, RECIPES, Preprocessing
+from medsam_jax.data import modality, preprocess
+from medsam_jax.data.recipes import PREPROCESSING, RECIPES, Preprocessing
 from medsam_jax.errors import UserError
 
 
@@ -88,6 +88,23 @@ def test_limits_of_the_scan_apply_to_a_slice(rng):
     whole = preprocess.normalise_intensity(volume, "MR", recipe)
     part = preprocess.normalise_intensity(volume[2], "MR", recipe, limits=limits)
     np.testing.assert_array_equal(part, whole[2])
+
+
+def test_a_modality_is_one_function_and_one_row(monkeypatch):
+    """PET in standardised uptake values: 0 to 10 become 0 to 255, whatever the scan holds."""
+
+    def uptake(volume, settings, window):
+        return 0.0, 10.0
+
+    rule = modality.IntensityRule(uptake, physical=True)
+    volume = np.array([[[0.0, 2.0, 10.0, 40.0]]], np.float32)
+    before = preprocess.normalise_intensity(volume, "PT", RECIPES["lite"])
+    monkeypatch.setitem(modality.RULES, "PT", rule)
+    found = preprocess.normalise_intensity(volume, "pt", RECIPES["lite"])
+    assert found.tolist() == [[[0, 51, 255, 255]]]
+    assert before.tolist() != found.tolist()
+    stored = found[..., :2]
+    assert preprocess.normalise_intensity(stored, "PT", RECIPES["v1"]) is stored  # 8 bits stay
 
 
 def test_8_bit_pictures(rng):

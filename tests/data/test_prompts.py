@@ -100,3 +100,27 @@ def test_no_jitter_is_exact():
     box = np.array([1, 2, 98, 47], np.float32)
     found = prompts.jitter_box(box, 0, (50, 100), np.random.default_rng(0))
     np.testing.assert_array_equal(found, box)
+
+
+def test_points_on_and_beside_an_object():
+    mask = ring()
+    points, labels = prompts.draw_points(mask, 3, 2, np.random.default_rng(4))
+    assert labels.tolist() == [1, 1, 1, 0, 0]
+    columns, rows = points.astype(int).T
+    np.testing.assert_array_equal(mask[rows, columns], labels == 1)
+    prompts.keep_points(labels, 1, 0)
+    assert labels.tolist() == [1, -2, -2, -2, -2]
+    _, labels = prompts.draw_points(np.ones((4, 4), bool), 1, 2, np.random.default_rng(4))
+    assert labels.tolist() == [1, prompts.PADDING_LABEL, prompts.PADDING_LABEL]
+
+
+def test_a_seed_gives_the_same_prompts_in_every_version():
+    """Scores of earlier evaluations stay comparable."""
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 30:35] = True
+    points, _ = prompts.draw_points(mask, 2, 2, np.random.default_rng([0, 7, 1]))
+    assert points.tolist() == [[34, 18], [33, 11], [0, 0], [54, 24]]
+    box = prompts.jitter_box(
+        prompts.box_from_mask(mask), 9, (40, 60), np.random.default_rng([0, 7, 1])
+    )
+    assert box.tolist() == [21, 9, 43, 19]

@@ -8,6 +8,7 @@ import pytest
 
 from medsam_jax.data import input_pipeline
 from medsam_jax.data.augment import Augmentation, augment
+from medsam_jax.data.datasets import find_dataset, open_dataset
 from medsam_jax.errors import UserError
 
 
@@ -53,7 +54,7 @@ def test_box_is_the_mask_with_its_jitter(built):
 
 
 def test_an_epoch_shows_every_slice_once(built):
-    count = input_pipeline.find_dataset(built).counts["train"]["slices"]
+    count = find_dataset(built).counts["train"]["slices"]
     batches = take(loader(built, batch_size=count), 3)
     epochs = [sorted(image.tobytes() for image in batch["image"]) for batch in batches]
     assert len(set(epochs[0])) == count
@@ -63,7 +64,7 @@ def test_an_epoch_shows_every_slice_once(built):
 
 
 def test_labels_are_drawn_evenly(built):
-    source, _ = input_pipeline.open_dataset(built, "train")
+    source, _ = open_dataset(built, "train")
     record = next(r for r in (source[i] for i in range(len(source))) if r["mask"].max() == 2)
     draw = input_pipeline.DrawPrompts(box_jitter=0)
     areas = collections.Counter(
@@ -152,10 +153,10 @@ def test_several_prompts_an_image_are_different_objects_first(built):
 
 
 def test_temperature_evens_out_tasks(built):
-    info = input_pipeline.find_dataset(built)
+    info = find_dataset(built)
     sizes = {name: len(positions) for name, positions in info.groups("train").items()}
     assert sizes == {("organs", "CT"): 12, ("tumour", "MR"): 9, ("mass", "US"): 2}
-    source, _ = input_pipeline.open_dataset(built, "train")
+    source, _ = open_dataset(built, "train")
     group_of = {
         source[int(position)]["image"].tobytes(): name
         for name, positions in info.groups("train").items()
@@ -191,7 +192,7 @@ def test_bad_settings(built, settings, message):
 
 
 def test_every_object_is_evaluated_once(built):
-    info = input_pipeline.find_dataset(built)
+    info = find_dataset(built)
     objects = input_pipeline.eval_objects(built, "validation", batch_size=4)
     batches = list(objects)
     assert len(batches) == len(objects)
@@ -317,9 +318,9 @@ def test_augmentation_out_of_range_is_refused():
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_one_task_alone(built, temperature):
-    info = input_pipeline.find_dataset(built)
+    info = find_dataset(built)
     count = info.counts["train"]["by_task_and_modality"]["tumour | MR"]["slices"]
-    source, _ = input_pipeline.open_dataset(built, "train")
+    source, _ = open_dataset(built, "train")
     wanted = {r["image"].tobytes() for r in map(source.__getitem__, range(len(source)))}
     batch = next(loader(built, batch_size=count, task="tumour", temperature=temperature))
     seen = {image.tobytes() for image in batch["image"]}

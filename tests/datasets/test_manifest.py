@@ -1,4 +1,4 @@
-"""The manifest: reading it, splits, and making one from folders."""
+"""Making a manifest from folders."""
 
 import json
 import pathlib
@@ -8,92 +8,20 @@ import sys
 import numpy as np
 import pytest
 
-from datasets.medical_slices import cases, pairing
-from medsam_jax.data import preprocess
+from datasets.medical_slices import pairing
+from medsam_jax.data.manifest import read_manifest
+from medsam_jax.data.recipes import DEFAULT_RECIPE, PREPROCESSING
 from medsam_jax.errors import UserError
-from tests.datasets.scans import make_mr, write_manifest
+from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.training.config import base_config
+from tests.datasets.scans import make_mr
+from weights_converter.registry import REGISTRY
 
 
 def touch(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
-
-
-# --- splits
-
-
-def test_split_is_80_10_10_and_stable():
-    names = [f"case{number}" for number in range(20000)]
-    found = [cases.split_of("liver", name) for name in names]
-    shares = [found.count(split) / len(names) for split in cases.SPLITS]
-    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.01)
-    assert found[:5] == [cases.split_of("liver", name) for name in names[:5]]
-    assert found != [cases.split_of("spleen", name) for name in names]
-    assert found != [cases.split_of("liver", name, seed=1) for name in names]
-
-
-def test_adding_cases_moves_nobody_and_patients_stay_together(tmp_path):
-    rows = [(f"p{n}", "i", "m", modality, "t") for n in range(60) for modality in ("CT", "MR")]
-    header = "case_id,image,mask,modality,task"
-    few, problems = cases.read_manifest(write_manifest(tmp_path / "a.csv", rows[:40], header), "d")
-    many, _ = cases.read_manifest(write_manifest(tmp_path / "b.csv", rows[::-1], header), "d")
-    assert not problems
-    before = {case.key: case.split for case in few}
-    after = {case.key: case.split for case in many}
-    assert all(after[key] == split for key, split in before.items())
-    by_patient = {}
-    for case in many:
-        by_patient.setdefault(case.case_id, set()).add(case.split)
-    assert all(len(splits) == 1 for splits in by_patient.values())
-
-
-def test_the_split_column_wins_for_all_rows_of_a_case(tmp_path):
-    rows = [("p", "i", "m", "CT", "t", "tune"), ("p", "i", "m", "MR", "t", "")]
-    found, _ = cases.read_manifest(write_manifest(tmp_path / "a.csv", rows), "d")
-    assert [case.split for case in found] == ["tune", "tune"]
-
-
-def test_a_spreadsheets_csv_is_read(tmp_path):
-    text = '\ufeffcase_id, image,mask,modality,task\r\n"a,1",i.nii,m.nii,CT,"t"\r\n\r\n'
-    (tmp_path / "a.csv").write_bytes(text.encode())
-    (found,), problems = cases.read_manifest(tmp_path / "a.csv", "d")
-    assert not problems
-    assert (found.row, found.case_id, found.image) == (2, "a,1", str(tmp_path / "i.nii"))
-
-
-def test_masks_of_further_annotators_are_known_columns(tmp_path):
-    header = "case_id,image,mask,modality,task,mask_b,mask_c d"
-    path = write_manifest(tmp_path / "a.csv", [("p", "i", "m", "CT", "t", "b", "")], header)
-    (found,), problems = cases.read_manifest(path, "d")
-    assert not problems
-    assert found.mask == str(tmp_path / "m")
-    assert cases.annotator_columns(path) == ["mask_b", "mask_c d"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no such manifest"),
-        (b"", "has no cases"),
-        (b"case_id,image,mask,modality,task\n", "has no cases"),
-        (b"case_id,image,mask,modality\na,b,c,d\n", r"missing \['task'\]"),
-        (b"case_id,image,mask,modality,task,organ\na,b,c,d,e,f\n", r"unknown \['organ'\]"),
-        (b"case_id,image,mask,modality,task,task\na,b,c,d,e,f\n", r"repeated \['task'\]"),
-        (b"case_id,image,mask,modality,task\na,b\xe9,c,d,e\n", r"not UTF-8 \(line 2, byte 0xe9\)"),
-        (b'case_id,image,mask,modality,task\n"a"b,c,d,e,f\n', "row 2 is no CSV"),
-    ],
-)
-def test_unusable_manifests(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "a.csv").write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        cases.read_manifest(tmp_path / "a.csv", "d")
-    assert str(error.value).startswith(str(tmp_path / "a.csv"))
-    assert "\n" not in str(error.value)
-
-
-# --- making one
 
 
 def test_files_are_paired_by_what_their_names_share(tmp_path):
@@ -172,15 +100,15 @@ def test_medsam_npz_folder(tmp_path):
     )
     found = pairing.read_npz(tmp_path, "CT", "t")
     assert found.rows == [("x", *[str(tmp_path / "x.npz")] * 2, "CT", "t")]
-    scan = preprocess.read_scan(found.rows[0][1])
-    assert preprocess.read_mask(found.rows[0][2], scan).sum() == 8
+    scan = read_scan(found.rows[0][1])
+    assert read_mask(found.rows[0][2], scan).sum() == 8
 
 
 def test_what_is_written_is_read_back(tmp_path):
     rows = [("a, b", str(tmp_path / "x" / "i.nii"), str(tmp_path / "m.nii"), "CT", "t")]
     pairing.write_manifest(tmp_path / "cases.csv", rows)
     assert "a, b" in (tmp_path / "cases.csv").read_text()
-    (found,), problems = cases.read_manifest(tmp_path / "cases.csv", "d")
+    (found,), problems = read_manifest(tmp_path / "cases.csv")
     assert not problems
     assert (found.image, found.mask) == rows[0][1:3]
     with pytest.raises(UserError, match="is there already"):
@@ -220,7 +148,7 @@ def test_from_a_folder_to_a_data_card_by_command_line(tmp_path):
     done = run("manifest", *folders, "--modality=MR", "--task=t", "--output", manifest)
     assert done.returncode == 0, done.stderr
     assert "1 cases, 0 files not paired" in done.stdout
-    done = run("build", "--manifest", manifest, "--data_dir", data, "--recipe=lite")
+    done = run("build", "--manifest", manifest, "--data_dir", data)
     assert done.returncode == 0, done.stderr
     assert f"built {data}/medical_slices/lite/1.0.0" in done.stdout
     done = run("inspect", "--data_dir", data, "--output", out)
@@ -228,3 +156,8 @@ def test_from_a_folder_to_a_data_card_by_command_line(tmp_path):
     built = data / "medical_slices/lite/1.0.0/README.md"
     assert (out / "README.md").read_text(encoding="utf-8") == built.read_text(encoding="utf-8")
     assert built.read_text(encoding="utf-8") in done.stdout
+
+
+def test_the_default_recipe_is_that_of_the_checkpoint_that_training_starts_from():
+    known = REGISTRY[base_config().checkpoint]
+    assert PREPROCESSING[known.preprocessing].recipe == DEFAULT_RECIPE

@@ -23,17 +23,17 @@ class BrightInBox(nnx.Module):
         self.threshold = nnx.Param(jnp.asarray(threshold))
 
     def encode(self, images, valid_shape):
-        return encoder_input(images, valid_shape, self.config.preprocessing)[..., 0]
+        return encoder_input(images, valid_shape, self.config.preprocessing)[..., :1]
 
     def decode(self, embeddings, boxes=None, points=None, multimask_output=False):
-        logits = embeddings - self.threshold[...]
+        logits = embeddings[..., 0] - self.threshold[...]
         if boxes is not None:
             rows = jnp.arange(SIZE)[None, :, None]
             columns = jnp.arange(SIZE)[None, None, :]
             x0, y0, x1, y1 = jnp.moveaxis(boxes[:, 0, :, None, None], 1, 0)
             inside = (rows >= y0) & (rows <= y1) & (columns >= x0) & (columns <= x1)
             logits = jnp.where(inside, logits, -1.0)
-        return logits[:, None, None], None
+        return logits[:, None, None], jnp.full((len(logits), 1, 1), jnp.nan)
 
 
 def disc(radius: float, row: float, column: float) -> np.ndarray:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from medsam_jax.data.manifest import DATA_SET, case_hash, split_of
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import base, run, score_scans
-from medsam_jax.evaluation.manifest import read_cases
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.metrics import normalized_surface_dice
 from tests.evaluation.fakes import BrightInBox
@@ -222,6 +222,7 @@ def test_annotators_are_scored_like_models(manifest, monkeypatch):
     write_manifest(manifest, rows, ["mask_reader"])
     monkeypatch.setattr(run, "resolve", float)
     monkeypatch.setattr(run, "read_config", lambda threshold: BrightInBox(threshold).config)
+    monkeypatch.setattr(run, "read_metadata", lambda threshold: {})
     settings = {"manifest": str(manifest), "with_burden": True, "box_shifts": [0, 9]}
     run.evaluate(["0.5"], manifest.parent / "out", **settings)
     with (manifest.parent / "out" / "per_object.csv").open() as file:
@@ -334,14 +335,6 @@ def test_a_scan_of_one_intensity_is_refused_by_name(manifest):
         evaluation(manifest).evaluate("0.5")
 
 
-def test_a_manifest_that_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none.csv: cannot be read \(No such file or directory\);"):
-        read_cases(tmp_path / "none.csv")
-    (tmp_path / "binary.csv").write_bytes(b"\x80\x81")
-    with pytest.raises(UserError, match=r"binary.csv: cannot be read \(not UTF-8 text\);"):
-        read_cases(tmp_path / "binary.csv")
-
-
 def test_a_spacing_of_zero_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     volume = np.ones((3, 40, 50), np.uint8)
@@ -360,17 +353,43 @@ def test_output_that_is_not_finite_is_refused_by_name(manifest):
         evaluation(manifest).evaluate("nan")
 
 
-@pytest.mark.parametrize(
-    ("rows", "extra", "message"),
-    [
-        ([["a", "x.nii", "y.nii", "CT", "t"]], (), "row 2: .*x.nii does not exist"),
-        ([["a", "", "y.nii", "CT", "t"]], (), "row 2: image is empty"),
-        ([], (), "no row; add cases"),
-        ([["a", "x", "y", "CT", "t", "z"]], ("reader",), r"unknown are \['reader'\]"),
-        ([["a", "x", "y", "CT", "t", "z"]], ("mask_mask",), "column 'mask_mask' names no other"),
-        ([["a", "x", "y", "CT", "t", "z"]], ("mask_",), "column 'mask_' names no other"),
-    ],
-)
-def test_bad_manifests_are_refused(tmp_path, rows, extra, message):
-    with pytest.raises(UserError, match=message):
-        read_cases(write_manifest(tmp_path / "cases.csv", rows, extra))
+def test_a_split_is_scored_as_the_build_made_it_and_named(manifest, capsys):
+    """Without a column `split` the hash decides, as in `datasets.build`."""
+    lines = manifest.read_text().splitlines()
+    held_out = next(
+        name for name in map("p{}".format, range(99)) if split_of(DATA_SET, name) == "validation"
+    )
+    manifest.write_text("\n".join([*lines, lines[1].replace("one,", f"{held_out},", 1)]))
+    settings = ([Protocol()], 2.0, 4, manifest.parent / "out")
+    scans = score_scans.VolumeEvaluation(manifest, "validation", *settings)
+    assert [case.case_id for case in scans.cases] == [held_out]
+    assert scans.title == f"1 scans of `{manifest}` (1 validation)"
+    every = score_scans.VolumeEvaluation(manifest, None, *settings)
+    assert every.title == f"3 scans of `{manifest}` (2 train, 1 validation)"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{manifest}: scoring scans: {counts}"
+        for counts in ("1 validation", "2 train, 1 validation")
+    ]
+    other = next(n for n in map("p{}".format, range(99)) if split_of("liver", n) == "tune")
+    manifest.write_text("\n".join([*lines, lines[1].replace("one,", f"{other},", 1)]))
+    scans = score_scans.VolumeEvaluation(manifest, "tune", *settings, data_set="liver")
+    assert other in [case.case_id for case in scans.cases]
+
+
+def test_patients_of_the_training_are_pointed_out(manifest, monkeypatch, capsys):
+    cases = {"train": [case_hash(DATA_SET, "one")], "tune": [case_hash(DATA_SET, "elsewhere")]}
+    metadata = {0.5: {"training": {"cases": cases}}, 0.25: {}}
+    monkeypatch.setattr(run, "resolve", float)
+    monkeypatch.setattr(run, "read_config", lambda threshold: BrightInBox(threshold).config)
+    monkeypatch.setattr(run, "read_metadata", metadata.get)
+    output = manifest.parent / "out"
+    run.evaluate(["0.5", "0.25"], output, manifest=str(manifest))
+    note = "of 2 patients scored, its training had 1 in train"
+    assert [line for line in capsys.readouterr().out.splitlines() if "note" in line] == [
+        f"note: 0.5: {note}"
+    ]
+    text = (output / "summary.md").read_text()
+    assert text.count(note) == 1
+    assert f"2 scans of `{manifest}` (2 train)" in text
+    run.evaluate(["0.5"], output, manifest=str(manifest), name="liver")
+    assert "note" not in capsys.readouterr().out

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from medsam_jax.data.preprocess import stored_grid_logits
+from medsam_jax.data.prompts import Prompt
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import base, run, score_slices
-from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.hub import resolve
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.metrics import dice, hausdorff_distance, iou, normalized_surface_dice
@@ -36,6 +37,7 @@ def models(monkeypatch):
     monkeypatch.setattr(base, "load_model", load)
     monkeypatch.setattr(run, "resolve", lambda name: name)
     monkeypatch.setattr(run, "read_config", lambda name: BrightInBox(MODELS[name]).config)
+    monkeypatch.setattr(run, "read_metadata", lambda name: {})
     return loaded
 
 
@@ -121,6 +123,13 @@ def test_other_settings_do_not_take_up_old_rows(make):
     make(tolerance=2.0).evaluate("low")
     strict = make(tolerance=0.0).evaluate("low")
     assert strict[1].scores["nsd"] < make(tolerance=2.0).evaluate("low")[1].scores["nsd"]
+
+
+def test_box_shifts_are_those_asked_for_in_the_order_given(make):
+    """The first makes the main tables; rows of an earlier run with more shifts stay out."""
+    both = make(shifts=(5, 0)).evaluate("low")
+    assert [row.box_shift for row in both[:2]] == [5, 0]
+    assert {row.box_shift for row in make(shifts=(0,)).evaluate("low")} == {0}
 
 
 def test_points_reach_the_model(make):
@@ -237,12 +246,12 @@ def test_predictor_equals_the_model_called_alone():
     functional = Functional(model)
 
     @jax.jit
-    def call(arrays, images, shapes, points):
+    def call(arrays, images, valid_shape, points):
         model = functional.bind(arrays)
-        logits, _ = model.decode(model.encode(images, shapes), points=points)
-        return stored_grid_logits(logits[:, 0, 0], config.preprocessing)
+        return model.decode(model.encode(images, valid_shape), points=points)[0]
 
-    logits = call(functional.arrays, images, np.array(shapes), given)
+    logits = call(functional.arrays, images, np.array(shapes, np.int32), given)
+    logits = stored_grid_logits(logits[:, 0, 0], config.preprocessing)
     assert 0.01 < (logits > 0).mean() < 0.99
     for (answer,), expected, (height, width) in zip(answers, logits, shapes, strict=True):
         np.testing.assert_array_equal(answer, expected[:height, :width] > 0)

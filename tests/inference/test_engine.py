@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from flax import nnx
 
-from medsam_jax.data.preprocess import encoder_input, get_recipe, normalise_intensity, resize_image
+from medsam_jax.data.preprocess import normalise_intensity, resize_image
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.hub import load_model
 from medsam_jax.inference import mask_records
@@ -22,17 +24,22 @@ from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.prompts import Prompts
 from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.models.checkpoint import save_model
-from medsam_jax.models.functional import Functional, flatten_state
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import PREPROCESSING
 
 ON_FOUR = """
 import sys
 import jax, numpy as np
 from medsam_jax.hub import load_model
+from medsam_jax.inference.engine import Engine
 from tests.inference.test_engine import answers
 
 assert len(jax.local_devices()) == 4
-embeddings, logits, single = answers(load_model(sys.argv[1]))
+model = load_model(sys.argv[1])
+stored = np.zeros((3, 256, 256, 3), np.uint8)
+batch = Engine(model).embed(stored, np.full((3, 2), 256, np.int32))
+assert [shard.data.shape[0] for shard in batch.addressable_shards] == [1, 1, 1, 1]
+embeddings, logits, single = answers(model)
 assert len(logits.sharding.device_set) == 4 and len(single.sharding.device_set) == 1
 np.savez(sys.argv[2], embeddings=embeddings, logits=logits, single=single)
 """
@@ -144,9 +151,8 @@ def test_a_unet_answers_boxes(unet, unet_predictor):
     boxes = np.array([[10, 5, 60, 50], [0, 0, 20, 20]], np.float32)
     masks, scores, logits = unet_predictor.predict(box=boxes)
     stored, valid_shape = resize_image(image, get_recipe("lite"))
-    pixels = encoder_input(stored[None], np.array([valid_shape]), unet.config.preprocessing)
-    model = Functional(unet).bind(flatten_state(unet))
-    expected, _ = model.decode(pixels, boxes=boxes[None] * np.float32(32 / 90))
+    pixels = unet.encode(jnp.asarray(stored[None]), jnp.array([valid_shape]))
+    expected, _ = unet.decode(pixels, boxes=jnp.asarray(boxes[None] * np.float32(32 / 90)))
     assert logits.shape == (2, 1, 32, 32)
     bound = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(logits, expected[0], atol=bound, rtol=0)

@@ -60,6 +60,20 @@ def test_equals_the_model(model, exported):
     np.testing.assert_allclose(scores, expected_scores[0], atol=1e-5)
 
 
+def test_each_platform_runs_its_own_form(model, tmp_path):
+    """On a CPU one prompt after another, elsewhere all at once, whatever machine exports."""
+    loops = {}
+    for platforms in (["cpu"], ["cuda"], ["tpu"], ["cpu", "cuda"]):
+        directory = tmp_path / "_".join(platforms)
+        export_model(model, directory, platforms, prompts=3)
+        program = jax.export.deserialize(
+            bytearray((directory / "mask_decoder.stablehlo").read_bytes())
+        )
+        loops["_".join(platforms)] = program.mlir_module().count("stablehlo.while")
+    assert loops["cuda"] == loops["tpu"] == 0
+    assert loops["cpu_cuda"] == loops["cpu"] > 0
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_places_and_bad_prompts(exported):
     assert exported.description["prompts"] == 3

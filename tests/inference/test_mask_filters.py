@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from medsam_jax.data import run_lengths
-from medsam_jax.data.preprocess import PREPROCESSING, resized_shape, restore_masks
-from medsam_jax.data.recipes import get_recipe
+from medsam_jax.data.preprocess import resized_shape, restore_masks
+from medsam_jax.data.recipes import PREPROCESSING, get_recipe
 from medsam_jax.inference import mask_records as records
 from medsam_jax.inference.mask_filters import (
     Thresholds,

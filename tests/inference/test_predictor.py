@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medsam_jax.data.preprocess import encoder_input, get_recipe, resize_image, restore_masks
+from medsam_jax.data.preprocess import encoder_input, resize_image, restore_masks
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.engine import Engine
 from medsam_jax.inference.predictor import Predictor

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.models.functional import Functional
-from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.ops.form import CPU, PLAIN
 from tests.tiny import tiny_sam
 

@@ -23,8 +23,10 @@ from absl import flags
 
 import medsam_jax
 from medsam_jax.cli import run
-from medsam_jax.data.preprocess import get_recipe, normalise_intensity, read_mask, read_scan
+from medsam_jax.data.preprocess import normalise_intensity
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
+from medsam_jax.io.scans import read_mask, read_scan
 from tests.parity.matching import count_matched
 from tests.parity.torch_models import (
     LiteTransform,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from medsam_jax.data.manifest import REQUIRED, read_cases
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.manifest import read_cases
 from medsam_jax.evaluation.tables import write_csv
 from scripts import results
 
@@ -21,7 +21,7 @@ def test_manifests_are_merged_by_split_and_task(tmp_path):
         ("b", "b.nii", "m.nii", "CT", "liver", "validation"),
         ("c", "c.nii", "m.nii", "CT", "organs", "validation"),
     ]
-    names = (*results.COLUMNS, "split")
+    names = (*REQUIRED, "split")
     write_csv(tmp_path / "in" / "x.csv", [dict(zip(names, one, strict=True)) for one in rows])
     given = [tmp_path / "in" / "x.csv"]
     results.merge_manifests(given, tmp_path / "out.csv", "validation", ["organs"])
@@ -34,11 +34,11 @@ def test_manifests_are_merged_by_split_and_task(tmp_path):
 def test_merged_manifests_keep_windows_and_annotators(tmp_path):
     """One manifest has both columns, one has neither; a reader may lack a case."""
     one = ("a", "a.nii", "m.nii", "CT", "liver"), ("b", "b.nii", "m.nii", "CT", "liver")
-    names = (*results.COLUMNS, "window", "mask_reader")
+    names = (*REQUIRED, "window", "mask_reader")
     rows = [(*one[0], "lung", "r.nii"), (*one[1], "", "")]
     write_csv(tmp_path / "x.csv", [dict(zip(names, row, strict=True)) for row in rows])
     other = ("c", "c.nii", "m.nii", "MR", "liver")
-    write_csv(tmp_path / "y.csv", [dict(zip(results.COLUMNS, other, strict=True))])
+    write_csv(tmp_path / "y.csv", [dict(zip(REQUIRED, other, strict=True))])
     for name in ("a.nii", "b.nii", "c.nii", "m.nii", "r.nii"):
         (tmp_path / name).touch()
     merged = tmp_path / "out" / "merged.csv"

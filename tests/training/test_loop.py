@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from medsam_jax.data.preprocess import PREPROCESSING
+from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.hub import load_model
 from medsam_jax.models.checkpoint import read_metadata, read_params, save_model

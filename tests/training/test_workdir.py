@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.data.datasets import find_dataset
-from medsam_jax.data.trained_cases import case_hash, case_hashes, trained_cases
+from medsam_jax.data.manifest import case_hash, case_hashes, trained_cases
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
 from medsam_jax.models.checkpoint import read_config, read_metadata, read_params
@@ -19,7 +19,7 @@ from medsam_jax.training.config import base_config
 from medsam_jax.training.loop import train_and_evaluate
 from medsam_jax.training.sharding import make_mesh
 from medsam_jax.training.step import TrainState
-from medsam_jax.training.workdir import check_same_run, dataset_fingerprint, record_start
+from medsam_jax.training.workdir import check_same_run, record_start
 
 
 def test_each_start_is_recorded(undisturbed, config, built, tmp_path):
@@ -83,7 +83,7 @@ def test_another_data_set_is_refused_a_moved_one_is_not(begun, config):
     check_same_run(config, workdir, dataclasses.replace(info, directory=info.directory / "moved"))
     record = info.record | {"cases": info.record["cases"][1:]}
     other = dataclasses.replace(info, record=record)
-    hashes = (dataset_fingerprint(other)[:12], dataset_fingerprint(info)[:12])
+    hashes = (other.fingerprint[:12], info.fingerprint[:12])
     with pytest.raises(UserError) as caught:
         check_same_run(config, workdir, other)
     assert all(one in str(caught.value) for one in (*hashes, str(info.directory)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from medsam_jax import hub
-from medsam_jax.data.preprocess import PREPROCESSING
+from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
 from medsam_jax.models.sam import SamConfig

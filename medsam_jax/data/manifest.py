@@ -1,0 +1,300 @@
+"""The manifest `cases.csv`: its rows, their splits, and the identity of a case.
+
+The only reader of manifests: `datasets.build` and `medsam_jax.evaluate --manifest` accept the same
+files and put every case into the same split.
+"""
+
+import collections
+import csv
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medsam_jax.errors import UserError
+from medsam_jax.io.files import write_text
+
+REQUIRED = ("case_id", "image", "mask", "modality", "task")
+OPTIONAL = ("split", "window")
+ANNOTATOR = "mask_"  # columns `mask_NAME` hold the masks of further annotators
+FIRST = "mask"  # name of the first annotator, whose masks are stored and make the prompts
+SPLITS = ("train", "tune", "validation")
+SEEN = ("train", "tune")  # splits that a training run sees
+DATA_SET = "medical_slices"  # default name of a data set; the name enters the split hash
+_COLUMNS = f"{','.join(REQUIRED)}[,split,window,{ANNOTATOR}NAME...]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row: a scan, its label maps, and what they show."""
+
+    row: int  # line of the manifest; the header is line 1
+    case_id: str  # the patient
+    image: str  # absolute path; FOLDER#SERIES_UID chooses one DICOM series of several
+    mask: str
+    modality: str
+    task: str
+    split: str
+    window: str | None  # CT window; None where the row names none
+    annotators: tuple[tuple[str, str], ...] = ()  # (name, mask) of further annotators
+
+    @property
+    def name(self) -> str:
+        """Name of the case in messages; does not change when rows are added or removed."""
+        return f"case {self.case_id} ({self.task}, {self.modality})"
+
+    @property
+    def row_name(self) -> str:
+        """Name of the row in messages."""
+        return f"row {self.row} (case {self.case_id})"
+
+    @property
+    def key(self) -> str:
+        """Unique in a manifest: a patient may have several scans and tasks."""
+        return f"{self.case_id}|{self.task}|{self.modality}"
+
+    @property
+    def masks(self) -> dict[str, str]:
+        """Mask by annotator, the first annotator's first."""
+        return {FIRST: self.mask, **dict(self.annotators)}
+
+    def to_row(self) -> dict[str, str]:
+        """Returns the values by column, for `write_manifest`."""
+        fields = {name: getattr(self, name) or "" for name in (*REQUIRED, *OPTIONAL)}
+        return fields | {ANNOTATOR + name: file for name, file in self.annotators}
+
+
+def split_of(data_set: str, case_id: str, seed: int = 0) -> str:
+    """Returns a split, 80/10/10, by a hash of data set, case id and seed: new cases move nobody."""
+    digest = hashlib.sha256(f"{seed}|{data_set}|{case_id}".encode()).digest()
+    fraction = int.from_bytes(digest[:8], "big") / 2**64
+    return "train" if fraction < 0.8 else "tune" if fraction < 0.9 else "validation"
+
+
+def read_manifest(
+    path: str | Path, data_set: str = DATA_SET, seed: int = 0
+) -> tuple[list[Case], list[str]]:
+    """Reads a manifest in `cases.csv` form.
+
+    Args:
+      path: a UTF-8 CSV file; image and mask paths are relative to it.
+      data_set: the name that enters the split hash.
+      seed: of the split hash.
+
+    Returns:
+      The well-formed cases, and one line for each row that is not.
+
+    Raises:
+      UserError: the file itself cannot be used: missing, not UTF-8, or a wrong header.
+    """
+    path = Path(path)
+    (_, header), *rows = _read_rows(path)
+    cases, problems = [], []
+    for line, values in rows:
+        fields = dict(zip(header, values, strict=False))
+        if problem := _problem(header, values, fields):
+            problems.append(f"{path} row {line}: {problem}")
+        else:
+            cases.append(_case(line, fields, path.parent.absolute()))
+    conflicts = _conflicts(cases)
+    problems += [f"{path} {line}" for line in conflicts.values()]
+    cases = [case for case in cases if case.row not in conflicts]
+    chosen = {case.case_id: case.split for case in cases if case.split}
+    return [
+        dataclasses.replace(
+            case, split=chosen.get(case.case_id) or split_of(data_set, case.case_id, seed)
+        )
+        for case in cases
+    ], problems
+
+
+def read_cases(path: str | Path, split: str | None = None, data_set: str = DATA_SET) -> list[Case]:
+    """Reads the cases of one split, or of all splits, from a manifest without a defect.
+
+    Raises:
+      UserError: as `read_manifest`; also a row that cannot be used, a file that does not exist, an
+        unknown split, or one without a case.
+    """
+    if split and split not in SPLITS:
+        raise UserError(f"--split: {split!r} given; use one of {', '.join(SPLITS)}")
+    cases, problems = read_manifest(path, data_set)
+    chosen = [case for case in cases if split in (None, "", case.split)]
+    problems += [
+        f"{path} row {case.row}: {file} does not exist"
+        for case in chosen
+        for file in (case.image, *case.masks.values())
+        if not Path(file.split("#")[0]).exists()
+    ]
+    if problems:
+        raise UserError("; ".join(problems) + "; correct these rows")
+    if not chosen:
+        raise UserError(
+            f"{path}: no case of split {split}, it has {count_splits(cases)}; name another split, "
+            "or assign cases in the column split"
+        )
+    return chosen
+
+
+def count_splits(cases: Iterable[Case]) -> str:
+    """Returns the number of rows of each split, e.g. "40 train, 5 tune, 6 validation"."""
+    counts = collections.Counter(case.split for case in cases)
+    return ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
+
+
+def annotator_columns(path: str | Path) -> list[str]:
+    """Returns the columns of further annotators' masks. Raises as `read_manifest`."""
+    header = _read_rows(Path(path))[0][1]
+    return [name for name in header if name.startswith(ANNOTATOR)]
+
+
+def write_manifest(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Writes rows (values by column, all required ones among them) as `cases.csv`."""
+    rows = list(rows)
+    columns = dict.fromkeys((*REQUIRED, *(name for row in rows for name in row)))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def case_hash(data_set: str, case_id: str) -> str:
+    """Returns 16 hexadecimal digits that identify a case (patient) of the data set of that name.
+
+    Checkpoints hold these in place of case ids, which may be private. They do not protect ids that
+    can be guessed.
+    """
+    return hashlib.sha256(f"{data_set}|{case_id}".encode()).hexdigest()[:16]
+
+
+def case_hashes(record: Mapping[str, Any], task: str = "") -> dict[str, list[str]]:
+    """Returns the sorted hashes of the cases that a run sees, by split, from a data set's record.
+
+    They are written to `model.json` as `training.cases` and to `run.json` as `data_set.cases`.
+
+    Args:
+      record: `DatasetInfo.record`.
+      task: the only task that is trained; "": all.
+    """
+    return {
+        split: sorted(
+            {
+                case_hash(record["name"], case["case_id"])
+                for case in record["cases"]
+                if case["split"] == split and task in ("", case["task"])
+            }
+        )
+        for split in SEEN
+    }
+
+
+def trained_cases(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the split, "train" or "tune", of each case hash that a checkpoint has seen.
+
+    Empty for a checkpoint without a record of its cases, such as a released one.
+
+    Args:
+      metadata: of `models.checkpoint.read_metadata`.
+    """
+    cases = metadata.get("training", {}).get("cases", {})
+    return {one: split for split in reversed(SEEN) for one in cases.get(split, ())}
+
+
+def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Returns (line, stripped values) of each non-blank row; the header is first and is checked."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; give a CSV file with {','.join(REQUIRED)}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}: is not UTF-8 (line {line}, byte {error.object[error.start]:#04x}); save it "
+            "as 'CSV UTF-8'"
+        ) from None
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    rows = []
+    try:
+        for values in reader:
+            stripped = [value.strip() for value in values]
+            if any(stripped):
+                rows.append((reader.line_num, stripped))
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: row {reader.line_num} is no CSV ({error}); check its quotes"
+        ) from None
+    if len(rows) < 2:
+        raise UserError(f"{path}: has no cases; add rows under the header {_COLUMNS}")
+    _check_header(path, rows[0][1])
+    return rows
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    missing = [name for name in REQUIRED if name not in header]
+    known = (*REQUIRED, *OPTIONAL)
+    unknown = [name for name in header if name not in known and not name.startswith(ANNOTATOR)]
+    repeated = [name for name, count in collections.Counter(header).items() if count > 1]
+    if missing or unknown or repeated:
+        raise UserError(
+            f"{path}: header {','.join(header)!r}: missing {missing or 'none'}, unknown "
+            f"{unknown or 'none'}, repeated {repeated or 'none'}; the columns are {_COLUMNS}"
+        )
+    for name in (ANNOTATOR, ANNOTATOR + FIRST):
+        if name in header:
+            raise UserError(f"{path}: column {name!r} names no other annotator; rename it")
+
+
+def _problem(header: list[str], values: list[str], fields: dict[str, str]) -> str:
+    """Returns what is wrong with a row on its own, "" where nothing is."""
+    if len(values) != len(header):
+        return (
+            f"has {len(values)} fields, the header {len(header)}; quote values that contain commas"
+        )
+    if empty := [name for name in REQUIRED if not fields[name]]:
+        return f"{', '.join(empty)} is empty; fill it in"
+    if fields.get("split") and fields["split"] not in SPLITS:
+        return f"split {fields['split']!r}; use one of {', '.join(SPLITS)}"
+    return ""
+
+
+def _case(line: int, fields: dict[str, str], folder: Path) -> Case:
+    """Returns the case of a row; its split is the one that the row names, or ""."""
+    return Case(
+        row=line,
+        case_id=fields["case_id"],
+        image=str(folder / fields["image"]),
+        mask=str(folder / fields["mask"]),
+        modality=fields["modality"],
+        task=fields["task"],
+        split=fields.get("split", ""),
+        window=fields.get("window") or None,
+        annotators=tuple(
+            (name.removeprefix(ANNOTATOR), str(folder / file))
+            for name, file in fields.items()
+            if name.startswith(ANNOTATOR) and file
+        ),
+    )
+
+
+def _conflicts(cases: list[Case]) -> dict[int, str]:
+    """Returns a line for each row that repeats a scan, or puts one patient into a second split."""
+    conflicts = {}
+    first: dict[str, Case] = {}
+    splits: dict[str, Case] = {}
+    for case in cases:
+        other = first.setdefault(case.key, case)
+        if other is not case:
+            conflicts[case.row] = (
+                f"{case.row_name}: case id, task {case.task} and modality {case.modality} repeat "
+                f"row {other.row}; give each scan its own case id or task"
+            )
+        elif case.split:
+            other = splits.setdefault(case.case_id, case)
+            if other.split != case.split:
+                conflicts[case.row] = (
+                    f"{case.row_name}: split {case.split}, but row {other.row} puts the same case "
+                    f"into {other.split}; a patient belongs to one split"
+                )
+    return conflicts
