@@ -1,4 +1,4 @@
-"""What scoring, prompts, reading and the journal add to the model's own time in an evaluation.
+"""Time that scoring, prompts, reading and the journal add to the model's own in an evaluation.
 
     python -m benchmarks.evaluation --data_dir data --checkpoint lite_medsam
 
@@ -26,29 +26,28 @@ _BATCH = flags.DEFINE_integer("batch_size", 1, "Slices at a time.", lower_bound=
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
     from medsam_jax.evaluation import score_slices
-    from medsam_jax.evaluation.journal import Journal
-    from medsam_jax.evaluation.predictor import SlicePredictor
+    from medsam_jax.evaluation.base import Journal
     from medsam_jax.evaluation.protocol import Protocol
     from medsam_jax.hub import load_model
+    from medsam_jax.inference.slice_predictor import SlicePredictor
 
     with tempfile.TemporaryDirectory() as folder:
         evaluation = score_slices.SplitEvaluation(
             _DATA_DIR.value, _SPLIT.value, [Protocol()], 2.0, _BATCH.value, Path(folder)
         )
-        positions = sorted(set(evaluation._positions.tolist()))[: _SLICES.value]
+        positions = list(evaluation.items().values())[: _SLICES.value]
         model = load_model(_CHECKPOINT.value)
         predictor = SlicePredictor(model, _BATCH.value)
-        tasks = [
-            score_slices._task(list(evaluation._objects(position)), predictor.preprocessing)
-            for position in positions
-        ]
+        tasks = [evaluation.task(position)[1] for position in positions]
 
         def model_alone() -> None:
             for _ in predictor.run(tasks):
                 pass
 
         def evaluate() -> None:
-            evaluation._score(predictor, positions, Journal(Path(folder), {"time": time.time()}))
+            journal = Journal(Path(folder), {"time": time.time()})
+            for entries in evaluation.score(predictor, positions):
+                journal.append(entries)
 
         seconds = {model_alone: [], evaluate: []}
         model_alone()  # compiles

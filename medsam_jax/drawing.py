@@ -1,4 +1,7 @@
-"""Pictures of single results: a slice with the contours of truth and prediction, and its prompt."""
+"""Pictures of results: outlines and prompts on slices, montages, GIFs.
+
+The truth, a prediction and a prompt have one colour each, in every figure.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,55 +10,109 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-# Okabe and Ito's palette: told apart by readers with any colour vision. RGB.
+# RGB, from Okabe and Ito's palette: readers with any colour vision tell them apart.
 TRUTH = (0, 200, 150)
 PREDICTION = (235, 110, 20)
 PROMPT = (240, 228, 66)
+BESIDE = (220, 40, 40)  # points beside the object
+LEGEND = "truth green, prediction orange, prompt yellow"
+# Several predicted objects: the same palette without the truth's and the prompts' colours.
+OBJECTS = (PREDICTION, (86, 180, 233), (204, 121, 167), (0, 114, 178), (255, 255, 255))
+OBJECTS += ((160, 110, 255),)
 
-_MIN_SIDE = 512
+_MIN_SIDE, _TILE, _TILES = 512, 256, 20
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w 3"],
-    truth: Bool[np.ndarray, "h w"],
-    prediction: Bool[np.ndarray, "h w"],
+    image: UInt8[np.ndarray, "h w *c"],
+    truth: Bool[np.ndarray, "h w"] | None = None,
+    prediction: Bool[np.ndarray, "h w"] | None = None,
     box: Float[np.ndarray, " 4"] | None = None,
     points: Float[np.ndarray, "n 2"] | None = None,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Draws the outlines of both masks, and the prompt, on a slice.
-
-    Small slices are enlarged by a whole factor first, so that thin lines stay thin and the outlines
-    follow the pixels' edges; on large ones lines are thick enough to be seen when shrunk.
+    """Draws the outlines of the truth and of a prediction, and the prompt, on a slice.
 
     Args:
       box: (x_min, y_min, x_max, y_max), pixels of the slice; its far sides belong to the box.
       points: (x, y), pixels of the slice.
 
     Returns:
-      uint8 RGB [H', W', 3]: truth green, prediction orange, prompt yellow.
+      uint8 RGB, enlarged as in `_Canvas`.
     """
-    import cv2
-
-    factor = max(1, -(-_MIN_SIDE // max(image.shape[:2])))
-    thin = max(1, round(max(image.shape[:2]) / 600))
-    canvas = np.ascontiguousarray(enlarge(np.asarray(image, np.uint8), factor))
+    canvas = _Canvas(image)
     if box is not None:
-        x_min, y_min, x_max, y_max = np.round(np.asarray(box)).astype(int)
-        far = ((x_max + 1) * factor - 1, (y_max + 1) * factor - 1)
-        cv2.rectangle(canvas, (x_min * factor, y_min * factor), far, PROMPT, thin)
+        canvas.box(box)
     for x, y in [] if points is None else np.asarray(points):
-        centre = int((x + 0.5) * factor), int((y + 0.5) * factor)
-        cv2.drawMarker(canvas, centre, PROMPT, cv2.MARKER_CROSS, 4 * factor, 2)
-    thickness = 2 if factor > 1 else max(1, round(max(image.shape[:2]) / 300))
+        canvas.point(x, y, PROMPT)
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
-        large = enlarge(np.asarray(mask, bool).astype(np.uint8), factor)
+        if mask is not None:
+            canvas.outline(mask, colour)
+    return canvas.pixels
+
+
+def draw(
+    image: UInt8[np.ndarray, "h w *c"],
+    labels: Int[np.ndarray, "h w"],
+    prompts: Iterable[dict[str, Any]] = (),
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Draws the outlines of all predicted objects of a slice, and their prompts.
+
+    Args:
+      prompts: each with `box` [x0, y0, x1, y1] or `points` [x, y, label]: boxes are yellow,
+        points yellow (on the object) or red (beside it) crosses.
+    """
+    canvas = _Canvas(image)
+    for label in np.unique(labels[labels > 0]).tolist():
+        canvas.outline(labels == label, OBJECTS[(label - 1) % len(OBJECTS)])
+    for prompt in prompts:
+        if "box" in prompt:
+            canvas.box(prompt["box"])
+        for x, y, kind in prompt.get("points", ()):
+            canvas.point(x, y, PROMPT if kind else BESIDE)
+    return canvas.pixels
+
+
+class _Canvas:
+    """A slice to draw on, in the slice's own pixels.
+
+    Small slices are enlarged by a whole factor first, so that thin lines stay thin and outlines
+    follow the pixels' edges; on large ones lines are thick enough to be seen when shrunk.
+    """
+
+    def __init__(self, image: UInt8[np.ndarray, "h w *c"]):
+        side = max(image.shape[:2])
+        self._factor = max(1, -(-_MIN_SIDE // side))
+        self._width = max(1, round(side * self._factor / 500))
+        rgb = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+        self.pixels = np.ascontiguousarray(self._enlarged(np.asarray(rgb, np.uint8)))
+
+    def outline(self, mask: Bool[np.ndarray, "h w"], colour: tuple[int, int, int]) -> None:
+        import cv2
+
+        large = self._enlarged(np.asarray(mask, bool).astype(np.uint8))
         contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, contours, -1, colour, thickness)
-    return canvas
+        cv2.drawContours(self.pixels, contours, -1, colour, self._width + 1)
+
+    def box(self, box: Float[np.ndarray, " 4"]) -> None:
+        import cv2
+
+        x0, y0, x1, y1 = np.round(np.asarray(box)).astype(int).tolist()
+        far = ((x1 + 1) * self._factor - 1, (y1 + 1) * self._factor - 1)
+        cv2.rectangle(self.pixels, (x0 * self._factor, y0 * self._factor), far, PROMPT, self._width)
+
+    def point(self, x: float, y: float, colour: tuple[int, int, int]) -> None:
+        import cv2
+
+        centre = int((x + 0.5) * self._factor), int((y + 0.5) * self._factor)
+        size, thickness = 14 * self._width, 2 * self._width
+        cv2.drawMarker(self.pixels, centre, colour, cv2.MARKER_CROSS, size, thickness)
+
+    def _enlarged(self, array: np.ndarray) -> np.ndarray:
+        return array.repeat(self._factor, axis=0).repeat(self._factor, axis=1)
 
 
 def window_around(masks: Bool[np.ndarray, "n h w"], smallest: int = 48) -> tuple[slice, slice]:
-    """The part of a slice to look at: twice the extent of what is set in any mask, and square."""
+    """Returns the square part of a slice to show: twice the extent of what any mask holds."""
     rows, columns = masks.any(axis=(0, 2)), masks.any(axis=(0, 1))
     ends = [np.flatnonzero(line)[[0, -1]] for line in (rows, columns)]
     side = max(smallest, *(2 * int(end[1] - end[0] + 1) for end in ends))
@@ -67,54 +124,10 @@ def window_around(masks: Bool[np.ndarray, "n h w"], smallest: int = 48) -> tuple
     return window[0], window[1]
 
 
-def enlarge(array: np.ndarray, factor: int) -> np.ndarray:
-    """Repeats every pixel `factor` times along both axes."""
-    return array.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-# Okabe and Ito's palette without black and the prompts' yellow, then white and violet; RGB.
-COLOURS = ((235, 110, 20), (0, 200, 150), (86, 180, 233), (204, 121, 167), (0, 114, 178))
-COLOURS += ((255, 255, 255), (160, 110, 255))
-_BACKGROUND = (220, 40, 40)  # points beside the object
-_MIN_SIDE, _TILE, _TILES = 512, 256, 20
-
-
-def draw(
-    image: UInt8[np.ndarray, "h w *c"],
-    labels: Int[np.ndarray, "h w"],
-    prompts: Iterable[dict[str, Any]] = (),
-) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Outlines of all objects on a slice, small slices enlarged so that lines stay thin.
-
-    Args:
-      prompts: each with `box` [x0, y0, x1, y1] or `points` [x, y, label]: boxes are yellow,
-        points yellow (on the object) or red (beside it) crosses.
-    """
-    import cv2
-
-    factor = max(1, -(-_MIN_SIDE // max(image.shape[:2])))
-    width = max(1, round(max(image.shape[:2]) * factor / 500))
-    canvas = np.ascontiguousarray(enlarge(_rgb(image), factor))
-    for label in np.unique(labels[labels > 0]).tolist():
-        mask = enlarge((labels == label).astype(np.uint8), factor)
-        outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outlines, -1, COLOURS[(label - 1) % len(COLOURS)], width + 1)
-    for prompt in prompts:
-        if "box" in prompt:
-            x0, y0, x1, y1 = np.round(prompt["box"]).astype(int)
-            far = ((x1 + 1) * factor - 1, (y1 + 1) * factor - 1)
-            cv2.rectangle(canvas, (x0 * factor, y0 * factor), far, PROMPT, width)
-        for x, y, kind in prompt.get("points", ()):
-            centre = int((x + 0.5) * factor), int((y + 0.5) * factor)
-            colour = PROMPT if kind else _BACKGROUND
-            cv2.drawMarker(canvas, centre, colour, cv2.MARKER_CROSS, 14 * width, 2 * width)
-    return canvas
-
-
 def montage(
     slices: UInt8[np.ndarray, "z h w *c"], labels: Int[np.ndarray, "z h w"]
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Up to twenty slices, evenly from the first to the last with an object, around the objects."""
+    """Draws up to twenty slices, evenly from the first to the last with an object."""
     import cv2
 
     shown = _labelled(labels)
@@ -137,7 +150,7 @@ def montage(
 def write_gif(
     path: Path, slices: UInt8[np.ndarray, "z h w *c"], labels: Int[np.ndarray, "z h w"]
 ) -> None:
-    """The slices with objects, and two more at either end, eight a second."""
+    """Writes the slices with objects, and two more at either end, eight a second."""
     from PIL import Image
 
     shown = _labelled(labels)
@@ -150,10 +163,6 @@ def write_gif(
 
 
 def _labelled(labels: np.ndarray) -> np.ndarray:
-    """Indices from the first slice with an object to the last; all slices where there is none."""
+    """Returns indices from the first slice with an object to the last; all where there is none."""
     found = np.flatnonzero(labels.any(axis=(1, 2)))
     return np.arange(found[0], found[-1] + 1) if found.size else np.arange(len(labels))
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image

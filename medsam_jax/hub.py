@@ -11,6 +11,7 @@ from flax import nnx
 from medsam_jax.errors import UserError
 from medsam_jax.models.checkpoint import build_model, read_config, read_params
 from medsam_jax.models.image_encoder import ViTConfig, resize_position_tables
+from medsam_jax.models.unet import UNetConfig
 
 
 def load_model(name_or_dir: str | os.PathLike, image_size: int | None = None) -> nnx.Module:
@@ -20,8 +21,9 @@ def load_model(name_or_dir: str | os.PathLike, image_size: int | None = None) ->
       name_or_dir: a directory, or a name of `weights_converter.registry` such as "lite_medsam",
         which is fetched, verified, converted and kept in `$MEDSAM_JAX_CACHE` or
         `~/.cache/medsam_jax`.
-      image_size: another side of the square encoder input than the checkpoint's, pixels, a multiple
-        of the patch; a ViT's position tables are resized as PyTorch does.
+      image_size: another side of the square input than the checkpoint's, pixels: a multiple of a
+        SAM's patch, whose ViT's position tables are resized as PyTorch does, or of the factor by
+        which a U-Net, which has no parameter of that size, reduces its input.
 
     Returns:
       The `Sam` (or `UNet`), float32, with its configuration as `.config`.
@@ -40,13 +42,13 @@ def load_model(name_or_dir: str | os.PathLike, image_size: int | None = None) ->
 def _at_size(
     config: Any, params: dict[str, np.ndarray], image_size: int
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """A SAM's configuration and parameters for another input size."""
-    patch_size = config.encoder.patch_size
-    if image_size <= 0 or image_size % patch_size:
-        raise UserError(
-            f"image_size: {image_size} is no multiple of the patch, {patch_size} pixels"
-        )
-    if isinstance(config.encoder, ViTConfig):
+    """Returns a model's configuration and parameters for another input size."""
+    is_unet = isinstance(config, UNetConfig)
+    step = 2 ** (len(config.features) - 1) if is_unet else config.encoder.patch_size
+    if image_size <= 0 or image_size % step:
+        part = "the U-Net's reduction" if is_unet else "the patch"
+        raise UserError(f"image_size: {image_size} is no multiple of {part}, {step} pixels")
+    if not is_unet and isinstance(config.encoder, ViTConfig):
         params = resize_position_tables(params, config.encoder, image_size)
     preprocessing = dataclasses.replace(config.preprocessing, image_size=image_size)
     return (

@@ -20,13 +20,13 @@ import numpy as np
 from absl import flags, logging
 
 from medsam_jax.cli import progress, run
+from medsam_jax.drawing import LEGEND, overlay, window_around
 from medsam_jax.errors import UserError
 
 _FOLDER = flags.DEFINE_string("folder", "demo", "The folder that scripts/demo.py filled.")
 
 SPLITS = ("tune", "validation")
 TOLERANCE = 2.0  # of the NSD, pixels; as in medsam_jax.evaluate
-COLOURS = {"box": "gold", "truth": "lime", "prediction": "red"}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>medsam_jax demo</title><style>
 body {{ font: 15px/1.45 sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em }}
@@ -62,8 +62,8 @@ def main(argv) -> None:
         "<h2>Training</h2>",
         _picture(_curves(folder / "training" / "metrics.csv"), "Loss and scores during training"),
         "<h2>Slices</h2>",
-        "<p>One object of each kind, in the slice where it is largest; the part around it. Box in "
-        "yellow, truth in green, prediction in red.</p>",
+        "<p>One object of each kind, in the slice where it is largest; the part around it: "
+        f"{LEGEND}.</p>",
         *_slices(folder, summary["labels"]),
         "<h2>Data</h2>",
         _data_table(summary),
@@ -206,29 +206,21 @@ def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
 
 
 def _panels(item: dict, old: dict, new: dict):
-    """Truth, before and after, in a square of three times the box around it."""
+    """Draws the truth, the prediction before and the one after, in a square around the object."""
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     height, width = item["valid_shape"]
-    left, top, right, bottom = item["box"]
-    reach = max(1.5 * max(right - left, bottom - top), 32)
-    x, y = (left + right) / 2, (top + bottom) / 2
+    window = window_around(item["mask"][None, :height, :width].astype(bool))
+    image, truth = item["image"][:height, :width][window], item["mask"][:height, :width][window]
+    box = item["box"] - np.tile([window[1].start, window[0].start], 2)
+    panels = [("truth", overlay(image, truth=truth, box=box))]
+    for name, found in (("before", old), ("after", new)):
+        prediction = found["prediction"][:height, :width][window]
+        title = f"{name}: DSC {found['dice']:.3f}, NSD {found['nsd']:.3f}"
+        panels.append((title, overlay(image, prediction=prediction, box=box)))
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    panels = (
-        ("truth", item["mask"], "truth"),
-        (f"before: DSC {old['dice']:.3f}, NSD {old['nsd']:.3f}", old["prediction"], "prediction"),
-        (f"after: DSC {new['dice']:.3f}, NSD {new['nsd']:.3f}", new["prediction"], "prediction"),
-    )
-    for axes, (title, mask, kind) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.imshow(item["image"][:height, :width])
-        if mask.any():
-            axes.contour(mask[:height, :width], [0.5], colors=COLOURS[kind], linewidths=1.2)
-        outline = Rectangle((left, top), right - left, bottom - top)
-        outline.set(fill=False, edgecolor=COLOURS["box"], linewidth=0.8)
-        axes.add_patch(outline)
-        axes.set_xlim(max(x - reach, -0.5), min(x + reach, width - 0.5))
-        axes.set_ylim(min(y + reach, height - 0.5), max(y - reach, -0.5))
+    for axes, (title, picture) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.imshow(picture)
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
     return figure

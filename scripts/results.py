@@ -22,7 +22,9 @@ from absl import flags
 
 from medsam_jax.cli import run
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.tables import markdown, write_csv, write_text
+from medsam_jax.evaluation.manifest import ANNOTATOR, FIRST
+from medsam_jax.evaluation.tables import markdown, write_csv
+from medsam_jax.io.files import write_text
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 LEGEND = (
@@ -30,7 +32,7 @@ LEGEND = (
     "over them of each, with the range."
 )
 COLUMNS = ("case_id", "image", "mask", "modality", "task")
-# Table heading -> what it is made of.
+# Table heading -> file and column.
 TABLES = {
     "DSC, whole objects in 3D (pictures in 2D)": ("per_object.csv", "dice"),
     "NSD at 2 mm, whole objects in 3D (pictures at 2 px in 2D)": ("per_object.csv", "nsd"),
@@ -57,7 +59,8 @@ def main(_) -> None:
             merge_manifests(manifests, output / f"{name}.csv", split, _LEAVE_OUT.value)
             evaluate(models, output / f"{name}.csv", output / name)
             scores[name] = {
-                file: read_csv(output / name / file) for file in ("per_object.csv", "per_slice.csv")
+                file: against_first(read_csv(output / name / file))
+                for file in ("per_object.csv", "per_slice.csv")
             }
     command = shlex.join(["python", "scripts/results.py", *sys.argv[1:]])
     before, rest = text.split(BEGIN)
@@ -67,7 +70,7 @@ def main(_) -> None:
 
 
 def parse_models(given: Sequence[str]) -> dict[str, list[str]]:
-    """Name -> checkpoints, from NAME=CHECKPOINT[+CHECKPOINT...]."""
+    """Returns name -> checkpoints from NAME=CHECKPOINT[+CHECKPOINT...]."""
     models = {}
     for one in given:
         name, _, checkpoints = one.partition("=")
@@ -80,18 +83,33 @@ def parse_models(given: Sequence[str]) -> dict[str, list[str]]:
 def merge_manifests(
     manifests: Sequence[Path], path: Path, split: str | None, leave_out: Sequence[str]
 ) -> None:
-    """Writes one manifest of the wanted rows, with absolute paths."""
+    """Writes one manifest of the wanted rows: absolute paths, CT windows and all annotators."""
     rows = []
     for manifest in manifests:
         for row in read_csv(manifest):
             if split in (None, row.get("split")) and row["task"] not in leave_out:
-                files = {
-                    name: str((manifest.parent / row[name]).resolve()) for name in COLUMNS[1:3]
-                }
-                rows.append({name: {**row, **files}[name] for name in COLUMNS})
+                files = [name for name in row if name in ("image", FIRST) or _is_annotator(name)]
+                rows.append(row | {name: _absolute(manifest, row[name]) for name in files})
     if not rows:
         raise UserError(f"{', '.join(map(str, manifests))}: no row of split {split} is left")
-    write_csv(path, rows)
+    found = dict.fromkeys(name for row in rows for name in row)
+    optional = [name for name in found if name == "window" or _is_annotator(name)]
+    columns = (*COLUMNS, *optional)
+    write_csv(path, [{name: row.get(name) or "" for name in columns} for row in rows])
+
+
+def _is_annotator(column: str) -> bool:
+    return column.startswith(ANNOTATOR)
+
+
+def _absolute(manifest: Path, file: str | None) -> str:
+    """Returns the path of a manifest's file; an annotator may lack one."""
+    return str((manifest.parent / file).resolve()) if file else ""
+
+
+def against_first(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows scored against the first annotator, whose masks make the prompts."""
+    return [row for row in rows if row["reference"] == FIRST]
 
 
 def evaluate(models: dict[str, list[str]], manifest: Path, output: Path) -> None:
@@ -107,7 +125,7 @@ def evaluate(models: dict[str, list[str]], manifest: Path, output: Path) -> None
 def tables(
     scores: dict[str, dict[str, list[Row]]], models: dict[str, list[str]], command: str
 ) -> str:
-    """The Markdown between the markers."""
+    """Returns the Markdown between the markers."""
     lines = [f"Made by\n\n```\n{command}\n```\n\n"]
     lines += ["| model | checkpoints |\n| --- | --- |\n"]
     lines += [
@@ -130,7 +148,7 @@ def tables(
 
 
 def cell(rows: Sequence[Row], checkpoints: Sequence[str], metric: str) -> str:
-    """One model's scores: median and quartiles of one checkpoint, or mean and range of several."""
+    """Returns median and quartiles of one checkpoint, or mean and range of several."""
     quartiles, means = [], []
     for checkpoint in checkpoints:
         values = np.array([float(row[metric]) for row in rows if row["checkpoint"] == checkpoint])
@@ -147,7 +165,7 @@ def cell(rows: Sequence[Row], checkpoints: Sequence[str], metric: str) -> str:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Rows by column name."""
+    """Reads rows by column name."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a manifest in cases.csv form")
     with path.open(newline="", encoding="utf-8-sig") as file:

@@ -167,6 +167,10 @@ def _same(a: LazyTensor, b: LazyTensor) -> bool:
     return (a.shape, a.dtype) == (b.shape, b.dtype) and a.read().tobytes() == b.read().tobytes()
 
 
+def _theirs(naming: str, name: str) -> str:
+    return names.to_naming(name, naming) or name
+
+
 def _check(
     path: str,
     config: SamConfig,
@@ -175,10 +179,7 @@ def _check(
     unknown: list[str],
 ) -> None:
     wanted = {name: leaf.torch_shape(shape) for name, leaf, shape in _leaves(config).values()}
-
-    def theirs(name: str) -> str:
-        return names.to_naming(name, naming) or name
-
+    theirs = functools.partial(_theirs, naming)
     unused = unknown + [
         theirs(name) for name in tensors if name not in wanted and not names.EXTRAS.fullmatch(name)
     ]

@@ -5,6 +5,7 @@ Tensors are views of the memory-mapped file. Formats: `torch/serialization.py` (
 checked against the file before any memory is asked for, and checksums are verified.
 """
 
+import functools
 import math
 import mmap
 import re
@@ -261,12 +262,14 @@ def _lazy(
         )
     dtype = view.storage.dtype
     strides = tuple(stride * dtype.itemsize for stride in view.strides)
+    return LazyTensor(view.shape, dtype, functools.partial(_read, view, strides, storages))
 
-    def read() -> np.ndarray:
-        values = storages.read(view.storage)[view.offset :]
-        return np.lib.stride_tricks.as_strided(values, view.shape, strides, writeable=False)
 
-    return LazyTensor(view.shape, dtype, read)
+def _read(
+    view: unpickler.TensorView, strides: tuple[int, ...], storages: _ZipArchive | _LegacyStorages
+) -> np.ndarray:
+    values = storages.read(view.storage)[view.offset :]
+    return np.lib.stride_tricks.as_strided(values, view.shape, strides, writeable=False)
 
 
 def _short(name: Any) -> str:

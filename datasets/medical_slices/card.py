@@ -70,7 +70,7 @@ def text(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(split: str, group: str, counts: dict[str, int]) -> str:
+def _row(split: str, group: str, counts: dict[str, Any]) -> str:
     numbers = " | ".join(str(counts.get(name, 0)) for name in ("cases", "slices", "objects"))
     return f"| {split} | {group} | {numbers} |"
 

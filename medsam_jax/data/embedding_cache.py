@@ -62,7 +62,7 @@ class WithEmbeddings(Sequence):
 
 
 def cache_key(
-    encoder: Mapping[str, jax.Array],
+    encoder: Mapping[str, jax.Array | np.ndarray],
     preprocessing: Preprocessing,
     info: DatasetInfo,
     shape: Sequence[int],

@@ -81,8 +81,8 @@ class DrawPrompts:
             by_points = rng.random() < self.point_share
             drawn["boxes_valid"] = np.bool_(not by_points)
             wanted = (
-                rng.integers(1, self.positive_points, endpoint=True) if by_points else 0,
-                rng.integers(0, self.negative_points, endpoint=True) if by_points else 0,
+                int(rng.integers(1, self.positive_points, endpoint=True)) if by_points else 0,
+                int(rng.integers(0, self.negative_points, endpoint=True)) if by_points else 0,
             )
             _keep_points(drawn["point_labels"], *wanted)
         return drawn

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from medsam_jax.data.recipes import (
     CT_WINDOWS,
@@ -223,8 +223,8 @@ def _spline_matrix(size_in: int, size_out: int) -> Any:
 
 
 def encoder_input(
-    images: UInt8[Array, "b s s 3"],
-    valid_shape: Int[Array, "b 2"],
+    images: UInt8[Array | np.ndarray, "b s s 3"],
+    valid_shape: Int[Array | np.ndarray, "b 2"],
     preprocessing: Preprocessing,
 ) -> Float[Array, "b n n 3"]:
     """Normalised encoder input of a batch of stored slices; jit-able, `preprocessing` static.
@@ -274,8 +274,10 @@ def input_scale(original_shape: Sequence[int], preprocessing: Preprocessing) -> 
 
 
 def prompts_to_input(
-    coords: Float[Array, "... 2"], original_shape: Sequence[int], preprocessing: Preprocessing
-) -> Float[Array, "... 2"]:
+    coords: Float[Array | np.ndarray, "... 2"],
+    original_shape: Sequence[int],
+    preprocessing: Preprocessing,
+) -> Float[Array | np.ndarray, "... 2"]:
     """Pixels (x, y) of the original image [H, W] to pixels of the encoder input.
 
     A box [..., 4] is two corners: reshape it to [..., 2, 2]. LiteMedSAM scales both axes by
@@ -285,8 +287,8 @@ def prompts_to_input(
 
 
 def stored_to_input(
-    coords: Float[Array, "..."], preprocessing: Preprocessing
-) -> Float[Array, "..."]:
+    coords: Float[Array | np.ndarray, "..."], preprocessing: Preprocessing
+) -> Float[Array | np.ndarray, "..."]:
     """Coordinates on a data set's stored grid (points or boxes) to those of the encoder input."""
     return coords * (preprocessing.image_size / get_recipe(preprocessing.recipe).size)
 
@@ -313,20 +315,20 @@ def _resize_bilinear(
 
 
 def stored_grid_logits(
-    low_res_logits: Float[Array, "... h w"], preprocessing: Preprocessing
-) -> Float[Array, "... s s"]:
+    low_res_logits: Float[Array | np.ndarray, "... h w"], preprocessing: Preprocessing
+) -> Float[Array | np.ndarray, "... s s"]:
     """Low-res logits on the stored grid, padding included; jit-able, for losses and scores."""
     size = get_recipe(preprocessing.recipe).size
     return _resize_bilinear(low_res_logits, size, size)
 
 
 def restore_masks(
-    low_res_logits: Float[Array, "... h w"],
+    low_res_logits: Float[Array | np.ndarray, "... h w"],
     valid_shape: Sequence[int],
     original_shape: Sequence[int],
     preprocessing: Preprocessing,
     return_logits: bool = False,
-) -> Array | np.ndarray:
+) -> Bool[Array | np.ndarray, "... h2 w2"] | Float[Array | np.ndarray, "... h2 w2"]:
     """Masks on the pixels of the original image.
 
     Padding recipes cut the logits to the valid part and enlarge it, SAM by way of the encoder's

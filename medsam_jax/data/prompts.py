@@ -1,5 +1,7 @@
 """Prompts from masks: exact and jittered boxes, and points that lie on the object."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -19,7 +21,7 @@ def box_from_mask(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
 def jitter_box(
     box: Float[np.ndarray, "4"],
     jitter: int,
-    valid_shape: Int[np.ndarray, "2"],
+    valid_shape: Sequence[int] | Int[np.ndarray, "2"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "4"]:
     """Moves each side outwards by 0 to `jitter` pixels, uniformly, inside the valid part.

@@ -1,77 +1,102 @@
 """Tables and Bland-Altman plots of tumour burden: per object, and summed per patient."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from medsam_jax.evaluation import plots, tables
-from medsam_jax.evaluation.statistics import ALL, agreement
+from medsam_jax.evaluation.base import ObjectScore
+from medsam_jax.evaluation.statistics import ALL, Row, agreement
 from medsam_jax.metrics.lesion_size import MEASURES
 
-Row = dict[str, Any]
 KEYS = ("checkpoint", "task", "modality", "case_id")
 NAMES = [f"{side}_{measure}" for measure in MEASURES for side in ("truth", "predicted")]
 AGREEMENT_HEADINGS = ["level", "task", "modality", "checkpoint", "measure", "n", "Pearson"]
 AGREEMENT_HEADINGS += ["Spearman", "ICC", "bias", "limits of agreement"]
 
 
-def agreements(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Measurements of every object and patient, and how well they agree with the truth.
+def agreements(rows: Sequence[ObjectScore]) -> tuple[list[Row], list[Row]]:
+    """Measures every object and patient, and how well predictions agree with the truth.
 
     A patient's burden in a task and modality is the sum over its objects: of the volumes, and of
     the diameters as RECIST and WHO do. Pictures have no mm and are left out. Where there are
-    several tasks or modalities, there is also an agreement over all of them.
+    several tasks or modalities, there is also an agreement over all of them. In that a patient
+    counts once: its tasks are summed, and its modalities, which show the same lesions, averaged.
+
+    Returns:
+      Rows of objects and patients, and rows of agreement.
     """
     objects = [
-        {"level": "object", **{name: row[name] for name in (*KEYS, "label", *NAMES)}}
+        {"level": "object"}
+        | {name: getattr(row, name) for name in (*KEYS, "label")}
+        | {name: row.burden[name] for name in NAMES}
         for row in rows
-        if np.isfinite(row["truth_volume_ml"])
+        if np.isfinite(row.burden["truth_volume_ml"])
     ]
-    patients: dict[tuple[str, ...], Row] = {}
-    for row in objects:
-        key = tuple(row[name] for name in KEYS)
-        first = row | {"level": "patient", "label": "all", **dict.fromkeys(NAMES, 0.0)}
-        total = patients.setdefault(key, first)
-        for name in NAMES:
-            total[name] += row[name]
-    measured = objects + list(patients.values())
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in measured:
-        key = tuple(row[name] for name in ("level", "checkpoint", "task", "modality"))
-        groups.setdefault(key, []).append(row)
+    patients = _reduced(objects, KEYS, sum, {"level": "patient", "label": ALL})
+    groups = _grouped([*objects, *patients], ("level", "checkpoint", "task", "modality"))
     if len({key[2:] for key in groups}) > 1:
-        for row in measured:
-            key = (row["level"], row["checkpoint"], ALL, ALL)
-            groups.setdefault(key, []).append(row)
+        by_modality = _reduced(patients, ("checkpoint", "modality", "case_id"), sum)
+        once = _reduced(by_modality, ("checkpoint", "case_id"), fmean)
+        pooled = _grouped([*objects, *once], ("level", "checkpoint"))
+        groups |= {(*key, ALL, ALL): members for key, members in pooled.items()}
     table = []
     for (level, checkpoint, task, modality), members in groups.items():
         for measure in MEASURES:
-            truth, predicted = (
-                np.array([row[f"{side}_{measure}"] for row in members])
-                for side in ("truth", "predicted")
-            )
+            truth, predicted = _both_sides(members, measure)
             names = {"level": level, "task": task, "modality": modality}
             names |= {"checkpoint": checkpoint, "measure": measure}
             table.append(names | agreement(predicted, truth))
-    return measured, table
+    return [*objects, *patients], table
 
 
-def section(rows: Sequence[Row], agreements: Sequence[Row]) -> str:
-    """The part of the page that is about burden: the table of agreements, and what is not in it."""
-    unmeasured = [row for row in rows if not np.isfinite(row["truth_volume_ml"])]
-    objects = {tuple(row[name] for name in (*KEYS[1:], "label")) for row in unmeasured}
+def _grouped(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Groups rows by their values of `keys`, in the order of first appearance."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def _reduced(
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    function: Callable[[list[float]], float],
+    changes: Row | None = None,
+) -> list[Row]:
+    """Returns one row for each group: `function` of its measurements, the rest of its first row."""
+    reduced = []
+    for members in _grouped(rows, keys).values():
+        values = {name: function([row[name] for row in members]) for name in NAMES}
+        reduced.append(members[0] | (changes or {}) | values)
+    return reduced
+
+
+def _both_sides(rows: Sequence[Row], measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a measurement of all rows by the truth and by the prediction."""
+    sides = (
+        np.array([row[f"{side}_{measure}"] for row in rows]) for side in ("truth", "predicted")
+    )
+    return tuple(sides)
+
+
+def section(rows: Sequence[ObjectScore], agreements: Sequence[Row]) -> str:
+    """Returns the page's part about burden: the table of agreements and the count of the rest."""
+    unmeasured = [row for row in rows if not np.isfinite(row.burden["truth_volume_ml"])]
+    objects = {(row.task, row.modality, row.case_id, row.label) for row in unmeasured}
     text = "\n## Tumour burden, agreement with the truth\n\n"
     if agreements:
         text += tables.markdown(AGREEMENT_HEADINGS, [_agreement_cells(row) for row in agreements])
     if objects:
-        text += f"\nNot measured, for want of a spacing in mm: {len(objects)} objects.\n"
+        text += f"\nNot measured, for lack of a spacing in mm: {len(objects)} objects.\n"
     return text
 
 
 def _agreement_cells(row: Row) -> list[str]:
-    """A row of the agreement table as printed cells; a dash where too few values say nothing."""
+    """Returns a row of the agreement table as cells; a dash where the values are too few."""
 
     def text(name: str, style: str) -> str:
         return format(row[name], style) if np.isfinite(row[name]) else "-"
@@ -85,7 +110,7 @@ def _agreement_cells(row: Row) -> list[str]:
 
 
 def write_figures(folder: Path, measured: Sequence[Row]) -> list[str]:
-    """One Bland-Altman figure per checkpoint, a panel per measure, over objects."""
+    """Draws one Bland-Altman figure per checkpoint, a panel per measure, over objects."""
     names = []
     objects = [row for row in measured if row["level"] == "object"]
     for number, checkpoint in enumerate(dict.fromkeys(row["checkpoint"] for row in objects), 1):
@@ -101,9 +126,7 @@ def _bland_altman(rows: Sequence[Row], checkpoint: str) -> Any:
     for axes, (measure, heading) in zip(
         figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True
     ):
-        truth, predicted = (
-            np.array([row[f"{side}_{measure}"] for row in rows]) for side in ("truth", "predicted")
-        )
+        truth, predicted = _both_sides(rows, measure)
         agreed = agreement(predicted, truth)
         for number, group in enumerate(dict.fromkeys(groups)):
             chosen = np.array([one == group for one in groups])

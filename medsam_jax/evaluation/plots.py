@@ -1,31 +1,30 @@
 """Figures over many results: box plots, paired scatter, box shift, picture grid, overview."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.evaluation.scoring import METRICS
+from medsam_jax.drawing import LEGEND
+from medsam_jax.evaluation.base import ObjectScore
+from medsam_jax.evaluation.statistics import count_cases
+from medsam_jax.io.files import write_whole
+from medsam_jax.metrics import METRICS
 
-Row = dict[str, Any]
-# Okabe and Ito's palette.
+# Okabe and Ito's palette, for checkpoints and tasks.
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442"]
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a PNG under a temporary name, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    """Writes a PNG, whole or not at all."""
+    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=150))
 
 
-def box_plots(rows: Sequence[Row], metric: str, heading: str) -> Any:
-    """One box per task and checkpoint, over objects, with every object as a dot."""
-    groups = _unique((row["task"], row["modality"]) for row in rows)
-    checkpoints = _unique(row["checkpoint"] for row in rows)
+def box_plots(rows: Sequence[ObjectScore], metric: str, heading: str) -> Any:
+    """Draws one box per task and checkpoint, over objects, with every object as a dot."""
+    groups = _unique((row.task, row.modality) for row in rows)
+    checkpoints = _unique(row.checkpoint for row in rows)
     figure = figure_of(max(4.0, 1.5 + 0.7 * len(groups) * len(checkpoints)), 4.0)
     axes = figure.subplots()
     rng = np.random.default_rng(0)
@@ -52,32 +51,32 @@ def box_plots(rows: Sequence[Row], metric: str, heading: str) -> Any:
     axes.set_xticks(range(len(groups)), [f"{task}\n{modality}" for task, modality in groups])
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylabel(heading)
-    if METRICS[metric][1]:
+    if not METRICS[metric].is_length:
         axes.set_ylim(-0.02, 1.02)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper left", fontsize="small", frameon=False)
     return figure
 
 
-def paired_scatter(rows: Sequence[Row], metric: str, a: str, b: str) -> Any:
-    """One dot per object: its score with checkpoint A and with checkpoint B."""
+def paired_scatter(rows: Sequence[ObjectScore], metric: str, a: str, b: str) -> Any:
+    """Draws one dot per object: its score with checkpoint A and with checkpoint B."""
     from matplotlib import ticker
 
     figure = figure_of(4.8, 4.8)
     axes = figure.subplots()
-    first = {_object(row): row[metric] for row in rows if row["checkpoint"] == a}
+    first = {_object(row): row.scores[metric] for row in rows if row.checkpoint == a}
     lowest = 0.8
-    for number, task in enumerate(_unique(row["task"] for row in rows)):
+    for number, task in enumerate(_unique(row.task for row in rows)):
         pairs = [
-            (first[_object(row)], row[metric])
+            (first[_object(row)], row.scores[metric])
             for row in rows
-            if row["checkpoint"] == b and row["task"] == task and _object(row) in first
+            if row.checkpoint == b and row.task == task and _object(row) in first
         ]
         x, y = np.reshape(pairs, (-1, 2)).T
         axes.plot(x, y, ".", color=COLOURS[number % len(COLOURS)], alpha=0.6, label=task)
         lowest = np.nanmin([lowest, *x, *y])
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    heading = METRICS[metric][0]
+    heading = METRICS[metric].heading
     ends = (np.floor(10 * lowest) / 10 - 0.02, 1.02)
     axes.set(xlabel=f"{heading}, {a}", ylabel=f"{heading}, {b}", xlim=ends, ylim=ends)
     axes.set_aspect("equal")
@@ -87,18 +86,18 @@ def paired_scatter(rows: Sequence[Row], metric: str, a: str, b: str) -> Any:
     return figure
 
 
-def score_by_shift(rows: Sequence[Row], metric: str = "dice") -> Any:
-    """Median score, and the range from first to third quartile, against the box shift.
+def score_by_shift(rows: Sequence[ObjectScore], metric: str = "dice") -> Any:
+    """Draws the median score and its quartiles against the box shift.
 
     Annotators are not prompted: the median of each is a dashed line.
     """
     figure = figure_of(5.0, 3.8)
     axes = figure.subplots()
-    shifts = sorted({row["box_shift"] for row in rows})
-    for number, checkpoint in enumerate(_unique(row["checkpoint"] for row in rows)):
+    shifts = sorted({row.box_shift for row in rows})
+    for number, checkpoint in enumerate(_unique(row.checkpoint for row in rows)):
         colour = COLOURS[number % len(COLOURS)]
         by_shift = [
-            _values([row for row in rows if row["box_shift"] == shift], metric, checkpoint)
+            _values([row for row in rows if row.box_shift == shift], metric, checkpoint)
             for shift in shifts
         ]
         if not all(len(values) for values in by_shift):
@@ -109,22 +108,23 @@ def score_by_shift(rows: Sequence[Row], metric: str = "dice") -> Any:
         axes.fill_between(shifts, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(shifts, middle, "o-", color=colour, label=checkpoint)
     axes.set_xticks(shifts)
-    axes.set(xlabel="box shift, up to (pixels)", ylabel=METRICS[metric][0], ylim=(0, 1.02))
+    axes.set(xlabel="box shift, up to (pixels)", ylabel=METRICS[metric].heading, ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper left", fontsize="small", frameon=False)
     return figure
 
 
 def picture_grid(
-    rows: Sequence[Row], draw: Callable[[Row], np.ndarray], metric: str = "dice"
+    rows: Sequence[ObjectScore], draw: Callable[[ObjectScore], np.ndarray], metric: str = "dice"
 ) -> Any:
-    """Best, median and worst object of each task, drawn by `draw`; rows of one checkpoint."""
-    tasks = _unique((row["task"], row["modality"]) for row in rows)[:8]
+    """Shows the best, median and worst object of each task; rows of one checkpoint."""
+    tasks = _unique((row.task, row.modality) for row in rows)[:8]
     figure = figure_of(9.0, 3.2 * len(tasks))
     grid = figure.subplots(len(tasks), 3, squeeze=False)
     for (task, modality), line in zip(tasks, grid, strict=True):
-        members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
-        members = sorted(members, key=lambda row: -np.nan_to_num(row[metric]))
+        members = [row for row in rows if (row.task, row.modality) == (task, modality)]
+        sign = -1 if METRICS[metric].higher_is_better else 1
+        members = sorted(members, key=lambda row: sign * np.nan_to_num(row.scores[metric]))
         places = {"best": 0, "median": len(members) // 2, "worst": len(members) - 1}
         drawn = []  # few objects: none twice
         for axes, (name, place) in zip(line, places.items(), strict=True):
@@ -136,29 +136,31 @@ def picture_grid(
             axes.imshow(draw(row))
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_title(f"{name}: DSC {row['dice']:.3f}, NSD {row['nsd']:.3f}", fontsize=9)
-            where = f"{row['case_id']}, slice {row['slice_index']}, label {row['label']}"
+            scores = [
+                f"{m.heading} {row.scores[m.name]:.3f}" for m in METRICS.values() if m.is_main
+            ]
+            axes.set_title(f"{name}: {', '.join(scores)}", fontsize=9)
+            where = f"{row.case_id}, slice {row.slice_index}, label {row.label}"
             axes.set_xlabel(where, fontsize=7)
         line[0].set_ylabel(f"{task} {modality}")
-    legend = "truth green, prediction orange, prompt yellow"
-    figure.suptitle(f"{rows[0]['checkpoint']}: {legend}", fontsize=9)
+    figure.suptitle(f"{rows[0].checkpoint}: {LEGEND}", fontsize=9)
     return figure
 
 
-def overview(rows: Sequence[Row], unit: str) -> Any:
-    """How many objects and cases each task has, and how large they are; rows of one checkpoint."""
+def overview(rows: Sequence[ObjectScore], unit: str) -> Any:
+    """Draws the number and the sizes of each task's objects; rows of one checkpoint."""
     from matplotlib import ticker
 
-    groups = _unique((row["task"], row["modality"]) for row in rows)
+    groups = _unique((row.task, row.modality) for row in rows)
     figure = figure_of(8.0, 1.5 + 0.4 * len(groups))
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (task, modality) in enumerate(groups):
-        members = [row for row in rows if (row["task"], row["modality"]) == (task, modality)]
-        cases = len({row["case_id"] for row in members})
+        members = [row for row in rows if (row.task, row.modality) == (task, modality)]
+        cases = count_cases(members)
         left.barh(place, len(members), color=COLOURS[place % len(COLOURS)])
         text = f" {len(members)} in {cases} case{'s' * (cases > 1)}"
         left.text(len(members), place, text, va="center", fontsize=8)
-        sizes = [row["truth_size"] for row in members]
+        sizes = [row.truth_size for row in members]
         right.plot(sizes, [place] * len(sizes), "|", color=COLOURS[place % len(COLOURS)])
     left.set_yticks(range(len(groups)), [f"{task}, {modality}" for task, modality in groups])
     left.invert_yaxis()  # shared: the first task on top
@@ -167,7 +169,7 @@ def overview(rows: Sequence[Row], unit: str) -> Any:
     left.margins(x=0.5)  # for the text beside the longest bar
     counted = unit.replace("mm", "voxels").replace("px", "pixels")
     right.set(xscale="log", xlabel=f"size of each ({counted})")
-    sizes = [row["truth_size"] for row in rows]
+    sizes = [row.truth_size for row in rows]
     wide = max(sizes) > 50 * max(1, min(sizes))
     right.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5)))
     right.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
@@ -177,7 +179,7 @@ def overview(rows: Sequence[Row], unit: str) -> Any:
 
 
 def figure_of(width: float, height: float) -> Any:
-    """A figure of its own, without pyplot's global state."""
+    """Makes a figure without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -190,16 +192,16 @@ def _unique(items) -> list:
     return list(dict.fromkeys(items))
 
 
-def _object(row: Row) -> tuple:
-    return row["task"], row["modality"], row["case_id"], row["slice_index"], row["label"]
+def _object(row: ObjectScore) -> tuple:
+    return row.task, row.modality, row.case_id, row.slice_index, row.label
 
 
 def _values(
-    rows: Sequence[Row], metric: str, checkpoint: str, group: tuple[str, str] | None = None
+    rows: Sequence[ObjectScore], metric: str, checkpoint: str, group: tuple[str, str] | None = None
 ) -> np.ndarray:
     values = [
-        row[metric]
+        row.scores[metric]
         for row in rows
-        if row["checkpoint"] == checkpoint and group in (None, (row["task"], row["modality"]))
+        if row.checkpoint == checkpoint and group in (None, (row.task, row.modality))
     ]
     return np.array(values)[np.isfinite(values)]

@@ -1,6 +1,7 @@
-"""How prompts are made from the truth, so that every model answers the same question."""
+"""Prompts drawn from the truth, the same ones for every model."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,10 +21,17 @@ class Prompt:
     points: Float[np.ndarray, "n 2"] | None = None
     labels: Int[np.ndarray, " n"] | None = None
 
+    def moved(self, move: Callable[[np.ndarray], np.ndarray]) -> "Prompt":
+        """Returns the prompt with `move` applied to its coordinates (x, y), [N, 2]."""
+        if self.box is not None:
+            corners = move(self.box.reshape(2, 2)).astype(np.float32)
+            return dataclasses.replace(self, box=corners.reshape(4))
+        return dataclasses.replace(self, points=move(self.points).astype(np.float32))
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One way to prompt, the same for every checkpoint and every run with the same seed.
+    """One way to draw prompts; the same seed gives every checkpoint and run the same ones.
 
     box: the object's extreme pixels; each side moves outwards by 0 to `box_shift` pixels.
     point: one pixel of the object, drawn uniformly. points: three, and three beside it.
@@ -42,11 +50,11 @@ class Protocol:
             raise UserError("--box_shift: works with --prompt box only; leave it out")
 
     def draw(self, mask: Bool[np.ndarray, "h w"], index: tuple[int, ...]) -> Prompt:
-        """The prompt for an object.
+        """Draws the prompt for an object.
 
         Args:
           mask: the object, on the valid part of its slice.
-          index: what identifies the object in the data; its draw depends on nothing else.
+          index: identifies the object in the data; beside the seed, the draw depends on it alone.
         """
         rng = np.random.default_rng([self.seed, *index])
         if self.prompt == "box":
@@ -59,7 +67,7 @@ class Protocol:
         if beside and not mask.all():
             points.append(sample_points(~mask, beside, rng))
             labels += [0] * beside
-        else:  # nothing beside it: points of SAM's padding label, so that shapes stay one
+        else:  # nothing beside it: points of SAM's padding label, so that all shapes are equal
             points.append(np.zeros((beside, 2), np.float32))
             labels += [-2] * beside
         return Prompt(points=np.concatenate(points), labels=np.array(labels, np.int32))

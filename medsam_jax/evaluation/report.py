@@ -1,4 +1,4 @@
-"""Writes everything an evaluation leaves: tables, tests, figures and a page to read."""
+"""Writes the results of an evaluation: tables, tests, figures and a page to read."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -8,44 +8,45 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.evaluation import burden_report, plots, statistics, tables
-
-Row = dict[str, Any]
+from medsam_jax.evaluation.base import ObjectScore
+from medsam_jax.evaluation.statistics import Row
+from medsam_jax.io.files import write_text
+from medsam_jax.metrics import METRICS
 
 
 def write_report(
     output: Path,
-    rows: Sequence[Row],
+    rows: Sequence[ObjectScore],
     *,
     title: str,
     settings: dict[str, Any],
     tolerance: float,
-    draw: Callable[[Row], np.ndarray],
-    hidden: Sequence[str] = (),
-    slice_rows: Sequence[Row] = (),
+    draw: Callable[[ObjectScore], np.ndarray],
+    columns: Sequence[str],
+    slice_rows: Sequence[ObjectScore] = (),
 ) -> None:
     """Writes per_object.csv, summary.csv, comparisons.csv, summary.md, summary.tex and figures/.
 
-    Also per_slice.csv where there are `slice_rows`, and burden.csv and burden_agreement.csv where
-    the rows hold volumes and diameters.
+    Also writes per_slice.csv where there are `slice_rows`, and burden.csv and burden_agreement.csv
+    where the rows hold volumes and diameters.
 
     Args:
       rows: one per object, checkpoint and box shift, in order.
-      settings: what the numbers depend on, for the reader.
-      draw: the picture of a row.
-      hidden: fields of the rows that are no columns of per_object.csv.
+      settings: facts that the numbers depend on, for the reader.
+      draw: makes the picture of a row.
+      columns: see `Evaluation.columns`.
     """
-    shown = [{name: v for name, v in row.items() if name not in hidden} for row in rows]
-    tables.write_csv(output / "per_object.csv", shown)
+    tables.write_csv(output / "per_object.csv", [row.table_row(columns) for row in rows])
     summary = statistics.summarise(rows)
     tables.write_csv(output / "summary.csv", summary)
     tests = statistics.compare(rows)
     if tests:
         tables.write_csv(output / "comparisons.csv", tests)
     if slice_rows:
-        tables.write_csv(output / "per_slice.csv", slice_rows)
+        tables.write_csv(output / "per_slice.csv", [row.table_row(columns) for row in slice_rows])
     figures = write_figures(output / "figures", rows, tolerance, draw)
     burden = ""
-    if "truth_volume_ml" in rows[0]:
+    if rows[0].burden:
         objects = statistics.first_setting(rows)
         measured, agreements = burden_report.agreements(objects)
         burden = burden_report.section(objects, agreements)
@@ -53,32 +54,33 @@ def write_report(
             tables.write_csv(output / "burden.csv", measured)
             tables.write_csv(output / "burden_agreement.csv", agreements)
             figures += burden_report.write_figures(output / "figures", measured)
-    first = [row for row in summary if row["box_shift"] == rows[0]["box_shift"]]
+    first = [row for row in summary if row["box_shift"] == rows[0].box_shift]
     caption = f"{title}. Median (first to third quartile) over objects."
     table = tables.summary_table(first, tolerance)
-    tables.write_text(output / "summary.tex", tables.latex(*table, caption))
+    write_text(output / "summary.tex", tables.latex(*table, caption))
     page = _page(title, settings, tolerance, summary, tests, burden, figures)
-    tables.write_text(output / "summary.md", page)
+    write_text(output / "summary.md", page)
 
 
 def write_figures(
     folder: Path,
-    rows: Sequence[Row],
+    rows: Sequence[ObjectScore],
     tolerance: float,
-    draw: Callable[[Row], np.ndarray],
+    draw: Callable[[ObjectScore], np.ndarray],
 ) -> list[str]:
     """Draws all figures that the rows allow; returns their names."""
     first = statistics.first_setting(rows)
-    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in first))
-    unit = statistics.units(first)
+    checkpoints = list(dict.fromkeys(row.checkpoint for row in first))
+    unit = statistics.units(row.unit for row in first)
     figures = {"overview.png": plots.overview(_of(first, checkpoints[0]), unit)}
-    for metric, heading in (("dice", "DSC"), ("nsd", f"NSD at {tolerance:g} {unit}")):
+    for metric in (name for name, metric in METRICS.items() if metric.is_main):
+        heading = METRICS[metric].title(tolerance, unit)
         figures[f"box_{metric}.png"] = plots.box_plots(first, metric, heading)
         for a, b in itertools.combinations(range(len(checkpoints)), 2):
             name = f"scatter_{metric}_{a + 1}_{b + 1}.png"
             figures[name] = plots.paired_scatter(first, metric, checkpoints[a], checkpoints[b])
-    if len({row["box_shift"] for row in rows}) > 1:
-        same = [row for row in rows if row["reference"] == first[0]["reference"]]
+    if len({row.box_shift for row in rows}) > 1:
+        same = [row for row in rows if row.reference == first[0].reference]
         figures["box_shift.png"] = plots.score_by_shift(same)
     for number, checkpoint in enumerate(checkpoints, 1):
         figures[f"pictures_{number}.png"] = plots.picture_grid(_of(first, checkpoint), draw)
@@ -87,8 +89,8 @@ def write_figures(
     return list(figures)
 
 
-def _of(rows: Sequence[Row], checkpoint: str) -> list[Row]:
-    return [row for row in rows if row["checkpoint"] == checkpoint]
+def _of(rows: Sequence[ObjectScore], checkpoint: str) -> list[ObjectScore]:
+    return [row for row in rows if row.checkpoint == checkpoint]
 
 
 def _page(
@@ -120,8 +122,9 @@ def _page(
     ]
     if tests:
         lines += ["\n## Comparison\n\n"]
-        lines += ["Wilcoxon signed-rank over cases (means of their objects), Holm-corrected "]
-        lines += [f"over the {len(tests)} tests of the table.\n\n"]
+        lines += ["Wilcoxon signed-rank over patients: a patient's score is the mean over its "]
+        lines += ["tasks and modalities of the mean over objects. Holm-corrected over the "]
+        lines += [f"{len(tests)} tests of the table.\n\n"]
         cells = [tables.comparison_cells(test) for test in tests]
         lines += [tables.markdown(tables.COMPARISON_HEADINGS, cells)]
     lines += [burden, "\n## Figures\n\n", *[f"![{name}](figures/{name})\n\n" for name in figures]]

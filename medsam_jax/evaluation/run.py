@@ -1,4 +1,4 @@
-"""What `python -m medsam_jax.evaluate` does, as a function."""
+"""Runs an evaluation: `python -m medsam_jax.evaluate` as a function."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,15 +6,12 @@ from pathlib import Path
 import jax
 
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import split as split_route
-from medsam_jax.evaluation import volumes as volume_route
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
 from medsam_jax.evaluation.score_scans import VolumeEvaluation
 from medsam_jax.evaluation.score_slices import SplitEvaluation
 from medsam_jax.hub import resolve
-from medsam_jax.inference.outputs import check_writable
-from medsam_jax.io.files import disk_space
+from medsam_jax.io.files import check_writable, disk_space
 from medsam_jax.models.checkpoint import read_config
 
 
@@ -53,7 +50,6 @@ def evaluate(
             raise UserError("--labels, --burden: work with --manifest; leave them out")
         split = split or "validation"
         evaluation = SplitEvaluation(data_dir, split, protocols, tolerance, batch_size, output)
-        hidden = split_route.JOURNAL_ONLY
     else:
         chosen = [_whole("labels", label) for label in labels]
         if len(set(chosen)) < len(chosen) or any(label <= 0 for label in chosen):
@@ -63,7 +59,6 @@ def evaluate(
         evaluation = VolumeEvaluation(
             manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden
         )
-        hidden = volume_route.JOURNAL_ONLY
     check_writable(output)
     notes = {}
     for checkpoint in checkpoints:  # the last one too, before hours of work on the first
@@ -94,7 +89,7 @@ def evaluate(
             },
             tolerance=tolerance,
             draw=evaluation.picture,
-            hidden=hidden,
+            columns=evaluation.columns,
             slice_rows=evaluation.slice_rows,
         )
     print((output / "summary.md").resolve())

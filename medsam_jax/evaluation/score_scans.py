@@ -1,9 +1,8 @@
 """Scores checkpoints on whole scans of a manifest: per object in 3D (mm), per slice in 2D (px).
 
-Each slice that holds an object gets one prompt, drawn from the first annotator's mask; the answers
+Each slice that holds an object gets one prompt, drawn from the first annotator's mask. Predictions
 are put back into the scan's own grid and scored there, in the scan's spacing, against every
-annotator. Pictures (one slice) are scored natively in 2D, in pixels. Rows reach the disk case by
-case (`journal`): a kill loses at most one case. With several hosts each scores its share.
+annotator. Pictures (one slice) are scored natively in 2D, in pixels.
 """
 
 import dataclasses
@@ -15,33 +14,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from medsam_jax.cli import progress
 from medsam_jax.data.preprocess import (
-    Preprocessing,
     get_recipe,
+    intensity_limits,
     normalise_intensity,
-    prompts_to_input,
-    read_mask,
-    read_scan,
     resize_image,
-    slice_axis,
-    slice_spacing,
 )
-from medsam_jax.distributed import wait_for_all
-from medsam_jax.drawing import overlay, window_around
+from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.journal import Journal, Row, checkpoint_identity
+from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.manifest import FIRST, Case, read_cases
-from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
 from medsam_jax.evaluation.protocol import Prompt, Protocol
-from medsam_jax.evaluation.scoring import decode_runs, encode_runs
-from medsam_jax.hub import load_model
-from medsam_jax.metrics import lesion_size, mask_scores
+from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
+from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
+from medsam_jax.metrics import lesion_size
 
-JOURNAL_ONLY = ("case_index", "box", "points", "runs")
+PIXELS = (1.0, 1.0)
 
 _Key = tuple[int, int, Protocol]  # slice, label, how it was prompted
 
@@ -60,24 +51,14 @@ class _Volume:
     def is_picture(self) -> bool:
         return len(self.image) == 1
 
-    def scored(self, mask: np.ndarray) -> np.ndarray:
-        """The mask in the dimensions that are scored: pictures are 2D, never slabs."""
-        return mask[0] if self.is_picture else mask
 
-    @property
-    def scored_spacing(self) -> tuple[float, ...]:
-        return (1.0, 1.0) if self.is_picture else self.spacing
-
-
-class VolumeEvaluation:
-    """Scores of several checkpoints on the scans of a manifest, under the same prompts.
+class VolumeEvaluation(Evaluation):
+    """Scores checkpoints on the scans of a manifest; its items are the cases.
 
     Args:
       manifest, split: see `read_cases`.
-      protocols: how to prompt; shifts are in pixels of the scan's own slices.
-      tolerance: of the NSD: mm for volumes, pixels for slices and pictures.
-      batch_size: slices at a time.
-      output: folder; `parts/` in it holds the rows as they come.
+      protocols, tolerance, batch_size, output: see `Evaluation`; shifts are in pixels of the scan's
+        own slices, the tolerance in mm for volumes, in pixels for slices and pictures.
       labels: labels that every case must have and that are scored; empty scores all there are.
       with_burden: whether rows hold volumes and diameters.
 
@@ -86,6 +67,8 @@ class VolumeEvaluation:
     """
 
     unit, scoring = "mm (px for pictures)", "volumes in 3D, in mm; pictures and slices in 2D, in px"
+    columns = ("checkpoint", "case_id", "task", "modality", "reference", "label", "prompt")
+    columns += ("box_shift", "unit", "slice_index", "truth_size", "predicted_size")
 
     def __init__(
         self,
@@ -98,91 +81,43 @@ class VolumeEvaluation:
         labels: Sequence[int] = (),
         with_burden: bool = False,
     ):
+        super().__init__(protocols, tolerance, batch_size, output)
         self.cases = read_cases(manifest, split)
-        self._protocols, self._tolerance, self._labels = protocols, tolerance, tuple(labels)
-        self._batch_size, self._output, self._burden = batch_size, output, with_burden
-        self._split = split
+        self._labels, self._burden = tuple(labels), with_burden
         self.title = f"{len(self.cases)} scans of `{manifest}`" + (f", split {split}" * bool(split))
-        self.slice_rows: list[Row] = []  # of everything evaluated so far
 
-    def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
-        """Any recipe will do: scans are prepared by the checkpoint's own."""
+    def items(self) -> dict[int | str, int]:
+        """Returns the places of the cases in the manifest, by the state of their files."""
+        return {_state(case): index for index, case in enumerate(self.cases)}
 
-    def window_note(self, preprocessing: Preprocessing) -> str:
-        """Nothing: scans are shown in the window of their case or of the checkpoint."""
-        return ""
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings of this route."""
+        return {"settings": [self._labels, self._burden]}
 
-    def evaluate(self, checkpoint: str) -> list[Row]:
-        """Rows of every object in 3D, those of an earlier run included, in the manifest's order.
+    def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
+        """Scores cases one by one; see `Evaluation.score`."""
+        for index in progress(items, "scans"):
+            yield [self._score_case(predictor, index)]
 
-        Raises:
-          UserError: a scan or mask that cannot be used, or an output that is not finite; the case
-            is named.
-        """
-
-        def work(todo: list[int], journal: Journal) -> None:
-            predictor = SlicePredictor(load_model(checkpoint), self._batch_size)
-            for index in progress(todo, "scans"):
-                journal.append([self._score_case(predictor, index)])
-
-        return self._rows(checkpoint, checkpoint_identity(checkpoint), work)
-
-    def evaluate_annotators(self) -> list[Row]:
-        """Rows of each annotator scored against each other one; none where there is only one."""
+    def evaluate_annotators(self) -> list[ObjectScore]:
+        """Returns rows of each annotator against each other one; none where there is only one."""
         if all(len(case.masks) < 2 for case in self.cases):
             return []
 
-        def work(todo: list[int], journal: Journal) -> None:
-            for index in progress(todo, "annotators"):
-                journal.append([self._score_annotators(index)])
+        def score(items: list[int]) -> Iterator[list[Entry]]:
+            for index in progress(items, "annotators"):
+                yield [self._score_annotators(index)]
 
-        return self._rows(None, ["annotators"], work)
+        return self._rows(None, ["annotators"], score)
 
-    def picture(self, row: Row) -> np.ndarray:
-        """The surroundings of a row's object, in the slice where it is largest."""
-        volume = self._read(row["case_index"])
-        index, label = row["slice_index"], row["label"]
-        recipe = get_recipe("lite")
-        image = normalise_intensity(volume.image, volume.case.modality, recipe, volume.case.window)[
-            index
-        ]
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        truth = volume.labels[row["reference"]][index] == label
-        prediction = decode_runs(row["runs"], truth.shape)
-        rows, columns = window = window_around(np.stack([truth, prediction]))
-        corner = np.array([columns.start, rows.start])
-        box = np.array(row["box"]) - np.tile(corner, 2) if row["box"] else None
-        points = np.array(row["points"]) - corner if row["points"] else None
-        return overlay(image[window], truth[window], prediction[window], box, points)
-
-    def _rows(self, checkpoint: str | None, identity: list[Any], work: Any) -> list[Row]:
-        """Runs `work` on the cases that no earlier run has finished; gathers all rows."""
-        journal = Journal(self._output / "parts", self._identity(identity), jax.process_index())
-        done = {entry["case"] for entry in journal.rows()}
-        wait_for_all(f"read what is scored of {identity[0]}")  # before any process writes more
-        keys = [_state(case) for case in self.cases]
-        todo = [i for i, key in enumerate(keys) if key not in done]
-        share = todo[jax.process_index() :: jax.process_count()]
-        if share:
-            work(share, journal)
-        wait_for_all(f"evaluated {identity[0]}")
-        entries = {entry["case"]: entry for entry in journal.rows()}
-        name = {} if checkpoint is None else {"checkpoint": checkpoint}
-        self.slice_rows += [name | row for key in keys for row in entries[key]["slices"]]
-        return [
-            name | row | {"case_index": index}
-            for index, key in enumerate(keys)
-            for row in entries[key]["objects"]
-        ]
-
-    def _identity(self, checkpoint: list[Any]) -> dict[str, Any]:
-        return {
-            "checkpoint": checkpoint,
-            "protocols": [dataclasses.astuple(protocol) for protocol in self._protocols],
-            "settings": [self._tolerance, self._labels, self._burden],
-            "rows": 3,  # raise when their content changes
-        }
+    def show(self, row: ObjectScore) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a row's slice as the model saw it, and the truth."""
+        volume = self._read(row.item)
+        recipe, modality = get_recipe(row.recipe), volume.case.modality
+        limits = intensity_limits(volume.image, modality, recipe, row.window)
+        plane = volume.image[row.slice_index]
+        image = normalise_intensity(plane, modality, recipe, row.window, limits)
+        return image, volume.labels[row.reference][row.slice_index] == row.label
 
     def _read(self, index: int) -> _Volume:
         case = self.cases[index]
@@ -205,51 +140,45 @@ class VolumeEvaluation:
         chosen = self._labels or tuple(present)
         return _Volume(case, image, labels, slice_spacing(scan, axis), chosen)
 
-    def _score_case(self, predictor: SlicePredictor, index: int) -> Row:
+    def _score_case(self, predictor: SlicePredictor, index: int) -> Entry:
         volume = self._read(index)
-        entry: Row = {"case": _state(volume.case), "objects": [], "slices": []}
+        preprocessing = predictor.preprocessing
+        shown = {
+            "recipe": preprocessing.recipe,
+            "window": preprocessing.ct_window(volume.case.window),
+        }
+        entry = Entry(_state(volume.case), [])
         prompts = self._prompts(volume)
-        masks = self._predict(predictor, volume, prompts)
+        masks = self._predict(predictor, volume, prompts, shown["window"])
         for protocol, label in itertools.product(self._protocols, volume.present):
             prediction = np.zeros(volume.labels[FIRST].shape, bool)
             for (number, *key), mask in masks.items():
                 if key == [label, protocol]:
                     prediction[number] = mask
             for reference in volume.labels:
-                objects, slices = self._compare(volume, prediction, label, reference)
-                common = self._common(volume, label, reference)
-                common |= {"prompt": protocol.prompt, "box_shift": protocol.box_shift}
-                # Another annotator's largest slice may be one that the first has nothing in.
-                prompt = prompts.get((objects["slice_index"], label, protocol), Prompt())
-                hidden = {
-                    "box": None if prompt.box is None else prompt.box.tolist(),
-                    "points": None if prompt.points is None else prompt.points.tolist(),
-                }
-                entry["objects"].append(common | objects | hidden)
-                entry["slices"] += [common | one for one in slices]
+                fields = _fields(volume.case, label, reference, protocol)
+                row = self._score_object(volume, prediction, fields | shown)
+                # Another annotator's largest slice may hold nothing of the first annotator's.
+                prompt = prompts.get((row.slice_index, label, protocol), Prompt())
+                entry.objects.append(dataclasses.replace(row, **prompt_fields(prompt)))
+                entry.slices.extend(self._score_slices(volume, prediction, fields))
         return entry
 
-    def _score_annotators(self, index: int) -> Row:
+    def _score_annotators(self, index: int) -> Entry:
+        """Scores annotators against each other; pictures show CT in the case's window."""
         volume = self._read(index)
-        entry: Row = {"case": _state(volume.case), "objects": [], "slices": []}
+        entry = Entry(_state(volume.case), [])
         for name, reference in itertools.permutations(volume.labels, 2):
             for label in volume.present:
-                objects, _ = self._compare(volume, volume.labels[name] == label, label, reference)
-                common = {"checkpoint": f"annotator {name}"}
-                common |= self._common(volume, label, reference)
-                common |= {"prompt": self._protocols[0].prompt}
-                common |= {"box_shift": self._protocols[0].box_shift}
-                hidden = {"box": None, "points": None}
-                entry["objects"].append(common | objects | hidden)
+                fields = _fields(volume.case, label, reference, self._protocols[0])
+                fields |= {"checkpoint": f"annotator {name}"}
+                fields |= {"recipe": "lite", "window": volume.case.window}
+                prediction = volume.labels[name] == label
+                entry.objects.append(self._score_object(volume, prediction, fields))
         return entry
 
-    def _common(self, volume: _Volume, label: int, reference: str) -> Row:
-        case = volume.case
-        names = {"case_id": case.case_id, "task": case.task, "modality": case.modality}
-        return names | {"reference": reference, "label": label}
-
     def _prompts(self, volume: _Volume) -> dict[_Key, Prompt]:
-        """In pixels of the slice, for every slice of every object; slice by slice."""
+        """Draws prompts for every slice of every object, in pixels of the slice, by slice."""
         case = zlib.crc32(volume.case.name.encode())  # not its row: rows may come and go
         return {
             (number, label, protocol): protocol.draw(plane == label, (case, number, label))
@@ -260,71 +189,64 @@ class VolumeEvaluation:
         }
 
     def _predict(
-        self, predictor: SlicePredictor, volume: _Volume, prompts: dict[_Key, Prompt]
-    ) -> dict[_Key, np.ndarray]:
-        """The mask [Y, X] that answers each prompt; a slice is embedded once for all of its own."""
-        keys = [list(group) for _, group in itertools.groupby(prompts, lambda key: key[0])]
-        tasks = self._tasks(predictor.preprocessing, volume, prompts, keys)
-        answers = predictor.run(tasks, volume.labels[FIRST].shape[1:])
-        masks = itertools.chain.from_iterable(itertools.chain.from_iterable(answers))
-        return dict(zip(prompts, masks, strict=True))
-
-    def _tasks(
         self,
-        preprocessing: Preprocessing,
+        predictor: SlicePredictor,
         volume: _Volume,
         prompts: dict[_Key, Prompt],
-        keys: list[list[_Key]],
-    ) -> Iterator[SliceTask]:
-        recipe = get_recipe(preprocessing.recipe)
+        window: str,
+    ) -> dict[_Key, np.ndarray]:
+        """Returns the mask [Y, X] for each prompt; a slice is embedded once for all of its own."""
         case, shape = volume.case, volume.image.shape[1:3]
+        recipe = get_recipe(predictor.preprocessing.recipe)
         try:
-            window = preprocessing.ct_window(case.window)
             grey = normalise_intensity(volume.image, case.modality, recipe, window)
         except UserError as error:
             raise UserError(f"{case.name}: {case.image}: {error}") from None
-        for slice_keys in keys:
-            number = slice_keys[0][0]
-            image, valid_shape = resize_image(grey[number], recipe)
-            moved = [_to_input(prompts[key], shape, preprocessing) for key in slice_keys]
-            yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, moved)
 
-    def _compare(
-        self, volume: _Volume, prediction: np.ndarray, label: int, reference: str
-    ) -> tuple[Row, list[Row]]:
-        """Scores of one object, and of its slices, against one annotator."""
-        truth = volume.labels[reference] == label
-        largest = int(truth.sum(axis=(1, 2)).argmax())
-        if not truth.any():
-            largest = int(prediction.sum(axis=(1, 2)).argmax())
-        row = {
-            "unit": "px" if volume.is_picture else "mm",
-            "slice_index": largest,
-            "truth_size": int(np.count_nonzero(truth)),
-            "predicted_size": int(np.count_nonzero(prediction)),
-            **mask_scores(
-                volume.scored(prediction),
-                volume.scored(truth),
-                volume.scored_spacing,
-                self._tolerance,
-            ),
-            "runs": encode_runs(prediction[largest]),
+        def tasks() -> Iterator[SliceTask]:
+            for number, keys in itertools.groupby(prompts, lambda key: key[0]):
+                image, valid_shape = resize_image(grey[number], recipe)
+                asked = [prompts[key] for key in keys]
+                yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, asked)
+
+        batches = predictor.run(tasks(), shape)
+        masks = itertools.chain.from_iterable(itertools.chain.from_iterable(batches))
+        return dict(zip(prompts, masks, strict=True))
+
+    def _score_object(
+        self, volume: _Volume, prediction: np.ndarray, fields: dict[str, Any]
+    ) -> ObjectScore:
+        """Scores one object in the dimensions of its scan."""
+        truth = volume.labels[fields["reference"]] == fields["label"]
+        seen = truth if truth.any() else prediction
+        largest = int(seen.sum(axis=(1, 2)).argmax())
+        masks, spacing, unit = (prediction, truth), volume.spacing, "mm"
+        if volume.is_picture:
+            masks, spacing, unit = (prediction[0], truth[0]), PIXELS, "px"
+        burden = {
+            f"{side}_{name}": value
+            for side, mask in (("truth", truth), ("predicted", prediction))
+            if self._burden
+            for name, value in lesion_size.measure(mask, volume.spacing).items()
         }
-        if self._burden:
-            for name, mask in (("truth", truth), ("predicted", prediction)):
-                measured = lesion_size.measure(mask, volume.spacing)
-                row |= {f"{name}_{measure}": value for measure, value in measured.items()}
-        slices = [
-            {
-                "unit": "px",
-                "slice_index": int(number),
-                "truth_size": int(np.count_nonzero(truth[number])),
-                "predicted_size": int(np.count_nonzero(prediction[number])),
-                **mask_scores(prediction[number], truth[number], (1.0, 1.0), self._tolerance),
-            }
-            for number in np.flatnonzero((truth | prediction).any(axis=(1, 2)))
-        ]
-        return row, slices
+        shown = {"unit": unit, "slice_index": largest, "runs": encode_runs(prediction[largest])}
+        return self._object_score(*masks, spacing, burden=burden, **shown, **fields)
+
+    def _score_slices(
+        self, volume: _Volume, prediction: np.ndarray, fields: dict[str, Any]
+    ) -> Iterator[ObjectScore]:
+        """Scores each slice with truth or prediction, in pixels."""
+        truth = volume.labels[fields["reference"]] == fields["label"]
+        for number in np.flatnonzero((truth | prediction).any(axis=(1, 2))):
+            place = {"unit": "px", "slice_index": int(number)}
+            yield self._object_score(prediction[number], truth[number], PIXELS, **place, **fields)
+
+
+def _fields(case: Case, label: int, reference: str, protocol: Protocol) -> dict[str, Any]:
+    """Returns the names of a row: whose object, which annotator's mask, how it was prompted."""
+    names = {"case_id": case.case_id, "task": case.task, "modality": case.modality}
+    names |= {"reference": reference, "label": label}
+    return names | {"prompt": protocol.prompt, "box_shift": protocol.box_shift}
 
 
 def _check_spacing(image: str, spacing: Sequence[float], is_volume: bool) -> None:
@@ -338,17 +260,8 @@ def _check_spacing(image: str, spacing: Sequence[float], is_volume: bool) -> Non
 
 
 def _state(case: Case) -> str:
-    """Digest of what a case's rows depend on: its row of the manifest and its files' times."""
+    """Returns a digest of a case's row in the manifest and of its files' times."""
     paths = (case.image, *case.masks.values())
     times = [Path(path.split("#")[0]).stat().st_mtime_ns for path in paths]
     text = json.dumps([dataclasses.astuple(case), times], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _to_input(prompt: Prompt, shape: tuple[int, int], preprocessing: Preprocessing) -> Prompt:
-    """Pixels of a scan's slice to pixels of the encoder input."""
-    if prompt.box is not None:
-        corners = prompts_to_input(prompt.box.reshape(2, 2), shape, preprocessing)
-        return dataclasses.replace(prompt, box=corners.reshape(4).astype(np.float32))
-    points = prompts_to_input(prompt.points, shape, preprocessing)
-    return dataclasses.replace(prompt, points=points.astype(np.float32))

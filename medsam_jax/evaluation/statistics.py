@@ -1,78 +1,73 @@
 """Summaries of scores and the tests that compare checkpoints on the same objects."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from medsam_jax.evaluation.scoring import METRICS
+from medsam_jax.evaluation.base import ObjectScore
+from medsam_jax.metrics import METRICS
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # of a table of results
+Case = tuple[str, str, str]  # case_id (the patient), task, modality
 ALL = "all"  # stands for every task or modality in a table
 
 
-def summarise(rows: Sequence[Row]) -> list[Row]:
-    """One row per checkpoint, prompt, shift and reference, task and modality, and one over all.
+def summarise(rows: Sequence[ObjectScore]) -> list[Row]:
+    """Returns one row per setting and annotator, task and modality, and one row over all of them.
 
-    NaN (both masks empty) and infinite distances (one empty) stay out of the statistics; how many
-    objects that are is in `both_empty`, `missed` (truth without prediction) and `spurious`. `unit`
-    is that of the distances, which have no statistics where mm and pixels meet.
+    NaN (both masks empty) and infinite distances (one empty) are left out of the statistics and
+    counted in `both_empty`, `missed` (truth without prediction) and `spurious`. `unit` is that of
+    the distances; where mm and pixels meet, distances have no statistics.
     """
     summary = []
     names = ("checkpoint", "prompt", "box_shift", "reference")
     for keys, group in _grouped(rows, *names):
-        parts = list(_grouped(group, "task", "modality"))
-        if len(parts) > 1:
-            parts.append(((ALL, ALL), group))
-        for (task, modality), members in parts:
+        for task, modality, members in _tasks_and_all(group):
             row = dict(zip(names, keys, strict=True))
-            row |= {"task": task, "modality": modality, "unit": units(members)}
+            row |= {"task": task, "modality": modality, "unit": units(row.unit for row in members)}
             row |= {"cases": count_cases(members)}
             summary.append(row | {"n": len(members)} | _empty_counts(members) | _spread(members))
     return summary
 
 
-def first_setting(rows: Sequence[Row]) -> list[Row]:
-    """The rows with the first row's box shift and reference: those of the main table."""
-    wanted = rows[0]["box_shift"], rows[0]["reference"]
-    return [row for row in rows if (row["box_shift"], row["reference"]) == wanted]
+def first_setting(rows: Sequence[ObjectScore]) -> list[ObjectScore]:
+    """Returns the rows with the first row's box shift and reference: those of the main table."""
+    wanted = rows[0].box_shift, rows[0].reference
+    return [row for row in rows if (row.box_shift, row.reference) == wanted]
 
 
-def units(rows: Iterable[Row]) -> str:
-    """Of the distances and the tolerance: "mm", "px", or "mm or px" of volumes and pictures."""
-    return " or ".join(sorted({unit for row in rows for unit in row["unit"].split(" or ")}))
+def units(found: Iterable[str]) -> str:
+    """Returns the unit of several rows: "mm", "px", or "mm or px" of volumes and pictures."""
+    return " or ".join(sorted({unit for one in found for unit in one.split(" or ")}))
 
 
-def count_cases(rows: Iterable[Row]) -> int:
-    """Number of different cases."""
-    return len({row["case_id"] for row in rows})
+def count_cases(rows: Iterable[ObjectScore]) -> int:
+    """Counts the different patients."""
+    return len({row.case_id for row in rows})
 
 
-def compare(rows: Sequence[Row], metrics: Sequence[str] = ("dice", "nsd")) -> list[Row]:
-    """Wilcoxon signed-rank tests between all pairs of checkpoints, Holm-corrected.
+def compare(rows: Sequence[ObjectScore]) -> list[Row]:
+    """Tests all pairs of checkpoints by Wilcoxon's signed-rank test, Holm-corrected.
 
-    The pairs are cases: the mean over a case's objects, because slices of one patient are not
-    independent. One correction covers all tests of the returned table. Only rows of the first
-    shift and reference enter.
+    The pairs are patients, because slices, objects and modalities of one patient are not
+    independent: see `patient_differences`. One correction covers all tests of the returned table.
+    Only rows of the first shift and reference are compared.
     """
     rows = first_setting(rows)
-    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
-    groups = list(_grouped(rows, "task", "modality"))
-    if len(groups) > 1:
-        groups.append(((ALL, ALL), rows))
+    checkpoints = list(dict.fromkeys(row.checkpoint for row in rows))
     tests = []
-    for (task, modality), members in groups:
-        for metric in metrics:
+    for task, modality, members in _tasks_and_all(rows):
+        for metric in (name for name, metric in METRICS.items() if metric.is_main):
             means = {name: case_means(members, name, metric) for name in checkpoints}
             for a, b in itertools.combinations(checkpoints, 2):
-                cases = sorted(means[a].keys() & means[b].keys())
-                if not cases:
+                difference = patient_differences(means[a], means[b])
+                if not len(difference):
                     continue
-                difference = np.array([means[b][case] - means[a][case] for case in cases])
                 test = {"task": task, "modality": modality, "metric": metric}
-                test |= {"checkpoint_a": a, "checkpoint_b": b, "cases": len(cases)}
+                test |= {"checkpoint_a": a, "checkpoint_b": b, "cases": len(difference)}
                 test |= {"median_b_minus_a": float(np.median(difference))}
                 tests.append(test | {"p": signed_rank(difference)})
     for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
@@ -80,17 +75,29 @@ def compare(rows: Sequence[Row], metrics: Sequence[str] = ("dice", "nsd")) -> li
     return tests
 
 
-def case_means(rows: Iterable[Row], checkpoint: str, metric: str) -> dict[tuple[str, str], float]:
-    """Mean score of each (task, case), over its objects that have one."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        if row["checkpoint"] == checkpoint and np.isfinite(row[metric]):
-            values.setdefault((row["task"], row["case_id"]), []).append(row[metric])
-    return {case: float(np.mean(scores)) for case, scores in values.items()}
+def case_means(rows: Iterable[ObjectScore], checkpoint: str, metric: str) -> dict[Case, float]:
+    """Returns the mean score of each case over its objects that have a score."""
+    chosen = [
+        row for row in rows if row.checkpoint == checkpoint and np.isfinite(row.scores[metric])
+    ]
+    return {
+        case: float(np.mean([row.scores[metric] for row in members]))
+        for case, members in _grouped(chosen, "case_id", "task", "modality")
+    }
+
+
+def patient_differences(
+    a: Mapping[Case, float], b: Mapping[Case, float]
+) -> Float[np.ndarray, " patients"]:
+    """Returns B minus A of each patient: the mean over the cases that both have."""
+    by_patient: dict[str, list[float]] = {}
+    for case in sorted(a.keys() & b.keys()):
+        by_patient.setdefault(case[0], []).append(b[case] - a[case])
+    return np.array([np.mean(differences) for differences in by_patient.values()])
 
 
 def signed_rank(difference: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; 1 when nothing differs."""
+    """Returns the two-sided p of Wilcoxon's signed-rank test; 1 when nothing differs."""
     from scipy import stats
 
     if not np.any(difference):
@@ -103,7 +110,7 @@ def signed_rank(difference: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given."""
+    """Returns p values after Holm's step-down correction, in the order given."""
     order = np.argsort(p_values)
     corrected = np.empty(len(p_values))
     highest = 0.0
@@ -113,41 +120,51 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def _grouped(rows: Iterable[Row], *names: str) -> Iterable[tuple[tuple[Any, ...], list[Row]]]:
+def _grouped(
+    rows: Iterable[ObjectScore], *names: str
+) -> Iterable[tuple[tuple[Any, ...], list[ObjectScore]]]:
     """Groups by fields, in the order of first appearance."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[ObjectScore]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+        groups.setdefault(tuple(getattr(row, name) for name in names), []).append(row)
     return groups.items()
 
 
-def _empty_counts(rows: Sequence[Row]) -> Row:
-    def count(condition: Callable[[bool, bool], bool]) -> int:
-        return sum(condition(row["truth_size"] > 0, row["predicted_size"] > 0) for row in rows)
+def _tasks_and_all(
+    rows: Sequence[ObjectScore],
+) -> Iterator[tuple[str, str, Sequence[ObjectScore]]]:
+    """Yields the rows of each task and modality; of several, then all rows as (ALL, ALL)."""
+    groups = _grouped(rows, "task", "modality")
+    for (task, modality), members in groups:
+        yield task, modality, members
+    if len(groups) > 1:
+        yield ALL, ALL, rows
 
+
+def _empty_counts(rows: Sequence[ObjectScore]) -> Row:
+    empty = [(row.truth_size == 0, row.predicted_size == 0) for row in rows]
     return {
-        "both_empty": count(lambda truth, predicted: not truth and not predicted),
-        "missed": count(lambda truth, predicted: truth and not predicted),
-        "spurious": count(lambda truth, predicted: predicted and not truth),
+        "both_empty": empty.count((True, True)),
+        "missed": empty.count((False, True)),
+        "spurious": empty.count((True, False)),
     }
 
 
-def _spread(rows: Sequence[Row]) -> Row:
+def _spread(rows: Sequence[ObjectScore]) -> Row:
     spread = {}
-    one_unit = len({row["unit"] for row in rows}) == 1
-    for metric, (_, is_share) in METRICS.items():
-        values = np.array([row[metric] for row in rows], float)
-        values = values[np.isfinite(values) & (is_share or one_unit)]
+    one_unit = len({row.unit for row in rows}) == 1
+    for name, metric in METRICS.items():
+        values = np.array([row.scores[name] for row in rows], float)
+        values = values[np.isfinite(values) & (one_unit or not metric.is_length)]
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [np.nan] * 3
         mean = values.mean() if len(values) else np.nan
-        names = ("median", "q1", "q3", "mean")
-        numbers = (middle, low, high, mean)
-        spread |= {f"{metric}_{n}": float(x) for n, x in zip(names, numbers, strict=True)}
+        numbers = {"median": middle, "q1": low, "q3": high, "mean": mean}
+        spread |= {f"{name}_{statistic}": float(x) for statistic, x in numbers.items()}
     return spread
 
 
 def agreement(measured: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """How well measurements agree with the truth, both [n].
+    """Measures how well measurements agree with the truth, both [n].
 
     Returns:
       n, Pearson's and Spearman's correlation, ICC(2,1) (two-way random effects, absolute

@@ -1,8 +1,7 @@
-"""Writes results as CSV, Markdown and LaTeX: complete or not at all."""
+"""Writes results as CSV, Markdown and LaTeX, each file whole or not at all."""
 
 import csv
 import io
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,23 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.evaluation.scoring import METRICS
-from medsam_jax.evaluation.statistics import units
+from medsam_jax.evaluation.statistics import Row, units
+from medsam_jax.io.files import write_text
+from medsam_jax.metrics import METRICS
 
-Row = dict[str, Any]
 TEXT_COLUMNS = ("task", "modality", "checkpoint", "reference")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes under a temporary name, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Columns are those of the first row; numbers keep six decimals, NaN is `nan`."""
+    """Writes the columns of the first row; numbers keep six decimals, NaN is `nan`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -41,14 +32,13 @@ def _number(value: Any) -> Any:
 
 
 def summary_table(rows: Sequence[Row], tolerance: float) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of a printed table of `statistics.summarise`'s rows."""
-    unit = units(rows)
+    """Returns headings and cells of a printed table of `statistics.summarise`'s rows."""
+    unit = units(row["unit"] for row in rows)
     names = list(TEXT_COLUMNS if len({row["reference"] for row in rows}) > 1 else TEXT_COLUMNS[:3])
-    in_heading = {"nsd": f" ({tolerance:g} {unit})", "hd95": f" ({unit})", "asd": f" ({unit})"}
     headings = [*names, "cases", "objects", "empty (missed/spurious/both)"]
-    for metric, (heading, _) in METRICS.items():
-        headings.append(f"{heading}{in_heading.get(metric, '')} median (IQR)")
-        headings += ["mean"] if metric in ("dice", "nsd") else []
+    for metric in METRICS.values():
+        headings.append(f"{metric.title(tolerance, unit)} median (IQR)")
+        headings += ["mean"] if metric.is_main else []
     return headings, [
         [row[name] for name in names] + _summary_numbers(row, row["unit"] != unit) for row in rows
     ]
@@ -57,22 +47,22 @@ def summary_table(rows: Sequence[Row], tolerance: float) -> tuple[list[str], lis
 def _summary_numbers(row: Row, with_unit: bool) -> list[str]:
     cells = [str(row["cases"]), str(row["n"])]
     cells.append("/".join(str(row[name]) for name in ("missed", "spurious", "both_empty")))
-    for metric, (_, is_share) in METRICS.items():
-        digits = 3 if is_share else 2
+    for metric in METRICS.values():
+        digits = 2 if metric.is_length else 3
         median, low, high, mean = (
-            f"{row[f'{metric}_{name}']:.{digits}f}" for name in ("median", "q1", "q3", "mean")
+            f"{row[f'{metric.name}_{name}']:.{digits}f}" for name in ("median", "q1", "q3", "mean")
         )
-        known = np.isfinite(row[f"{metric}_median"])
-        unit = f" {row['unit']}" * (with_unit and not is_share)
+        known = np.isfinite(row[f"{metric.name}_median"])
+        unit = f" {row['unit']}" * (with_unit and metric.is_length)
         cells.append(f"{median}{unit} ({low}-{high})" if known else "-")
-        if metric in ("dice", "nsd"):
+        if metric.is_main:
             cells.append(mean if known else "-")
     return cells
 
 
 def comparison_cells(test: Row) -> list[str]:
-    """A row of `statistics.compare` as the cells of a printed table."""
-    cells = [test["task"], test["modality"], METRICS[test["metric"]][0]]
+    """Returns a row of `statistics.compare` as the cells of a printed table."""
+    cells = [test["task"], test["modality"], METRICS[test["metric"]].heading]
     cells += [test["checkpoint_a"], test["checkpoint_b"], str(test["cases"])]
     return [*cells, f"{test['median_b_minus_a']:+.4f}", f"{test['p']:.2g}", f"{test['p_holm']:.2g}"]
 
@@ -81,14 +71,14 @@ COMPARISON_HEADINGS = ["task", "modality", "metric", "A", "B", "cases", "median 
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "".join("| " + " | ".join(line) + " |\n" for line in cells)
 
 
 def latex(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A LaTeX table as wide as the page at most; what stands in brackets goes to a second line."""
+    """Returns a LaTeX table, at most as wide as the page; brackets go to a second line."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(map(_latex_cell, cells)) + r" \\" + "\n"
@@ -106,7 +96,7 @@ def latex(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str) 
 
 
 def _latex_cell(text: str) -> str:
-    """Quartiles, and what else ends a cell in brackets, go below: columns stay narrow."""
+    """Puts quartiles, or other brackets that end a cell, below it: columns stay narrow."""
     found = re.fullmatch(r"(.+) \((.+)\)", text)
     if not found:
         return _escaped(text)

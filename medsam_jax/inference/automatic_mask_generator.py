@@ -12,13 +12,17 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from medsam_jax.cli import progress
+from medsam_jax.data.run_lengths import compress_rle, decode_rle, encode_rle
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
+from medsam_jax.inference.engine import EncodedImage
 from medsam_jax.inference.mask_filters import (
     Filtered,
     Thresholds,
+    enlargement,
     filter_masks,
     low_res_boxes,
     suppress,
@@ -26,19 +30,19 @@ from medsam_jax.inference.mask_filters import (
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.prompts import Prompts, bucket
 from medsam_jax.models.sam import Sam
+from medsam_jax.models.unet import UNet
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle", "label_map"]
 _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "binary_mask": records.decode_rle,
+    "binary_mask": decode_rle,
     "label_map": dict,  # decoded one by one
     "uncompressed_rle": dict,
-    "coco_rle": records.compress_rle,
+    "coco_rle": compress_rle,
 }
 
 
-# Least predicted IoU and stability. SAM's for points. For boxes, on a labelled abdominal CT slice
-# with LiteMedSAM: 458 boxes leave 27 masks, 7 of the 9 objects that any of the boxes finds; SAM's
-# values leave none.
+# Least predicted IoU and stability. SAM's for points, which leave no mask of LiteMedSAM's boxes;
+# docs/automatic_masks.md has the measurements behind the values for boxes.
 _THRESHOLDS = {"points": (0.88, 0.95), "boxes": (0.8, 0.8)}
 
 _MEDICAL: dict[str, Any] = {
@@ -49,7 +53,8 @@ _MEDICAL: dict[str, Any] = {
     "box_nms_thresh": 0.3,
 }
 
-# Of the masks of a grid's boxes, which are followed by asking again with their own boxes.
+# Masks of a grid's boxes whose own boxes become prompts: predicted IoU above this, and none whose
+# box overlaps that of a better mask by more than this IoU.
 _LEAST_IOU_TO_FOLLOW = 0.4
 _SAME_BOX = 0.7
 
@@ -72,15 +77,18 @@ class _Candidate:
 class AutomaticMaskGenerator:
     """Finds masks without prompts by asking for one everywhere and keeping the good ones.
 
+    Longer than other classes here: it has `SamAutomaticMaskGenerator`'s many parameters, each with
+    its check. The filters are in `mask_filters`, what needs no device in `mask_records`.
+
     Args:
       model: a `Sam`, or a `Predictor` whose compiled programs are shared.
       points_per_side: of the grid of points, None with `point_grids`; ignored for boxes.
       points_per_batch: prompts that go through the decoder together; bounds the memory.
-      pred_iou_thresh: least predicted IoU, 0 to 1; 0 keeps all, as SAM's does. None is 0.88 for
+      pred_iou_thresh: least predicted IoU, 0 to 1; 0 keeps all, as in SAM. None is 0.88 for
         points, as in SAM, and 0.8 for boxes.
       stability_score_thresh: least IoU between the masks at two cut-offs. None is 0.95 for points,
         as in SAM, and 0.8 for boxes.
-      stability_score_offset: of the cut-offs from the mask threshold, in logits.
+      stability_score_offset: distance of the cut-offs from the mask threshold, in logits.
       box_nms_thresh: box IoU above which the mask with the lower predicted IoU is dropped.
       crop_n_layers: layer i adds 4 ** i overlapping crops, each treated as an image.
       crop_nms_thresh: as `box_nms_thresh`, between crops; masks of smaller crops win.
@@ -89,11 +97,11 @@ class AutomaticMaskGenerator:
       point_grids: points [N, 2] in parts of width and height, one array for each crop layer.
       min_mask_region_area: holes and islands below this many pixels are removed.
       output_mode: form of `segmentation`; "label_map" makes `generate` return one array.
-      prompts: "points", "boxes", or None for what the weights were trained on: the checkpoint's
-        `automatic_prompts`, else points for SAM's (recipe "sam") and boxes for the MedSAM family,
-        which answers a point with nothing.
-      box_sides: of the boxes, as parts of the image's shorter side.
-      box_rounds: how often the boxes are replaced by the boxes of their masks before those count.
+      prompts: "points", "boxes", or None for the kind that the weights were trained on: the
+        checkpoint's `automatic_prompts`, else points for SAM's (recipe "sam") and boxes for the
+        MedSAM family, which returns a nearly empty mask for a point.
+      box_sides: sides of the boxes, as parts of the image's shorter side.
+      box_rounds: how often each box is replaced by the box of its mask before masks are kept.
 
     Raises:
       UserError: a parameter outside its range.
@@ -154,10 +162,13 @@ class AutomaticMaskGenerator:
         if not box_sides or not all(0 < side <= 1 for side in box_sides):
             raise UserError(f"box_sides: {tuple(box_sides)}; use parts of the shorter side, 0 to 1")
         self.predictor = Predictor.of(model)
-        preprocessing = self.predictor.model.config.preprocessing
-        by_recipe = "points" if preprocessing.recipe == "sam" else "boxes"
-        self.prompts = prompts or self.predictor.model.config.automatic_prompts or by_recipe
-        self.point_grids = [_unit_grid(*pair) for pair in enumerate(point_grids or ())] or [
+        if isinstance(self.predictor.model, UNet):
+            raise UserError("model: a U-Net predicts no IoU to choose masks by; use a SAM")
+        self._engine = self.predictor.engine
+        config = self._engine.model.config
+        by_recipe = "points" if config.preprocessing.recipe == "sam" else "boxes"
+        self.prompts = prompts or config.automatic_prompts or by_recipe
+        self.point_grids = [records.unit_grid(*pair) for pair in enumerate(point_grids or ())] or [
             records.point_grid(max(points_per_side // crop_n_points_downscale_factor**layer, 1))
             for layer in range(crop_n_layers + 1)
         ]
@@ -176,21 +187,22 @@ class AutomaticMaskGenerator:
         self.output_mode = output_mode
         self.box_sides = tuple(box_sides)
         self.box_rounds = box_rounds
-        self._preprocessing = preprocessing
 
     @classmethod
     def medical(cls, model: Sam | Predictor, **changes: Any) -> "AutomaticMaskGenerator":
-        """Settings for scans and weights trained on boxes; see docs/automatic_masks.md.
+        """Returns a generator with settings for scans and weights trained on boxes.
+
+        docs/automatic_masks.md says how they were chosen.
 
         Args:
-          changes: arguments of the constructor that are to differ from the preset.
+          changes: arguments of the constructor that differ from the preset.
         """
         return cls(model, **(_MEDICAL | changes))
 
     def generate(
         self, image: np.ndarray, modality: str | None = None, window: str | None = None
     ) -> list[dict[str, Any]] | np.ndarray:
-        """All masks of an image.
+        """Generates all masks of an image.
 
         Args:
           image, modality, window: as `Predictor.set_image`.
@@ -201,7 +213,12 @@ class AutomaticMaskGenerator:
           or `prompt_box` [[x0, y0, x1, y1]]. For "label_map", int32 [H, W] instead: 0 where there
           is no mask, smaller masks over larger ones.
         """
-        image = self.predictor.normalise(image, modality, window)
+        return self.generate_normalised(self.predictor.normalise(image, modality, window))
+
+    def generate_normalised(
+        self, image: UInt8[np.ndarray, "h w *c"]
+    ) -> list[dict[str, Any]] | Int[np.ndarray, "h w"]:
+        """Generates masks of a uint8 image that `Predictor.normalise` returned, or of a part."""
         shape = image.shape[:2]
         crops = records.crop_boxes(shape, self.crop_n_layers, self.crop_overlap_ratio)
         found: list[_Candidate] = []
@@ -217,24 +234,31 @@ class AutomaticMaskGenerator:
 
     def _of_crop(self, image: np.ndarray, crop_box, layer: int) -> list[_Candidate]:
         x0, y0, x1, y1 = crop_box
-        self.predictor.set_normalised([image[y0:y1, x0:x1]])
-        to_crop = jax.device_put(self.predictor.enlargement())
-        shape = (y1 - y0, x1 - x0)
+        [crop] = self._engine.encode([image[y0:y1, x0:x1]])
+        to_crop = jax.device_put(
+            enlargement(
+                self._engine.mask_side,
+                crop.valid_shape,
+                crop.original_shape,
+                self._engine.preprocessing,
+            )
+        )
+        shape = crop.original_shape
         if self.prompts == "points":
             grid = self.point_grids[layer] * shape[::-1]
         else:
             grid = records.box_grid(shape, self.box_sides)
             for _ in range(self.box_rounds):
-                grid = self._boxes_of_masks(grid, shape)
+                grid = self._boxes_of_masks(crop, grid)
         found: list[_Candidate] = []
         launched = None
         for batch in self._batches(grid):
-            before, launched = launched, (batch, self._launch(batch, to_crop, crop_box, image))
+            filtered = self._launch(crop, batch, to_crop, crop_box, image)
+            before, launched = launched, (batch, filtered)
             if before:  # read what is ready while the device works on the next
                 found += self._collect(*before, crop_box, image.shape[:2])
         if launched:
             found += self._collect(*launched, crop_box, image.shape[:2])
-        self.predictor.reset_image()
         return _keep(found, [c.predicted_iou for c in found], self.box_nms_thresh)
 
     def _batches(self, grid: np.ndarray) -> Iterable[np.ndarray]:
@@ -242,47 +266,52 @@ class AutomaticMaskGenerator:
         parts = [grid[start : start + size] for start in range(0, len(grid), size)]
         return progress(parts, f"automatic masks, {len(grid)} {self.prompts}")
 
-    def _boxes_of_masks(self, grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """The boxes of the masks that boxes [N, 4] give, those that say the same left out.
+    def _boxes_of_masks(self, crop: EncodedImage, grid: np.ndarray) -> np.ndarray:
+        """Boxes of the masks that boxes [N, 4] give, without those that repeat another.
 
-        A box of a grid is seldom an object's; its mask is drawn to one, and so has a better box.
+        A box of a grid seldom fits an object; the box of its mask fits better.
         """
+        engine, shape = self._engine, crop.original_shape
         found, scores = [], []
         for batch in self._batches(grid):
-            logits, predicted_iou = self._decode(batch)
-            boxes = low_res_boxes(logits[:, 0], self._preprocessing.mask_threshold)
+            logits, predicted_iou = self._decode(crop, batch)
+            boxes = low_res_boxes(logits[:, 0], engine.preprocessing.mask_threshold)
             found.append(np.asarray(boxes)[: len(batch)])
             scores.append(np.asarray(predicted_iou)[: len(batch), 0])
-        boxes = np.concatenate(found) * np.tile(self.predictor.pixels_per_logit(), 2)
+        stored_per_logit = engine.recipe.size / engine.mask_side
+        pixels_per_logit = np.divide(shape, crop.valid_shape)[::-1] * stored_per_logit  # x, y
+        boxes = np.concatenate(found) * np.tile(pixels_per_logit, 2)
         boxes = np.minimum(boxes, np.tile(shape[::-1], 2)) - (0, 0, 1, 1)
         scores = np.where((boxes[:, 2:] > boxes[:, :2]).all(axis=1), np.concatenate(scores), 0)
         chosen = np.flatnonzero(scores > _LEAST_IOU_TO_FOLLOW)
         return boxes[chosen[suppress(boxes[chosen], scores[chosen], _SAME_BOX)]]
 
-    def _decode(self, batch: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """Logits and scores of a batch padded to one of three sizes: three masks of a point, which
-        is ambiguous, one of a box."""
+    def _decode(self, crop: EncodedImage, batch: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Logits [P, C, m, m] and scores [P, C] of a batch padded to one of three sizes.
+
+        A point is ambiguous and gets three masks, a box one.
+        """
         by_points = self.prompts == "points"
         batch = batch.astype(np.float32)
-        prompts = Prompts(
-            coords=batch[:, None] if by_points else None,
-            labels=np.ones((len(batch), 1), np.int32) if by_points else None,
-            boxes=None if by_points else batch,
-            masks=None,
-            single=False,
-        )
+        labels = np.ones((len(batch), 1), np.int32)
+        prompts = Prompts(batch[:, None], labels) if by_points else Prompts(boxes=batch)
         smallest = -(-self.points_per_batch // 4)
         padded = min(max(bucket(len(batch)), smallest), self.points_per_batch)
-        return self.predictor.decode_on_device(prompts, padded, by_points)
+        logits, scores = self._engine.decode(
+            crop.embedding[None], [crop.original_shape], [prompts], by_points, padded
+        )
+        return logits[0], scores[0]
 
-    def _launch(self, batch: np.ndarray, to_crop, crop_box, image: np.ndarray) -> Filtered:
+    def _launch(
+        self, crop: EncodedImage, batch: np.ndarray, to_crop, crop_box, image: np.ndarray
+    ) -> Filtered:
         """Starts decoder and filters on a batch."""
-        logits, scores = self._decode(batch)
+        logits, scores = self._decode(crop, batch)
         thresholds = Thresholds(
             self.pred_iou_thresh,
             self.stability_score_thresh,
             self.stability_score_offset,
-            self._preprocessing.mask_threshold,
+            self._engine.preprocessing.mask_threshold,
         )
         return filter_masks(
             logits,
@@ -292,13 +321,13 @@ class AutomaticMaskGenerator:
             np.array(crop_box, np.int32),
             np.array(image.shape[:2], np.int32),
             thresholds,
-            upsample=self._preprocessing.upsample,
+            upsample=self._engine.preprocessing.upsample,
         )
 
     def _collect(
         self, batch: np.ndarray, filtered: Filtered, crop_box, image_shape
     ) -> list[_Candidate]:
-        """Masks that passed, as run lengths; those of the others never leave the device."""
+        """Reads the masks that passed, as run lengths; the others never leave the device."""
         count = int(filtered.count)
         if count == 0:
             return []
@@ -323,44 +352,32 @@ class AutomaticMaskGenerator:
         return {name: [(prompt + corner).tolist()]}
 
     def _without_small_regions(self, found: list[_Candidate], shape) -> list[_Candidate]:
-        """Cleans masks, then drops duplicates this made; masks that needed none are preferred."""
+        """Cleans masks, then drops duplicates that arose; masks left unchanged are preferred."""
         scores = []
         for candidate in found:
-            mask = records.decode_rle(candidate.rle(shape))
+            mask = decode_rle(candidate.rle(shape))
             mask, changed = records.remove_small_regions(mask, self.min_mask_region_area)
             if changed:
-                candidate.counts = np.array(records.encode_rle(mask)["counts"], np.int32)
+                candidate.counts = np.array(encode_rle(mask)["counts"], np.int32)
                 candidate.box = records.mask_box(mask)
             scores.append(0.0 if changed else 1.0)
         return _keep(found, scores, max(self.box_nms_thresh, self.crop_nms_thresh))
 
     def _record(self, candidate: _Candidate, shape) -> dict[str, Any]:
+        x0, y0, x1, y1 = candidate.crop_box
         return {
             "segmentation": _OUTPUTS[self.output_mode](candidate.rle(shape)),
             "area": int(candidate.counts[1::2].sum()),
-            "bbox": _xywh(candidate.box),
+            "bbox": records.coco_box(candidate.box),
             "predicted_iou": candidate.predicted_iou,
             "stability_score": candidate.stability_score,
-            "crop_box": _xywh(candidate.crop_box),
+            "crop_box": [x0, y0, x1 - x0, y1 - y0],
             **candidate.prompt,
         }
 
 
-def _unit_grid(layer: int, grid: Any) -> np.ndarray:
-    """One of `point_grids`, checked."""
-    points = np.asarray(grid, float)
-    if points.ndim != 2 or points.shape[1] != 2 or points.size == 0:
-        raise UserError(f"point_grids[{layer}]: shape {points.shape}; give [N, 2]")
-    if not ((points >= 0) & (points <= 1)).all():
-        raise UserError(
-            f"point_grids[{layer}]: from {points.min():g} to {points.max():g}; give x and y as "
-            "parts of width and height, 0 to 1"
-        )
-    return points
-
-
 def label_map(answers: Sequence[dict[str, Any]], shape: tuple[int, int]) -> np.ndarray:
-    """Masks of `generate` as one int32 [H, W], numbered by size; smaller ones lie over larger.
+    """Paints masks of `generate` into one int32 [H, W], numbered by size, smaller over larger.
 
     Args:
       answers: with `segmentation` as a mask or as uncompressed run lengths.
@@ -369,15 +386,10 @@ def label_map(answers: Sequence[dict[str, Any]], shape: tuple[int, int]) -> np.n
     labels = np.zeros(shape, np.int32)
     for label, answer in enumerate(sorted(answers, key=lambda a: -a["area"]), start=1):
         mask = answer["segmentation"]
-        labels[records.decode_rle(mask) if isinstance(mask, dict) else mask] = label
+        labels[decode_rle(mask) if isinstance(mask, dict) else mask] = label
     return labels
 
 
 def _keep(found: list[_Candidate], scores: Sequence[float], threshold: float) -> list[_Candidate]:
     boxes = np.array([c.box for c in found], np.float32).reshape(-1, 4)
     return [found[index] for index in suppress(boxes, np.array(scores), threshold)]
-
-
-def _xywh(box: tuple[int, int, int, int]) -> list[int]:
-    x0, y0, x1, y1 = box
-    return [x0, y0, x1 - x0, y1 - y0]

@@ -1,9 +1,9 @@
-"""What automatic mask generation does on the device, in fixed shapes: filters, boxes, suppression.
+"""Device side of automatic mask generation, in fixed shapes: filters, boxes, suppression.
 
 segment_anything (utils/amg.py) filters by boolean indexing: every step has another shape, and all
-masks of a batch are enlarged together. Here a batch keeps its shape; what passes is moved to the
-front and counted, and a loop of that many turns enlarges a few masks at a time, so memory does not
-grow with the batch times the image. Results are those of segment_anything at the image's own size.
+masks of a batch are enlarged together. Here a batch keeps its shape: masks that pass are moved to
+the front and counted, and a loop enlarges a few of them at a time, so memory does not grow with the
+batch times the image. Results equal segment_anything's at the image's own size.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from medsam_jax.data.preprocess import Preprocessing, get_recipe
 
@@ -23,7 +23,7 @@ _EDGE_TOLERANCE = 20.0  # pixels, segment_anything's
 
 
 class Enlargement(NamedTuple):
-    """From low-resolution logits to the pixels of a crop: bilinear, one matrix for each axis.
+    """Bilinear resize of low-resolution logits to the pixels of a crop: one matrix for each axis.
 
     Sizes are rounded up, so that few are compiled; rows and columns beyond the crop are zero.
     """
@@ -34,7 +34,7 @@ class Enlargement(NamedTuple):
 
 
 class Thresholds(NamedTuple):
-    """What a mask must pass; 0 turns off either of the first two, as in segment_anything."""
+    """Least values of a mask; 0 turns off either of the first two, as in segment_anything."""
 
     predicted_iou: float
     stability: float
@@ -59,10 +59,10 @@ def enlargement(
     crop_shape: Sequence[int],
     preprocessing: Preprocessing,
 ) -> Enlargement:
-    """The steps of `restore_masks` as matrices.
+    """Returns the steps of `restore_masks` as matrices.
 
     Args:
-      mask_side: of the low-resolution logits.
+      mask_side: side of the low-resolution logits.
       valid_shape: (h, w) of the crop on the stored grid.
       crop_shape: (H, W) of the crop.
     """
@@ -97,7 +97,7 @@ def _bilinear(size_in: int, size_out: int) -> np.ndarray:
 
 
 def _rounded_up(size: int) -> int:
-    """By at most an eighth or 63 pixels: images of similar size share a compiled program."""
+    """Rounds up by at most an eighth or 63 pixels, so similar sizes share a compiled program."""
     step = max(64, 1 << max(math.ceil(math.log2(size)) - 3, 0))
     return -(-size // step) * step
 
@@ -113,10 +113,10 @@ def filter_masks(
     thresholds: Thresholds,
     upsample: str,
 ) -> Filtered:
-    """Masks of a batch of prompts that pass every filter of segment_anything, with their boxes.
+    """Finds the masks of a batch of prompts that pass every filter of segment_anything.
 
     Args:
-      logits, scores: what the decoder answered.
+      logits, scores: the decoder's answers.
       valid: prompts that are not padding.
       to_crop: from `enlargement`, for the crop that is set.
       crop_box: x0, y0, x1, y1 of the crop in the image.
@@ -124,8 +124,8 @@ def filter_masks(
       upsample: "logits" or "probabilities", the contract's.
 
     Returns:
-      What passes: predicted IoU above its threshold, then stability at least its own, a mask that
-      is not empty, and no end of its box within 20 pixels of the crop's where the image goes on.
+      Masks with a predicted IoU above its threshold and a stability of at least its own, that are
+      not empty, and whose box does not end within 20 pixels of a crop's edge inside the image.
     """
     total = scores.size
     flat = logits.reshape(total, *logits.shape[2:])
@@ -168,7 +168,9 @@ def filter_masks(
 
 
 @jax.jit
-def low_res_boxes(logits: Float[Array, "n m m"], mask_threshold: float) -> Int[Array, "n 4"]:
+def low_res_boxes(
+    logits: Float[Array, "n m m"], mask_threshold: float | Float[Array, ""]
+) -> Int[Array, "n 4"]:
     """x0, y0, x1, y1 of masks in low-resolution pixels, x1 and y1 one beyond the last."""
     mask = logits > mask_threshold
     x0, x1 = _extent(mask.any(axis=1))
@@ -211,7 +213,7 @@ def _ends_at_crop_edge(boxes, crop_box, image_shape) -> Bool[Array, " n"]:
 
 
 def suppress(
-    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], iou_threshold: float
+    boxes: Num[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], iou_threshold: float
 ) -> list[int]:
     """Greedy non-maximum suppression: indices kept, best score first (torchvision's `nms`)."""
     size = max(256, 1 << max(len(boxes) - 1, 0).bit_length())
@@ -226,7 +228,7 @@ def suppress(
 
 @jax.jit
 def _suppress(boxes, scores, valid, iou_threshold) -> tuple[Int[Array, " n"], Int[Array, ""]]:
-    """Each turn keeps the best box that is left: as many turns as boxes are kept, not as given."""
+    """Keeps the best remaining box in each turn: as many turns as boxes are kept."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
     def turn(state):

@@ -1,7 +1,6 @@
-"""What automatic mask generation does on the host: run lengths, clean-up, crops, grids of prompts.
+"""Host side of automatic mask generation: packed crops, clean-up, crops and grids of prompts.
 
-Definitions of segment_anything/utils/amg.py, written for NumPy; COCO's compressed run lengths are
-made here, without pycocotools.
+Definitions of segment_anything/utils/amg.py, written for NumPy.
 """
 
 import itertools
@@ -12,19 +11,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-
-def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """COCO's uncompressed run lengths, down the columns, beginning with background."""
-    flat = mask.ravel(order="F")
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate([[0], edges, [flat.size]]))
-    counts = runs.tolist() if not flat[0] else [0, *runs.tolist()]
-    return {"size": list(mask.shape), "counts": counts}
+from medsam_jax.data.prompts import box_from_mask
+from medsam_jax.data.run_lengths import runs_between
+from medsam_jax.errors import UserError
 
 
 def encode_packed(
     packed: UInt8[np.ndarray, "w bytes"],
-    box: Sequence[int],
+    box: Sequence[int] | Int[np.ndarray, " 4"],
     crop_box: Sequence[int],
     image_shape: tuple[int, int],
 ) -> Int[np.ndarray, " runs"]:
@@ -43,36 +37,21 @@ def encode_packed(
     inside = packed[first - left : last - left + 1]
     columns[:, top:bottom] = np.unpackbits(inside, axis=1, count=bottom - top)
     edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + first * height
-    runs = np.diff(edges, prepend=0, append=height * width)
-    return (runs[:-1] if runs[-1] == 0 else runs).astype(np.int32)
-
-
-def decode_rle(rle: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
-    """The mask of uncompressed run lengths."""
-    height, width = rle["size"]
-    values = np.arange(len(rle["counts"])) % 2 == 1
-    return np.repeat(values, rle["counts"]).reshape((height, width), order="F")
-
-
-def compress_rle(rle: dict[str, Any]) -> dict[str, Any]:
-    """COCO's compressed form: counts as differences from the one before last, in base 32."""
-    counts, text = rle["counts"], []
-    for index, count in enumerate(counts):
-        value = count - counts[index - 2] if index > 2 else count
-        more = True
-        while more:
-            digit, value = value & 31, value >> 5
-            more = value != (-1 if digit & 16 else 0)
-            text.append(chr(48 + digit + (32 if more else 0)))
-    return {"size": rle["size"], "counts": "".join(text)}
+    return runs_between(edges, height * width).astype(np.int32)
 
 
 def mask_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of the extreme pixels; zeros for an empty mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+    return tuple(box_from_mask(mask).astype(int).tolist()) if mask.any() else (0, 0, 0, 0)
+
+
+def coco_box(box: Sequence[int]) -> list[int]:
+    """COCO's x, y, width, height of a box between extreme pixels: sides are numbers of pixels.
+
+    segment_anything's width and height are one less.
+    """
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0 + 1, y1 - y0 + 1]
 
 
 def remove_small_regions(
@@ -125,6 +104,23 @@ def point_grid(per_side: int) -> Float[np.ndarray, "n 2"]:
     centres = (np.arange(per_side) + 0.5) / per_side
     x, y = np.meshgrid(centres, centres)
     return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def unit_grid(layer: int, grid: Any) -> np.ndarray:
+    """Checks one of the generator's `point_grids`, points [N, 2] in the unit square.
+
+    Raises:
+      UserError: another shape, or points outside the square; the layer is named.
+    """
+    points = np.asarray(grid, float)
+    if points.ndim != 2 or points.shape[1] != 2 or points.size == 0:
+        raise UserError(f"point_grids[{layer}]: shape {points.shape}; give [N, 2]")
+    if not ((points >= 0) & (points <= 1)).all():
+        raise UserError(
+            f"point_grids[{layer}]: from {points.min():g} to {points.max():g}; give x and y as "
+            "parts of width and height, 0 to 1"
+        )
+    return points
 
 
 def box_grid(shape: tuple[int, int], sides: tuple[float, ...]) -> Float[np.ndarray, "n 4"]:

@@ -1,11 +1,10 @@
 """Names and formats of what the predict command writes, each file whole or not at all."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from medsam_jax.errors import OutputError, UserError
+from medsam_jax.errors import UserError
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
 from medsam_jax.io.scans import Scan, is_dicom
 
@@ -13,19 +12,8 @@ SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
 MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")
 
 
-def check_writable(output: Path) -> None:
-    """Raises OutputError before any work where the folder can be neither made nor written to."""
-    existing = output
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise OutputError(f"{output}: cannot be written ({existing} is a file); name a folder")
-    if not os.access(existing, os.W_OK):
-        raise OutputError(f"{output}: cannot be written (no permission); choose another folder")
-
-
 def stem(image: str) -> str:
-    """What outputs of an image are named after: its file without suffix, its folder's name."""
+    """The name that an image's outputs start with: its file without suffix, or its folder."""
     name = Path(image.split("#")[0]).resolve().name
     for suffix in (*SCAN_SUFFIXES, *PICTURE_SUFFIXES, ".dcm"):
         if name.lower().endswith(suffix):
@@ -34,7 +22,7 @@ def stem(image: str) -> str:
 
 
 def mask_suffix(image: str, slices: int, wanted: str | None = None) -> str:
-    """Of the mask's file: the input's own; PNG for pictures, a DICOM SEG for DICOM.
+    """Suffix of the mask's file: the input's own; PNG for pictures, a DICOM SEG for DICOM.
 
     `.mhd` becomes `.mha`, one file instead of two; MedSAM's `.npz` becomes NIfTI.
 

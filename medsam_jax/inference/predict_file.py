@@ -14,51 +14,17 @@ import numpy as np
 from medsam_jax import drawing
 from medsam_jax.errors import FatalError, UserError
 from medsam_jax.hub import load_model
-from medsam_jax.inference import coco, outputs, prompt_file
-from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
-from medsam_jax.inference.describe import measure
+from medsam_jax.inference import outputs, prompt_file
 from medsam_jax.inference.dicom_seg import require_highdicom, write_dicom_seg
+from medsam_jax.inference.object_records import COCO_FILE, measure
 from medsam_jax.inference.predictor import Predictor
-from medsam_jax.inference.prompt_file import ObjectPrompts, arguments
-from medsam_jax.inference.volume import VolumePredictor, clean
-from medsam_jax.io.files import jsonable, write_json, write_whole
-from medsam_jax.io.scans import Scan, dicom_files, is_dicom, read_scan, slice_axis, slice_spacing
+from medsam_jax.inference.prompt_file import ObjectPrompts
+from medsam_jax.inference.request import Request, check_request, modality_of, start_slice
+from medsam_jax.inference.segmentation import Segmentation, find_all, segment_objects
+from medsam_jax.inference.volume import VolumePredictor
+from medsam_jax.io.files import check_writable, jsonable, write_json, write_whole
+from medsam_jax.io.scans import Scan, dicom_files, read_scan, slice_axis, slice_spacing
 from medsam_jax.models.sam import Sam
-
-# Only CT changes what is done: HU and a window. The list catches misspellings of it.
-MODALITIES = ("CT", "MR", "MRI", "US", "PT", "PET", "NM", "XR", "CR", "DX", "MG", "XA", "RF", "OCT")
-MODALITIES += ("FUNDUS", "ENDOSCOPY", "DERMOSCOPY", "MICROSCOPY", "PATHOLOGY", "OTHER")
-FOLLOW = ("propagate", "interpolate", "off")
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What `python -m medsam_jax.predict` is asked for."""
-
-    checkpoint: str
-    image: str
-    output: Path
-    boxes: list[list[float]] = dataclasses.field(default_factory=list)
-    points: list[list[float]] = dataclasses.field(default_factory=list)  # x, y, label
-    prompts: str | None = None  # JSON file
-    prompt_mask: str | None = None  # file, or folder of files named as the images
-    auto: bool = False
-    modality: str | None = None
-    window: str | None = None
-    slice_index: int | None = None
-    follow: str = "propagate"  # between and beyond prompted slices, see FOLLOW
-    largest_component: bool = False
-    fill_holes: bool = False
-    mask_format: str | None = None
-    gif: bool = False
-
-
-@dataclasses.dataclass
-class Segmentation:
-    """Labels of slices along the first axis, and what to say of each object."""
-
-    labels: np.ndarray  # int32 [Z, H, W]
-    objects: list[dict[str, Any]]  # each with "label", "name", "prompts", ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +58,8 @@ class FilePredictor:
     """
 
     def __init__(self, request: Request):
-        _check(request)
-        outputs.check_writable(request.output)
+        check_request(request)
+        check_writable(request.output)
         self.request = request
         self._by_image = prompt_file.from_json(request.prompts) if request.prompts else {}
         self._by_flags = prompt_file.from_flags(request.boxes, request.points)
@@ -111,7 +77,7 @@ class FilePredictor:
         return Predictor(model)
 
     def settings(self, image: str, mask: str | None) -> dict[str, Any]:
-        """What the outputs of an image depend on, JSON-able; equal settings need no second run."""
+        """All that an image's outputs depend on, JSON-able; equal settings need no second run."""
         kept = dataclasses.asdict(self.request)
         for name in ("image", "output", "prompts", "prompt_mask"):
             del kept[name]
@@ -155,10 +121,10 @@ class FilePredictor:
         spacing = read.spacing if is_known else (1.0, 1.0, 1.0)  # cubes, as set_volume has it
         volume.set_volume(read.slices, read.modality, self.request.window, spacing)
         if self.request.auto:
-            start = _start(self.request, image, len(read.slices))
-            found = _find_all(self._predictor, volume, start)
+            start = start_slice(self.request, image, len(read.slices))
+            found = find_all(volume, start)
         else:
-            found = self._follow(volume, objects)
+            found = segment_objects(volume, objects, self.request)
         measure(found.labels, found.objects, read.spacing)
         _tell_empty(name, found.objects)
         return self._write(read, volume.slices, found)
@@ -170,7 +136,7 @@ class FilePredictor:
         suffix = outputs.mask_suffix(image, count, self.request.mask_format)
         if suffix == ".dcm":
             require_highdicom()
-        modality = _modality(self.request, image, scan)
+        modality = modality_of(self.request, image, scan)
         return _Input(image, name, scan, axis, modality, suffix, mask)
 
     def _check_inputs_stay(self, read: _Input) -> None:
@@ -178,7 +144,7 @@ class FilePredictor:
         given = [read.image.split("#")[0], read.mask, self.request.prompts]
         inputs = {Path(path).resolve() for path in given if path}
         suffixes = (f"_mask{read.suffix}", "_overlay.png", "_montage.png", ".gif", ".json")
-        for file in (*(f"{read.name}{suffix}" for suffix in suffixes), coco.FILE):
+        for file in (*(f"{read.name}{suffix}" for suffix in suffixes), COCO_FILE):
             path = self.request.output / file
             if path.resolve() in inputs:
                 raise UserError(f"{read.image}: {path} is an input; choose another --output folder")
@@ -204,51 +170,14 @@ class FilePredictor:
         for found in objects:
             slices = {}
             for index, prompt in found.slices.items():
-                at = _start(self.request, image, count) if index is None else index
+                at = start_slice(self.request, image, count) if index is None else index
                 if at >= count:
                     raise UserError(f"{image}: a prompt is on slice {at}; it has 0 to {count - 1}")
                 slices[at] = prompt
             placed.append(dataclasses.replace(found, slices=slices))
         return placed
 
-    def _follow(self, volume: VolumePredictor, objects: list[ObjectPrompts]) -> Segmentation:
-        """Objects one after another; where they overlap the one with the better score stays."""
-        for found in objects:  # all are checked before the first is encoded
-            volume.clear_prompts()
-            _prompt(volume, found)
-        labels = np.zeros(volume.slices.shape[:3], np.int32)
-        best = np.full(labels.shape, -np.inf, np.float32)
-        records = []
-        for found in objects:
-            volume.clear_prompts()
-            _prompt(volume, found)
-            mask, scores = self._answer(volume)
-            if self.request.largest_component or self.request.fill_holes:
-                mask = clean(mask, self.request.largest_component, self.request.fill_holes)
-            mask &= scores[:, None, None] > best
-            labels[mask] = found.label
-            best = np.where(mask, scores[:, None, None], best)
-            reached = np.flatnonzero(np.isfinite(scores)).tolist()
-            records.append(
-                {
-                    "label": found.label,
-                    "name": found.name,
-                    "prompts": [{"slice": i} | prompt for i, prompt in found.slices.items()],
-                    "predicted_iou": float(np.nanmean(scores)),
-                    "slice_scores": {index: float(scores[index]) for index in reached},
-                }
-            )
-        return Segmentation(labels, records)
-
-    def _answer(self, volume: VolumePredictor) -> tuple[np.ndarray, np.ndarray]:
-        if len(volume.slices) == 1 or self.request.follow == "off":
-            return volume.predict_slices()
-        if self.request.follow == "interpolate":
-            return volume.interpolate()
-        return volume.propagate()
-
     def _write(self, read: _Input, slices: np.ndarray, found: Segmentation) -> list[Path]:
-
         output, name, is_picture = self.request.output, read.name, len(slices) == 1
         shown = _slice_to_show(found)
         prompts = [p for r in found.objects for p in r["prompts"] if p["slice"] == shown]
@@ -296,107 +225,10 @@ class FilePredictor:
         write_dicom_seg(path, labels, sources, names, self.request.checkpoint, prompted)
 
 
-def _check(request: Request) -> None:
-    ways = {
-        "--box, --point": bool(request.boxes or request.points),
-        "--prompts": bool(request.prompts),
-        "--prompt_mask": bool(request.prompt_mask),
-        "--auto": request.auto,
-    }
-    given = [way for way, is_given in ways.items() if is_given]
-    if len(given) != 1:
-        raise UserError(
-            f"prompt: {' and '.join(given) or 'nothing'} given; give one of {'; '.join(ways)}"
-        )
-    if request.auto and (request.largest_component or request.fill_holes):
-        raise UserError(
-            "--largest_component, --fill_holes: --auto gives objects as they are found; leave them "
-            "out, or prompt the objects"
-        )
-    if request.prompt_mask and request.slice_index is not None:
-        raise UserError(
-            f"--slice: {request.slice_index}; a --prompt_mask says its slices itself, leave it out"
-        )
-    if request.modality is not None and request.modality.upper() not in MODALITIES:
-        raise UserError(
-            f"--modality: {request.modality!r} is unknown; use one of {', '.join(MODALITIES)}"
-        )
-    if request.window and (request.modality or "CT").upper() != "CT":
-        raise UserError(
-            f"--window: {request.window!r} is for CT, the modality is {request.modality}; leave it "
-            "out"
-        )
-    for name, value, known in (
-        ("--follow", request.follow, FOLLOW),
-        ("--mask_format", request.mask_format, (None, *outputs.MASK_FORMATS)),
-    ):
-        if value not in known:
-            raise UserError(f"{name}: {value!r}; use one of {', '.join(filter(None, known))}")
-
-
 def _key(image: str) -> str:
-    """How a JSON file of prompts names an image."""
+    """The key of an image in a JSON file of prompts."""
     folder, hash_, uid = image.partition("#")
     return Path(folder).resolve().name + hash_ + uid
-
-
-def _start(request: Request, image: str, count: int) -> int:
-    """The slice that the command line names."""
-    if count == 1 and request.slice_index in (None, 0):
-        return 0
-    if count == 1:
-        raise UserError(f"--slice: {request.slice_index}; {image} has one slice, leave it out")
-    if request.slice_index is None:
-        raise UserError(f"{image}: has {count} slices; say which by --slice")
-    if not 0 <= request.slice_index < count:
-        raise UserError(f"--slice: {request.slice_index}; {image} has 0 to {count - 1}")
-    return request.slice_index
-
-
-def _modality(request: Request, image: str, scan: Scan) -> str | None:
-    """As given, or a DICOM file's own; says so where numbers look like HU and nobody said CT."""
-    modality = request.modality
-    if modality is None and is_dicom(image):
-        modality = _dicom_modality(image)
-    if request.window and (modality or "").upper() != "CT":
-        found = modality or "none"
-        raise UserError(f"--window: {request.window!r} needs --modality CT; {image} has {found}")
-    if request.window and scan.array.dtype == np.uint8:
-        raise UserError(f"--window: {image} has 8 bits, windowed already; leave the window out")
-    if modality is None and scan.array.min() < -500:
-        print(f"{image}: values down to {scan.array.min():g} look like HU; give --modality CT")
-    return modality
-
-
-def _dicom_modality(image: str) -> str | None:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(dicom_files(image)[0])
-    reader.ReadImageInformation()
-    tag = "0008|0060"
-    return reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else None
-
-
-def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:
-    for index, prompt in found.slices.items():
-        try:
-            volume.add_prompt(index, **arguments(prompt))
-        except UserError as error:
-            raise UserError(f"object {found.label}, slice {index}: {error}") from None
-
-
-def _find_all(predictor: Predictor, volume: VolumePredictor, start: int) -> Segmentation:
-    generator = AutomaticMaskGenerator(predictor, output_mode="uncompressed_rle")
-    answers = generator.generate(volume.slices[start])
-    labels = np.zeros(volume.slices.shape[:3], np.int32)
-    labels[start] = label_map(answers, labels.shape[1:])
-    records = []
-    for label, answer in enumerate(sorted(answers, key=lambda a: -a["area"]), start=1):
-        prompts: list[dict[str, Any]] = [{"slice": start}]
-        scores = {key: answer[key] for key in ("predicted_iou", "stability_score")}
-        records.append({"label": label, "name": None, "prompts": prompts} | scores)
-    return Segmentation(labels, records)
 
 
 def _tell_empty(name: str, objects: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medsam_jax.cli import progress
 from medsam_jax.errors import FatalError, UserError
-from medsam_jax.inference import coco
+from medsam_jax.inference.object_records import COCO_FILE, write_coco
 from medsam_jax.inference.outputs import SCAN_SUFFIXES, stem
 from medsam_jax.inference.predict_file import FilePredictor, Request
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
@@ -33,7 +33,7 @@ def predict_path(request: Request) -> None:
             print(path)
     else:
         _run_folder(predictor, images)
-    written = coco.write_coco(request.output)
+    written = write_coco(request.output)
     if written:
         print(written)
 
@@ -88,7 +88,7 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
         f"{len(failures)} failed"
     )
     if failures:
-        coco.write_coco(request.output)
+        write_coco(request.output)
         for text in failures:
             print(f"failed: {text}", file=sys.stderr)
         raise UserError(f"{len(failures)} of {len(images)} images failed; they are named above")
@@ -97,7 +97,7 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
 def _name(image: str) -> str:
     """The stem, of which outputs are named; "coco_image" where a record would be `coco.json`."""
     name = stem(image)
-    return f"{name}_image" if f"{name}.json".lower() == coco.FILE else name
+    return f"{name}_image" if f"{name}.json".lower() == COCO_FILE else name
 
 
 def _names(images: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the predict command is asked to find: objects prompted by flags, a JSON file or a mask.
+"""Objects that the predict command is to find: prompted by flags, a JSON file or a mask.
 
 The JSON file names images and lists prompts for each:
 

@@ -1,8 +1,7 @@
 """Prompts as users give them, checked, and packed into the padded arrays that the model takes."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,21 +12,22 @@ from medsam_jax.models.prompt_encoder import PADDING_LABEL
 PARTS = ("point_coords", "point_labels", "box", "mask_input")
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompts:
+class Prompts(NamedTuple):
     """Prompts of one image: P of them, each with the parts that are not None."""
 
-    coords: np.ndarray | None  # float32 [P, N, 2], xy
-    labels: np.ndarray | None  # int32 [P, N], 1 foreground, 0 background
-    boxes: np.ndarray | None  # float32 [P, 4]
-    masks: np.ndarray | None  # float32 [P, m, m]
-    single: bool  # given without the leading P: the answer comes without it too
+    coords: np.ndarray | None = None  # float32 [P, N, 2], xy
+    labels: np.ndarray | None = None  # int32 [P, N], 1 foreground, 0 background
+    boxes: np.ndarray | None = None  # float32 [P, 4]
+    masks: np.ndarray | None = None  # float32 [P, m, m]
+    single: bool = False  # given without the leading P: the answer comes without it too
 
     @property
     def count(self) -> int:
+        """P."""
         return len(next(p for p in (self.coords, self.boxes, self.masks) if p is not None))
 
-    def __getitem__(self, chosen: slice) -> "Prompts":
+    def part(self, chosen: slice) -> "Prompts":
+        """Some of the P prompts."""
         parts = (self.coords, self.labels, self.boxes, self.masks)
         return Prompts(*(None if p is None else p[chosen] for p in parts), single=self.single)
 
@@ -144,35 +144,35 @@ def bucket(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def pack(prompts: Sequence[Prompts], mask_side: int, count: int | None = None) -> dict[str, Any]:
+def pack(prompts: Sequence[Prompts], count: int | None = None) -> dict[str, Any]:
     """Pads the prompts of B images to common sizes; keyword arguments of `Sam.decode`.
 
-    Coordinates must be in pixels of the encoder input already. What a prompt lacks is marked as
-    padding, which the decoder leaves out of its attention. Kinds that no prompt has are left out.
-    `count` is the number of prompts to pad to, by default the next power of two.
+    Coordinates must be in pixels of the encoder input already. Kinds that no image has are left
+    out; where some images lack a kind, `points` has padding labels there, which the decoder leaves
+    out of its attention, and `boxes_valid` and `masks_valid` are False.
+
+    Args:
+      count: number of prompts to pad to, by default the next power of two.
     """
-    batch, count = len(prompts), count or bucket(max(p.count for p in prompts))
-    points = max((p.coords.shape[1] for p in prompts if p.coords is not None), default=0)
-    coords = np.zeros((batch, count, bucket(points), 2), np.float32)
-    labels = np.full(coords.shape[:3], PADDING_LABEL, np.int32)
-    boxes = np.zeros((batch, count, 4), np.float32)
-    masks = np.zeros((batch, count, mask_side, mask_side), np.float32)
-    boxes_valid, masks_valid = np.zeros((2, batch, count), bool)
-    for index, p in enumerate(prompts):
-        if p.coords is not None:
-            coords[index, : p.count, : p.coords.shape[1]] = p.coords
-            labels[index, : p.count, : p.coords.shape[1]] = p.labels
-        if p.boxes is not None:
-            boxes[index, : p.count] = p.boxes
-            boxes_valid[index, : p.count] = True
-        if p.masks is not None:
-            masks[index, : p.count] = p.masks
-            masks_valid[index, : p.count] = True
+    size = count or bucket(max(p.count for p in prompts))
+
+    def pad(parts, shape, fill=0, dtype=np.float32):
+        padded = np.full((len(parts), size, *shape), fill, dtype)
+        for place, part in zip(padded, parts, strict=True):
+            if part is not None:
+                place[tuple(map(slice, part.shape))] = part
+        return padded
+
     packed: dict[str, Any] = {}
-    if points:
-        packed["points"] = (coords, labels)
-    if boxes_valid.any():
-        packed |= {"boxes": boxes, "boxes_valid": boxes_valid}
-    if masks_valid.any():
-        packed |= {"masks": masks, "masks_valid": masks_valid}
+    coords, labels, *kinds = ([getattr(p, name) for p in prompts] for name in Prompts._fields[:4])
+    shapes = [part.shape for part in coords if part is not None]
+    if shapes:
+        points = bucket(max(shape[1] for shape in shapes))
+        packed["points"] = pad(coords, (points, 2)), pad(labels, (points,), PADDING_LABEL, np.int32)
+    for name, parts in zip(("boxes", "masks"), kinds, strict=True):
+        given = [part is not None for part in parts]
+        if any(given):
+            packed[name] = pad(parts, parts[given.index(True)].shape[1:])
+            if not all(given):
+                packed[f"{name}_valid"] = np.repeat(given, size).reshape(-1, size)
     return packed

@@ -10,9 +10,7 @@ them for six months of jax releases. Shapes are fixed: one image, `prompts` prom
 import importlib.util
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from medsam_jax.data.preprocess import encoder_input, get_recipe
+from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
+from medsam_jax.inference.engine import embed
+from medsam_jax.io.files import replacing
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.models.sam import Sam
@@ -50,24 +50,24 @@ def export_model(
     Raises:
       UserError: an unknown platform, no places, or a directory that is there already.
     """
-    directory = Path(directory)
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
         given = unknown[0] if unknown else "none"
         raise UserError(f"platforms: {given} given; use some of {', '.join(PLATFORMS)}")
     if prompts < 1 or points < 1:
         raise UserError(f"prompts, points: {prompts}, {points} given; use 1 or more of each")
-    if directory.exists() and not overwrite:
-        raise UserError(f"{directory}: exists; choose another directory, or overwrite it")
     _require_flatbuffers()
-    functional = Functional(model)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        programs = _programs(functional, model, prompts, points)
+    with replacing(Path(directory), overwrite) as partial:
+        functional = Functional(model)
+        programs = {
+            _ENCODER: (embed, _encoder_arguments(model)),
+            _DECODER: (_decode, _decoder_arguments(model, prompts, points)),
+        }
+        weights = {n: _shape(*x.shape, dtype=x.dtype) for n, x in functional.arrays.items()}
         for name, (function, arguments) in programs.items():
-            exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
-            (partial / name).write_bytes(exported.serialize())
+            program = jax.jit(_by_platform(function, functional))
+            exported = jax.export.export(program, platforms=tuple(platforms))
+            (partial / name).write_bytes(exported(weights, *arguments).serialize())
         _write_weights(partial / "weights.safetensors", functional.arrays)
         description = {
             "format_version": FORMAT_VERSION,
@@ -79,12 +79,6 @@ def export_model(
             "programs": {name: _signature(arguments) for name, (_, arguments) in programs.items()},
         }
         (partial / "model.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
-        partial.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _require_flatbuffers() -> None:
@@ -93,47 +87,46 @@ def _require_flatbuffers() -> None:
         raise UserError("flatbuffers: not installed; pip install 'medsam-jax[export]'")
 
 
-def _programs(functional: Functional, model: Sam, prompts: int, points: int) -> dict[str, Any]:
-    """Functions of (weights, ...) and the shapes they are exported for, by file name."""
-    config = model.config
-    stored, side = get_recipe(config.preprocessing.recipe).size, config.embedding_size
+def _by_platform(
+    function: Callable[..., Any], functional: Functional
+) -> Callable[[Mapping[str, Array], Any], Any]:
+    """`function(model, ...)` as a program of (weights, ...)."""
+    return lambda arrays, *arguments: function(functional.bind(arrays), *arguments)
 
-    def encode(arrays, images, valid_shape):
-        inputs = encoder_input(images, valid_shape, config.preprocessing)
-        return functional.bind(arrays).image_encoder(inputs)
 
-    def decode(arrays, embedding, given):
-        given = dict(given)
-        return functional.bind(arrays).decode(
-            embedding,
-            points=(given.pop("coords"), given.pop("labels")),
-            multimask_output=None,
-            **given,
-        )
+def _encoder_arguments(model: Sam) -> tuple[jax.ShapeDtypeStruct, ...]:
+    stored = get_recipe(model.config.preprocessing.recipe).size
+    return _shape(1, stored, stored, 3, dtype=jnp.uint8), _shape(1, 2, dtype=jnp.int32)
 
-    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype)
 
-    arrays = {name: shape(*x.shape, dtype=x.dtype) for name, x in functional.arrays.items()}
+def _decode(
+    model: Sam, embedding: Float[Array, "1 h w c"], given: Mapping[str, Array]
+) -> tuple[Array, Array]:
+    given = dict(given)
+    points = given.pop("coords"), given.pop("labels")
+    return model.decode(embedding, points=points, multimask_output=None, **given)
+
+
+def _decoder_arguments(model: Sam, prompts: int, points: int) -> tuple[Any, ...]:
+    side = model.config.embedding_size
     given = {
-        "coords": shape(1, prompts, points, 2),
-        "labels": shape(1, prompts, points, dtype=jnp.int32),
-        "boxes": shape(1, prompts, 4),
-        "boxes_valid": shape(1, prompts, dtype=jnp.bool_),
-        "masks": shape(1, prompts, 4 * side, 4 * side),
-        "masks_valid": shape(1, prompts, dtype=jnp.bool_),
+        "coords": _shape(1, prompts, points, 2),
+        "labels": _shape(1, prompts, points, dtype=jnp.int32),
+        "boxes": _shape(1, prompts, 4),
+        "boxes_valid": _shape(1, prompts, dtype=jnp.bool_),
+        "masks": _shape(1, prompts, 4 * side, 4 * side),
+        "masks_valid": _shape(1, prompts, dtype=jnp.bool_),
     }
-    images = shape(1, stored, stored, 3, dtype=jnp.uint8)
-    embedding = shape(1, side, side, config.embed_dim)
-    return {
-        _ENCODER: (encode, (arrays, images, shape(1, 2, dtype=jnp.int32))),
-        _DECODER: (decode, (arrays, embedding, given)),
-    }
+    return _shape(1, side, side, model.config.embed_dim), given
 
 
-def _signature(arguments: tuple) -> list[Any]:
+def _shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def _signature(arguments: tuple[Any, ...]) -> list[Any]:
     """Shapes and types of what a program takes after the weights."""
-    return jax.tree.map(lambda x: [str(x.dtype), *x.shape], list(arguments[1:]))
+    return jax.tree.map(lambda x: [str(x.dtype), *x.shape], list(arguments))
 
 
 def _write_weights(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -185,18 +178,20 @@ class ExportedModel:
         )
 
     def encode(
-        self, images: UInt8[Array, "1 s s 3"], valid_shape: Int[Array, "1 2"]
+        self,
+        images: UInt8[Array | np.ndarray, "1 s s 3"],
+        valid_shape: Int[Array | np.ndarray, "1 2"],
     ) -> Float[Array, "1 h w c"]:
         """Embedding of an image on the stored grid (`resize_image`) with its valid part."""
         return self._encode(self._weights, images, jnp.asarray(valid_shape, jnp.int32))
 
     def decode(
         self,
-        embedding: Float[Array, "1 h w c"],
-        coords: Float[Array, "p n 2"] | None = None,
-        labels: Int[Array, "p n"] | None = None,
-        boxes: Float[Array, "p 4"] | None = None,
-        masks: Float[Array, "p m m"] | None = None,
+        embedding: Float[Array | np.ndarray, "1 h w c"],
+        coords: Float[Array | np.ndarray, "p n 2"] | None = None,
+        labels: Int[Array | np.ndarray, "p n"] | None = None,
+        boxes: Float[Array | np.ndarray, "p 4"] | None = None,
+        masks: Float[Array | np.ndarray, "p m m"] | None = None,
     ) -> tuple[Float[Array, "p 4 m m"], Float[Array, "p 4"]]:
         """Low-resolution logits and predicted IoU: the mask of a clear prompt, then SAM's three.
 

@@ -1,8 +1,8 @@
 """Masks of a whole volume from prompts on some of its slices.
 
-The models are two-dimensional: a volume is its slices, encoded in batches and kept. Between slices
-goes a box: that of the mask next door (`propagate`) or one interpolated between boxes given on key
-slices (`interpolate`).
+The models are two-dimensional: slices are encoded in batches and their embeddings kept. A slice
+without a prompt gets a box: from the neighbouring slice's mask (`propagate`), or interpolated
+between boxes on key slices (`interpolate`).
 """
 
 import itertools
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from medsam_jax.cli import progress
@@ -19,28 +20,31 @@ from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
 from medsam_jax.inference.predictor import EncodedImage, Predictor
 from medsam_jax.inference.prompts import read_prompts
-from medsam_jax.models.sam import Sam
 
 
 class VolumePredictor:
-    """Prompts on slices in, one object's mask in the volume out.
+    """Segments one object in a volume from prompts on some of its slices.
+
+    Longer than other classes here: the rule of `propagate` and the arguments that set it belong
+    together.
 
     Args:
-      model: a `Sam`, or a `Predictor` whose compiled programs are shared.
+      model: a `Sam`, a `UNet`, or a `Predictor` whose compiled programs are shared.
       elongation: expected length of an object through the slices, in parts of its longest side on
         the prompted slice. Beyond the outermost prompts boxes taper as those of an ellipsoid of
-        that length do, and propagation ends with it. None: nothing is expected.
+        that length do, and propagation ends where it ends. None: no length is expected.
       margin: pixels that a neighbour's box is grown by on each side, so that objects may grow.
       least_score: propagation stops where the predicted IoU falls below it.
-      least_overlap: and where a mask shares less than this part of the smaller of it and the mask
-        next door.
-      most_growth: and where a mask is larger than the mask next door by more than this factor.
+      least_overlap: propagation stops where a mask shares less than this part of the smaller of
+        itself and its neighbour's mask.
+      most_growth: propagation stops where a mask is more than this factor larger than its
+        neighbour's.
       batch_size: slices that are encoded together.
     """
 
     def __init__(
         self,
-        model: Sam | Predictor,
+        model: nnx.Module | Predictor,
         elongation: float | None = 1.5,
         margin: int = 1,
         least_score: float = 0.5,
@@ -67,13 +71,13 @@ class VolumePredictor:
         window: str | None = None,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
-        """Takes a volume and forgets prompts of the one before.
+        """Takes a volume and forgets the prompts of the one before.
 
         Args:
           volume: [Z, H, W] or [Z, H, W, 3], cut into slices along Z; HU or scanner units.
           modality, window: as `Predictor.set_image`; limits are those of the whole volume.
-          spacing: mm between slices, rows and columns. `propagate` looks at their ratios: left out,
-            voxels are cubes.
+          spacing: mm between slices, rows and columns, of which `propagate` uses the ratios. By
+            default voxels are cubes.
 
         Raises:
           UserError: another shape, no voxels, NaN, constant where limits are needed, or a spacing
@@ -123,7 +127,9 @@ class VolumePredictor:
         point_labels: Any = None,
         box: Any = None,
     ) -> None:
-        """Points or a box of the object on one slice, as of `Predictor.predict`; replaces earlier.
+        """Sets points or a box of the object on one slice, arguments as of `Predictor.predict`.
+
+        A prompt that the slice had before is replaced.
 
         Raises:
           UserError: no volume is set, it has no such slice, or the prompt is not one of a single
@@ -150,36 +156,46 @@ class VolumePredictor:
         return self._require_slices()
 
     def predict_slices(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
-        """Masks of the prompted slices only, and the predicted IoU of each slice (NaN: none)."""
+        """Returns masks of the prompted slices only, and their predicted IoU (NaN elsewhere)."""
         mask, scores = self._empty()
         for index, prompt in progress(self._require_prompts().items(), "slices"):
             mask[index], scores[index] = self._predict(index, prompt)
         return mask, scores
 
     def propagate(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
-        """Goes from each prompted slice to both sides until the object ends or another prompt.
+        """Goes from each prompted slice to both sides until the object ends.
 
-        Each slice is prompted half-way between its neighbour's box and the box of its neighbour's
-        mask, the latter grown by `margin` and standing off the mask as the given box does: boxes of
-        masks alone shrink from slice to slice. Away from the prompts its sides are then the
-        geometric means of those and of the sides that an ellipsoid has there, one whose largest
-        section is the prompt and whose length is `elongation`: so prompt the slice on which the
-        object is largest. See the class for where it stops, and `docs/inference.md` for what the
-        rule was chosen by.
+        All prompts go on by one slice in turn, lower slices first, until they meet: a slice between
+        two prompts is answered from the nearer one, from the lower one half-way, and from the other
+        where the object was lost on the nearer one's way. The order of `add_prompt` has no effect.
+
+        A slice's box is the mean of its neighbour's box and the box of its neighbour's mask. The
+        latter is grown by `margin`, and by the distances between the given box and its own mask,
+        because boxes of masks alone shrink from slice to slice. Beyond the outermost prompts, the
+        sides of the box are the geometric means of these sides and those of an ellipsoid at that
+        place. Its largest section is the prompt, and `elongation` sets its length. So prompt the
+        slice on which the object is largest. The class says where propagation stops, and
+        `docs/inference.md` how the rule was chosen.
 
         Returns:
           mask [Z, H, W] and the predicted IoU of each slice (NaN: not reached).
         """
         mask, scores = self.predict_slices()
-        walks = (
-            self._walk(start, step, mask, scores) for start in self._prompts for step in (1, -1)
-        )
-        for _ in progress(itertools.chain.from_iterable(walks), "propagated slices"):
+        reached = np.zeros(len(mask), bool)
+        reached[list(self._prompts)] = True
+        walks = [
+            self._walk(start, step, mask, scores, reached)
+            for start in sorted(self._prompts)
+            for step in (1, -1)
+        ]
+        for _ in progress(itertools.zip_longest(*walks), "propagated slices to each side"):
             pass
         return mask, scores
 
-    def _walk(self, start: int, step: int, mask: np.ndarray, scores: np.ndarray) -> Iterator[int]:
-        """Fills in slice after slice, yielding each."""
+    def _walk(
+        self, start: int, step: int, mask: np.ndarray, scores: np.ndarray, reached: np.ndarray
+    ) -> Iterator[int]:
+        """Fills in slice after slice until it meets one that another walk reached; yields each."""
         if not mask[start].any():
             return
         height, width = mask.shape[1:]
@@ -190,7 +206,7 @@ class VolumePredictor:
         box, taper = given, 1.0
         reach = self._reach(start, step, given)
         index = start + step
-        while 0 <= index < len(mask) and np.isnan(scores[index]):
+        while 0 <= index < len(mask) and not reached[index]:
             neighbour = mask[index - step]
             box = (box + box_from_mask(neighbour) + grow + taper * (given - around)) / 2
             if reach is not None:
@@ -202,12 +218,12 @@ class VolumePredictor:
             found, score = self._predict(index, {"box": box})
             if score < self.least_score or not self._continues(found, neighbour):
                 return
-            mask[index], scores[index] = found, score
+            mask[index], scores[index], reached[index] = found, score, True
             yield index
             index += step
 
     def _reach(self, start: int, step: int, box: np.ndarray) -> float | None:
-        """Slices from the prompted one to where the object should end; None towards a prompt."""
+        """Slices from the prompted one to the object's expected end; None towards a prompt."""
         leads_to_another = any((other - start) * step > 0 for other in self._prompts)
         if self.elongation is None or leads_to_another:
             return None
@@ -218,10 +234,10 @@ class VolumePredictor:
         areas = np.count_nonzero(found), np.count_nonzero(neighbour)
         if areas[0] == 0 or areas[0] > self.most_growth * areas[1]:
             return False
-        return np.count_nonzero(found & neighbour) >= self.least_overlap * min(areas)
+        return bool(np.count_nonzero(found & neighbour) >= self.least_overlap * min(areas))
 
     def interpolate(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
-        """From the first to the last prompted slice, boxes going linearly from one to the next.
+        """Segments from the first to the last prompted slice, by boxes interpolated linearly.
 
         Raises:
           UserError: a prompt without a box, or fewer than two.
@@ -243,7 +259,7 @@ class VolumePredictor:
         return masks[0], float(scores[0])
 
     def _encode(self, index: int) -> EncodedImage:
-        """The slice's embedding; its neighbours are encoded along with it, once."""
+        """Returns the slice's embedding, encoded in a batch with its neighbours and kept."""
         if index not in self._encoded:
             slices = self._require_slices()
             first = index - index % self.batch_size
@@ -274,7 +290,7 @@ def _sides(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "2"]:
 
 
 def _resized(box: Float[np.ndarray, "4"], sides: Float[np.ndarray, "2"]) -> Float[np.ndarray, "4"]:
-    """A box of other sides about the same centre."""
+    """The box with the same centre and other sides."""
     centre, half = (box[:2] + box[2:]) / 2, (sides - 1) / 2
     return np.concatenate([centre - half, centre + half])
 
@@ -282,9 +298,9 @@ def _resized(box: Float[np.ndarray, "4"], sides: Float[np.ndarray, "2"]) -> Floa
 def clean(
     mask: Bool[np.ndarray, "z h w"], largest: bool = True, holes: bool = True
 ) -> Bool[np.ndarray, "z h w"]:
-    """Keeps the largest 26-connected component, and fills what is enclosed in three dimensions.
+    """Keeps the largest 26-connected component, and fills holes enclosed in three dimensions.
 
-    One slice is a picture: what is enclosed in two dimensions is filled.
+    In a single slice, a picture, holes enclosed in two dimensions are filled.
     """
     from scipy import ndimage
 

@@ -86,10 +86,26 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         ) from None
 
 
+def check_writable(output: Path) -> None:
+    """Raises OutputError, before any work, where a folder can be neither made nor written to."""
+    existing = output
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise OutputError(f"{output}: cannot be written ({existing} is a file); name a folder")
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"{output}: cannot be written (no permission); choose another folder")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON; numbers that are not finite become null."""
     text = json.dumps(jsonable(content), indent=2, allow_nan=False)
-    write_whole(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+    write_text(path, text + "\n")
 
 
 def jsonable(value: Any) -> Any:

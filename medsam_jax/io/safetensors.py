@@ -4,6 +4,7 @@ The library's writer wants all tensors in memory and sorts them; the format is a
 bytes, so writing it here keeps the order and needs memory for one tensor only.
 """
 
+import functools
 import json
 import struct
 from collections.abc import Mapping
@@ -35,11 +36,10 @@ def read_safetensors(path: str) -> TensorFile:
         what = f"elements of type {', '.join(strangers)}" if strangers else "no tensors"
         raise UserError(f"{path}: holds {what}; expected the weights of a SAM")
 
-    def lazy(name: str) -> LazyTensor:
-        shape, dtype = described[name]
-        return LazyTensor(tuple(shape), DTYPES[dtype], lambda: _read(file, path, name))
-
-    tensors = {name: lazy(name) for name in described}
+    tensors = {
+        name: LazyTensor(tuple(shape), DTYPES[dtype], functools.partial(_read, file, path, name))
+        for name, (shape, dtype) in described.items()
+    }
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     return TensorFile(path, "safetensors", tensors, prefix=prefix)

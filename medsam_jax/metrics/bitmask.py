@@ -165,7 +165,7 @@ def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) ->
 
 
 def reachable_columns(
-    spacing: Sequence[float], tolerance: float, shape: Sequence[int]
+    spacing: Sequence[float] | np.ndarray, tolerance: float, shape: Sequence[int]
 ) -> np.ndarray:
     """Table `reach` of `dilate` for a tolerance, no larger than a lattice of `shape` needs.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def is_jax(*arrays) -> bool:
-    """True when any argument is a jax array or tracer, so that the jitted form is meant."""
+    """Tells whether any argument is a jax array or tracer: then the jitted form is used."""
     return any(isinstance(array, jax.Array) for array in arrays)
 
 
@@ -21,23 +21,31 @@ def check_shapes(pred, target, ndims: tuple[int, ...]) -> None:
         raise ValueError(f"masks have {np.ndim(pred)} dimensions; expected one of {ndims}")
 
 
-def as_mask(name: str, array: np.ndarray) -> np.ndarray:
+def as_mask(name: str, array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """Returns a bool array. Booleans, and numbers that are all 0 or 1, are masks.
 
+    The values of a traced array (under `jit` or `vmap`) are not known: it must be boolean.
+
     Raises:
-      ValueError: NaN or any other value, such as a label map or a probability map.
+      ValueError: NaN or any other value, such as a label map or a probability map; a traced array
+        of numbers.
     """
-    array = np.asarray(array)
+    if not isinstance(array, jax.Array):
+        array = np.asarray(array)
     if array.dtype == bool:
         return array
+    if isinstance(array, jax.core.Tracer):
+        raise ValueError(
+            f"{name} is traced and of {array.dtype}; give a boolean mask, such as labels == 1"
+        )
     mask = array != 0
-    if not np.array_equal(mask, array):
-        odd = array[mask & (array != 1)].flat[0]
+    if not bool((mask == array).all()):
+        odd = np.asarray(array)[np.asarray(mask & (array != 1))][0]
         raise ValueError(f"{name} holds {odd}; a mask is boolean, or 0 and 1 only")
     return mask
 
 
-def check_spacing(spacing: Sequence[float], ndim: int) -> np.ndarray:
+def check_spacing(spacing: Sequence[float] | np.ndarray | jax.Array, ndim: int) -> np.ndarray:
     """Returns spacing as float64 [ndim]; raises ValueError unless it is positive and finite."""
     spacing = np.asarray(spacing, dtype=np.float64)
     if spacing.shape != (ndim,):

@@ -6,42 +6,23 @@ import numpy as np
 from jaxtyping import Int
 
 from medsam_jax.metrics.checks import check_shapes
-from medsam_jax.metrics.overlap import dice, iou
-from medsam_jax.metrics.surface import distance_scores, normalized_surface_dice
-
-
-def mask_scores(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], tolerance: float
-) -> dict[str, float]:
-    """`dice`, `nsd`, `iou`, `hd95` and `asd` of one pair of masks, 2D or 3D.
-
-    Raises:
-      ValueError: as `normalized_surface_dice`.
-    """
-    hd95, asd = distance_scores(pred, target, spacing)
-    return {
-        "dice": dice(pred, target),
-        "nsd": normalized_surface_dice(pred, target, spacing, tolerance),
-        "iou": iou(pred, target),
-        "hd95": hd95,
-        "asd": asd,
-    }
+from medsam_jax.metrics.registry import mask_scores
 
 
 def label_scores(
     pred: Int[np.ndarray, "..."],
     target: Int[np.ndarray, "..."],
     labels: Sequence[int],
-    spacing: Sequence[float],
+    spacing: Sequence[float] | np.ndarray,
     tolerance: float,
 ) -> dict[int, dict[str, float]]:
-    """`mask_scores` of each label of two label maps; other labels are background.
+    """Returns `mask_scores` of each label of two label maps; other labels are background.
 
-    Labels are given, not found: one that only the prediction has is then a choice, not a surprise.
+    The caller names the labels, so that a label that only the prediction has is scored on purpose.
 
     Raises:
-      ValueError: no or repeated labels, one that is absent from `target`, label maps that are not
-        of integers; otherwise as `normalized_surface_dice`.
+      ValueError: no or repeated labels, one that is absent from `target`, or label maps that are
+        not of integers; also see `normalized_surface_dice`.
     """
     check_shapes(pred, target, (2, 3))
     for name, array in (("pred", pred), ("target", target)):

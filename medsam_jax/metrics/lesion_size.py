@@ -1,4 +1,4 @@
-"""Tumour burden: volume and RECIST/WHO diameters of a mask, and how well two sets of them agree."""
+"""Tumour burden: volume and RECIST/WHO diameters of a mask."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -11,7 +11,7 @@ MEASURES = {
 
 
 def measure(mask: Bool[np.ndarray, "z y x"], spacing: tuple[float, ...]) -> dict[str, float]:
-    """Volume in ml, and the longest in-plane diameter of any slice with its perpendicular, in mm.
+    """Returns the volume in ml, and the longest in-plane diameter with its perpendicular in mm.
 
     Slices are along the first axis. Diameters are between points of the outline, which runs
     halfway between pixels inside and outside, of one connected part of one slice; the
@@ -34,7 +34,7 @@ def measure(mask: Bool[np.ndarray, "z y x"], spacing: tuple[float, ...]) -> dict
 
 
 def diameters(hull: Float[np.ndarray, "n 2"]) -> tuple[float, float]:
-    """Longest diameter of a convex polygon, and its longest chord perpendicular to that."""
+    """Returns the longest diameter of a convex polygon and its longest perpendicular chord."""
     offset = hull[:, None] - hull[None]
     distance = np.linalg.norm(offset, axis=-1)
     a, b = np.unravel_index(distance.argmax(), distance.shape)
@@ -46,7 +46,7 @@ def diameters(hull: Float[np.ndarray, "n 2"]) -> tuple[float, float]:
 
 
 def _chord(t: np.ndarray, u: np.ndarray, position: float) -> float:
-    """Extent in u of the polygon with vertices (t, u) on the line t = position."""
+    """Returns the extent in u of the polygon with vertices (t, u) on the line t = position."""
     t2, u2 = np.roll(t, -1), np.roll(u, -1)
     crosses = (np.minimum(t, t2) <= position) & (position <= np.maximum(t, t2))
     length = t2 - t
@@ -57,7 +57,7 @@ def _chord(t: np.ndarray, u: np.ndarray, position: float) -> float:
 
 
 def _hull(part: Bool[np.ndarray, "y x"], spacing: tuple[float, float]) -> np.ndarray:
-    """Convex hull of a part's outline in mm: midpoints between pixels inside and outside."""
+    """Returns the convex hull, in mm, of the midpoints between pixels inside and outside."""
     from scipy.spatial import ConvexHull
 
     padded = np.pad(part, 1)

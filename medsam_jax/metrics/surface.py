@@ -1,13 +1,13 @@
 """Normalized surface Dice (NSD), Hausdorff distance and average surface distance.
 
 Definition: DeepMind's surface-distance (Nikolov et al. 2018, arXiv:1809.04430). The surface is
-made of elements with a length (2D) or an area (3D), see `tables`; an element lies within the
-tolerance when the distance between cell centres, to the nearest surface cell of the other mask, is
-at most the tolerance. Spacing is in array order: (z, y, x) or (row, column).
+made of elements with a length (2D) or an area (3D), see `surface_elements`; an element lies within
+the tolerance when the distance between cell centres, to the nearest surface cell of the other
+mask, is at most the tolerance. Spacing is in array order: (z, y, x) or (row, column).
 
-Differences: an empty mask has the policy of `overlap`; where the tolerance is small, a search of
+Differences: empty masks follow the policy of `overlap`; where the tolerance is small, a search of
 the neighbourhood (bit-parallel, see `bitmask`) replaces the distance transform. The result is the
-same. 2D masks are scored as contours: a 2D mask is never taken for a slab.
+same. 2D masks are scored as contours, never as slabs.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,17 @@ from medsam_jax.metrics.overlap import Mask
 from medsam_jax.metrics.surface_jax import nsd_batch, nsd_volume
 
 __all__ = [
+    "average_distance",
     "average_surface_distance",
-    "distance_scores",
+    "distance_percentile",
     "hausdorff_distance",
     "normalized_surface_dice",
     "nsd_batch",
     "surface_distances",
 ]
+
+# Distances [n] to the other surface and sizes [n] of elements: of target to pred, pred to target.
+Directed = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Word operations of the neighbourhood search that cost as much as a nearest-neighbour tree.
 _SEARCH_LIMIT = 200_000_000
@@ -42,9 +46,9 @@ _THREADED_POINTS = 20_000
 
 
 def normalized_surface_dice(
-    pred: Mask, target: Mask, spacing: Sequence[float], tolerance: float
+    pred: Mask, target: Mask, spacing: Sequence[float] | np.ndarray | Array, tolerance: float
 ) -> float | Float[Array, ""]:
-    """Share of both surfaces that lies within `tolerance` of the other surface.
+    """Returns the share of both surfaces that lies within `tolerance` of the other surface.
 
     Args:
       pred, target: masks of one shape, [H, W] or [D, H, W]. NumPy arrays give a Python float; jax
@@ -57,7 +61,7 @@ def normalized_surface_dice(
 
     Raises:
       ValueError: shapes differ, spacing has the wrong length or is not positive, the tolerance is
-        negative, or a NumPy mask holds anything but 0, 1 and booleans.
+        negative, or a mask holds anything but booleans, or 0 and 1.
     """
     check_shapes(pred, target, (2, 3))
     tolerance = check_tolerance(tolerance)
@@ -74,57 +78,45 @@ def normalized_surface_dice(
 
 
 def hausdorff_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], percentile: float = 95.0
+    pred: np.ndarray,
+    target: np.ndarray,
+    spacing: Sequence[float] | np.ndarray,
+    percentile: float = 95.0,
 ) -> float:
-    """Hausdorff distance at a percentile of the surface (HD95), in the unit of `spacing`.
+    """Returns the Hausdorff distance at a percentile of the surface (HD95), in `spacing`'s unit.
 
     The greater of the two directed percentiles, each weighted by length or area. NaN when both
     masks are empty, infinite when one is.
 
     Raises:
-      ValueError: as `normalized_surface_dice`.
+      ValueError: see `normalized_surface_dice`.
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it must lie between 0 and 100")
-    directed = surface_distances(pred, target, spacing)
-    if directed is None:
-        return float("nan")
-    return max(_percentile(*one, percentile) for one in directed)
+    return distance_percentile(surface_distances(pred, target, spacing), percentile)
 
 
 def average_surface_distance(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
 ) -> float:
-    """Mean distance from either surface to the other (ASD), in the unit of `spacing`.
+    """Returns the mean distance from either surface to the other (ASD), in `spacing`'s unit.
 
     Both surfaces' elements enter one mean, weighted by length or area. NaN when both masks are
     empty, infinite when one is.
 
     Raises:
-      ValueError: as `normalized_surface_dice`.
+      ValueError: see `normalized_surface_dice`.
     """
-    directed = surface_distances(pred, target, spacing)
-    return float("nan") if directed is None else _average(directed)
-
-
-def distance_scores(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
-) -> tuple[float, float]:
-    """`hausdorff_distance` (HD95) and `average_surface_distance`, for little more than one."""
-    directed = surface_distances(pred, target, spacing)
-    if directed is None:
-        return float("nan"), float("nan")
-    return max(_percentile(*one, 95.0) for one in directed), _average(directed)
+    return average_distance(surface_distances(pred, target, spacing))
 
 
 def surface_distances(
-    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float]
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
-    """Distances and sizes of surface elements, ((target to pred), (pred to target)).
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float] | np.ndarray
+) -> Directed | None:
+    """Returns distances and sizes of surface elements, ((target to pred), (pred to target)).
 
-    Returns:
-      For each direction the distances [n] to the other surface, infinite where that is empty, and
-      the lengths or areas [n] of the elements. None when both masks are empty.
+    Distances [n] are infinite where the other surface is empty; sizes [n] are lengths or areas.
+    None when both masks are empty.
     """
     check_shapes(pred, target, (2, 3))
     spacing = check_spacing(spacing, np.ndim(pred))
@@ -194,14 +186,23 @@ def _distances(points: np.ndarray, others: np.ndarray, spacing: np.ndarray) -> n
     return np.sqrt(np.add.reduce(squares.T, axis=0))
 
 
-def _average(directed: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Mean distance over the elements of both surfaces."""
+def average_distance(directed: Directed | None) -> float:
+    """Returns the mean distance over the elements of both surfaces; NaN for two empty masks."""
+    if directed is None:
+        return float("nan")
     weighted = sum((distances * sizes).sum() for distances, sizes in directed)
     return float(weighted / sum(sizes.sum() for _, sizes in directed))
 
 
+def distance_percentile(directed: Directed | None, percentile: float) -> float:
+    """Returns the greater percentile of both directions; NaN for two empty masks."""
+    if directed is None:
+        return float("nan")
+    return max(_percentile(*one, percentile) for one in directed)
+
+
 def _percentile(distances: np.ndarray, sizes: np.ndarray, percentile: float) -> float:
-    """Smallest distance that covers `percentile` per cent of the surface."""
+    """Returns the smallest distance that covers `percentile` per cent of the surface."""
     if not len(distances):
         return float("inf")
     order = np.argsort(distances, kind="stable")

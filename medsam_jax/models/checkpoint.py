@@ -27,7 +27,8 @@ from jaxtyping import Array
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import replacing
-from medsam_jax.models.functional import flatten_state
+from medsam_jax.models.common import Derived
+from medsam_jax.models.functional import derive, flatten_state
 
 FORMAT_VERSION = 1
 _PART_BYTES = 128 * 2**20
@@ -173,12 +174,15 @@ def build_model(config: Any, params: Mapping[str, np.ndarray], origin: str) -> n
     abstract = abstract_model(config)
     shapes = {path: variable.shape for path, variable in flatten_state(abstract).items()}
     check_same(shapes, params, origin)
-    graph, state = nnx.split(abstract)
+    graph, derived, state = nnx.split(abstract, Derived, ...)
+    derived = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), derived)
     leaves = [
         (path, variable.replace(_to_device(params[".".join(map(str, path))], variable)))
         for path, variable in nnx.to_flat_state(state)
     ]
-    return nnx.merge(graph, nnx.from_flat_state(leaves))
+    model = nnx.merge(graph, derived, nnx.from_flat_state(leaves))
+    derive(model)
+    return model
 
 
 def abstract_model(config: Any) -> nnx.Module:
@@ -190,8 +194,11 @@ def abstract_model(config: Any) -> nnx.Module:
     return nnx.eval_shape(lambda: model_class(config, rngs=_OneKey()))
 
 
-class _OneKey:
+class _OneKey(nnx.Rngs):
     """For `nnx.Rngs` where the numbers do not matter: tracing its counters took seconds."""
+
+    def __init__(self):
+        """Makes no streams."""
 
     def params(self) -> Array:
         return jax.random.key(0)

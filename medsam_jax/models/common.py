@@ -1,4 +1,4 @@
-"""Layers shared by the models, and the flat view of a model's variables that checkpoints use.
+"""Layers shared by the models.
 
 Arrays are NHWC. Variable paths, joined by dots, equal the paths of the PyTorch `state_dict` with
 the last part in Flax's words (`kernel`, `scale`, `embedding`, `mean`, `var`), so that converting a
@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medsam_jax.ops.convolution import conv3x3
-from medsam_jax.ops.depthwise import depthwise_conv3x3
+from medsam_jax.ops.activation import gelu
+from medsam_jax.ops.convolution import conv3x3, convolution, depthwise_conv3x3
+from medsam_jax.ops.form import PLAIN
 from medsam_jax.ops.layer_norm import layer_norm
 
 
@@ -22,29 +22,8 @@ class Buffer(nnx.Variable):
     """An array of the checkpoint that is never trained (PyTorch's `register_buffer`)."""
 
 
-@jax.custom_vjp
-def gelu(x: Array) -> Array:
-    """Exact GELU in PyTorch's form; the tanh form differs from it by up to 4.7e-4.
-
-    `jax.nn.gelu` goes by erfc, which costs the CPU an exponential more. Computed in float32, as
-    PyTorch does; a gradient keeps `x` alone.
-    """
-    wide = x.astype(jnp.float32)
-    return (wide * _below(wide)).astype(x.dtype)
-
-
-def _below(x: Array) -> Array:
-    """The normal distribution's share below `x`."""
-    return 0.5 * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
-
-
-def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
-    wide = x.astype(jnp.float32)
-    density = np.float32(1 / np.sqrt(2 * np.pi)) * jnp.exp(-0.5 * wide * wide)
-    return ((gradient * (_below(wide) + wide * density)).astype(x.dtype),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+class Derived(nnx.Variable):
+    """An array that follows from others of the module; neither trained nor saved."""
 
 
 class Sequential(nnx.Module):
@@ -71,12 +50,14 @@ class Sequential(nnx.Module):
 class LayerNorm(nnx.LayerNorm):
     """LayerNorm over channels, statistics in float32 and by two passes as PyTorch computes them."""
 
+    form = PLAIN
+
     def __init__(self, features: int, *, epsilon: float, dtype=None, rngs: nnx.Rngs):
         super().__init__(features, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         x = x.astype(self.dtype or x.dtype)
-        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon, self.form)
 
 
 class LayerNorm2d(LayerNorm):
@@ -89,6 +70,8 @@ class LayerNorm2d(LayerNorm):
 class NeckConv(nnx.Conv):
     """1x1 or 3x3 convolution of stride 1, padded to keep the size, without bias."""
 
+    form = PLAIN
+
     def __init__(self, features: int, out_features: int, side: int, *, dtype, rngs: nnx.Rngs):
         sides = (side, side)
         super().__init__(features, out_features, sides, use_bias=False, dtype=dtype, rngs=rngs)
@@ -96,11 +79,11 @@ class NeckConv(nnx.Conv):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         dtype = self.dtype or x.dtype
         x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
-        return x @ kernel[0, 0] if self.kernel_size == (1, 1) else conv3x3(x, kernel)
+        return x @ kernel[0, 0] if self.kernel_size == (1, 1) else conv3x3(x, kernel, self.form)
 
 
 def neck(features: int, out_features: int, *, dtype, rngs: nnx.Rngs) -> Sequential:
-    """What follows the blocks of either image encoder."""
+    """Layers after the blocks of either image encoder."""
     kw = {"dtype": dtype, "rngs": rngs}
     return Sequential(
         NeckConv(features, out_features, 1, **kw),
@@ -155,6 +138,8 @@ class Conv2dBN(nnx.Module):
     a feature map is read once instead of twice.
     """
 
+    form = PLAIN
+
     def __init__(
         self,
         in_features: int,
@@ -190,17 +175,11 @@ class Conv2dBN(nnx.Module):
         kernel, bias = self.folded(dtype)
         x = x.astype(dtype)
         if self.groups > 1:
-            x = depthwise_conv3x3(x, kernel, self.stride)
+            x = depthwise_conv3x3(x, kernel, self.stride, self.form)
         elif self.kernel_size == 1:
             x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
         else:
-            x = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                ((1, 1), (1, 1)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            x = convolution(x, kernel, self.stride)
         return x + bias
 
 

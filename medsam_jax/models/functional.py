@@ -8,33 +8,57 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from medsam_jax.models.common import Derived
+from medsam_jax.ops.form import PLAIN, Form
+
 
 class Functional:
     """A module split into its static part and a flat dict of arrays, for `jax.jit` over the dict.
 
     `nnx.jit` walks the module's graph at every call; this walks it once.
+
+    Args:
+      module: a model, whose arrays may be abstract.
+      form: of the operations, see `ops.form`; chosen here, for whatever is jitted with the model.
     """
 
-    def __init__(self, module: nnx.Module):
-        self._graphdef, state = nnx.split(module)
+    def __init__(self, module: nnx.Module, form: Form = PLAIN):
+        self.form = form
+        self._graphdef, self._derived, state = nnx.split(module, Derived, ...)
         keyed, self._treedef = jax.tree.flatten_with_path(state)
         self.arrays = {_dotted(path): leaf for path, leaf in keyed}
+        leaves = jax.tree.leaves(self._derived)
+        self._abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
-    def state(self, arrays: Mapping[str, Array]) -> nnx.State:
+    def state(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.State:
         """The arrays in nnx's own structure."""
         return jax.tree.unflatten(self._treedef, [arrays[name] for name in self.arrays])
 
-    def bind(self, arrays: Mapping[str, Array]) -> nnx.Module:
-        """The module with these arrays; also under a trace."""
-        return nnx.merge(self._graphdef, self.state(arrays))
+    def bind(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.Module:
+        """The module with these arrays, in the chosen form; also under a trace."""
+        module = nnx.merge(self._graphdef, self._derived, self.state(arrays))
+        module.set_attributes(form=self.form, raise_if_not_found=False)
+        if self._abstract:
+            derive(module)
+        return module
+
+
+def derive(module: nnx.Module) -> None:
+    """Computes a module's `Derived` arrays from the others, which have changed."""
+    for _, part in nnx.iter_modules(module):
+        if hasattr(part, "derive"):
+            part.derive()
 
 
 def _dotted(path: tuple) -> str:
     return ".".join(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
-def flatten_state(module: nnx.Module) -> dict[str, Array]:
-    """All variables of `module` by dotted path: parameters, statistics and buffers alike."""
+def flatten_state(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
+    """All variables of `module` by dotted path: parameters, statistics and buffers alike.
+
+    Derived arrays are left out: they are neither saved nor trained.
+    """
     return Functional(module).arrays
 
 
@@ -60,3 +84,4 @@ def update_state(module: nnx.Module, values: Mapping[str, Array | np.ndarray]) -
             raise ValueError(f"{name}: shape {value.shape}, the model has {expected}")
     new = {name: jnp.asarray(value) for name, value in values.items()}
     nnx.update(module, functional.state(functional.arrays | new))
+    derive(module)

@@ -2,8 +2,7 @@
 
 Differences from the PyTorch file: NHWC throughout; the position tables have the size of the model's
 own grid, and `resize_position_tables` fits those of a checkpoint made at another input size; the
-attention never holds all scores at once (ops/attention.py); on a CPU a block works strip by strip
-(ops/strips.py).
+form that a device runs fastest is in `medsam_jax/ops`.
 """
 
 import dataclasses
@@ -16,13 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from medsam_jax.models.common import LayerNorm, MLPBlock, neck
-from medsam_jax.ops.attention import grid_attention, head_after_head
-from medsam_jax.ops.strips import join_rows, map_images, map_strips, split_rows
-from medsam_jax.ops.windows import attend_in_windows, map_window_rows
-
-# What a strip holds on a CPU; small maps are one strip.
-_MLP_TOKENS = 1024  # 512 are as fast, 2048 slower
-_WINDOW_BYTES = 1 << 20  # input of window attention, or one row of windows: 3 MB in ViT-B
+from medsam_jax.ops.attention import grid_attention
+from medsam_jax.ops.form import PLAIN
+from medsam_jax.ops.strips import token_wise
+from medsam_jax.ops.windows import attend_in_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,56 +63,25 @@ class PatchEmbed(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention over a square grid, with decomposed relative positions."""
 
+    form = PLAIN
+
     def __init__(self, dim: int, num_heads: int, grid_size: int, *, dtype, rngs: nnx.Rngs):
         self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.rel_pos_h = nnx.Param(jnp.zeros((2 * grid_size - 1, dim // num_heads)))
         self.rel_pos_w = nnx.Param(jnp.zeros((2 * grid_size - 1, dim // num_heads)))
-        self.num_heads, self.grid_size = num_heads, grid_size
+        self.num_heads = num_heads
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Over everything: x has the grid's size."""
-        if not head_after_head(x.shape[:3], self.num_heads):
-            return self.proj(self._attend(self.qkv(x)))
-
-        def of_heads(x: Array) -> Array:  # [..., 3 * heads * D] -> [heads, ..., 3 * D]
-            x = x.reshape(*x.shape[:-1], 3, self.num_heads, -1)
-            return jnp.moveaxis(x, -2, 0).reshape(self.num_heads, *x.shape[:-3], -1)
-
-        @jax.checkpoint
-        def head(weights: tuple[Array, Array]) -> Array:
-            kernel, bias = weights
-            return self._attend(x @ kernel + bias)
-
-        kernel, bias = (w[...].astype(x.dtype) for w in (self.qkv.kernel, self.qkv.bias))
-        out = jax.lax.map(head, (of_heads(kernel), of_heads(bias)))  # [heads, B, H, W, D]
-        return self.proj(jnp.moveaxis(out, 0, 3).reshape(x.shape))
-
-    def of_windows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Within windows of the grid's size; `ops.windows.map_window_rows` says of which x."""
-
-        def attend(qkv: Array, columns: int) -> Array:
-            windows = qkv.reshape(len(qkv), self.grid_size, columns, -1)
-            return self._attend(windows).reshape(*qkv.shape[:2], -1)
-
-        return attend_in_windows(x, self.grid_size, self.qkv, attend, self.proj)
-
-    def _attend(self, qkv: Float[Array, "b h w c3"]) -> Float[Array, "b h w c"]:
-        """Of a grid, or of its first columns: tokens beyond the map are zero before qkv."""
-        rel_h, rel_w = _relative_positions(self.rel_pos_h), _relative_positions(self.rel_pos_w)
-        shape = qkv.shape[:3]
-        qkv = qkv.reshape(*shape, 3, -1, rel_h.shape[-1])
-        q, k, v = (qkv[..., i, :, :] for i in range(3))
-        if missing := self.grid_size - shape[2]:
-            beyond = self.qkv(jnp.zeros((self.qkv.in_features,), qkv.dtype))
-            beyond = jnp.broadcast_to(
-                beyond.reshape(qkv.shape[3:]), (*shape[:2], missing, *qkv.shape[3:])
-            )
-            k, v = (jnp.concatenate([x, beyond[..., i, :, :]], axis=2) for i, x in ((1, k), (2, v)))
-        return grid_attention(q, k, v, rel_h, rel_w).reshape(*shape, -1)
+        """Attends over all of x, which has the size of the grid."""
+        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, -1)
+        q, k, v = jnp.moveaxis(qkv, 3, 0)  # [B, H, W, heads, D]
+        rel_h, rel_w = get_rel_pos(self.rel_pos_h), get_rel_pos(self.rel_pos_w)
+        x = grid_attention(q, k, v, rel_h, rel_w, self.form)
+        return self.proj(x.reshape(*x.shape[:3], -1))
 
 
-def _relative_positions(table: nnx.Param) -> Float[Array, "n n d"]:
+def get_rel_pos(table: nnx.Param) -> Float[Array, "n n d"]:
     """Vectors by (query, key) position from a table by their offset, [2 * n - 1, d]."""
     position = np.arange((table.shape[0] + 1) // 2)
     return table[...][position[:, None] - position + position[-1]]
@@ -124,6 +89,8 @@ def _relative_positions(table: nnx.Param) -> Float[Array, "n n d"]:
 
 class Block(nnx.Module):
     """Transformer block whose attention covers windows, or everything where `window_size` is 0."""
+
+    form = PLAIN
 
     def __init__(
         self, config: ViTConfig, grid_size: int, window_size: int, *, dtype, rngs: nnx.Rngs
@@ -137,14 +104,14 @@ class Block(nnx.Module):
         self.window_size = window_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = x + self._attend(self.norm1(x))
-        strips = split_rows(x, max(_MLP_TOKENS // x.shape[2], 1))
-        return join_rows(map_strips(lambda x: x + self.mlp(self.norm2(x)), strips))
-
-    def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        if not self.window_size:
-            return self.attn(x)
-        return map_window_rows(self.attn.of_windows, x, self.window_size, _WINDOW_BYTES)
+        shortcut = x
+        x = self.norm1(x)
+        if self.window_size > 0:
+            x = attend_in_windows(self.attn, x, self.window_size, self.form)
+        else:
+            x = self.attn(x)
+        x = shortcut + x
+        return token_wise(lambda x: x + self.mlp(self.norm2(x)), x, self.form)
 
 
 class ImageEncoderViT(nnx.Module):
@@ -181,10 +148,6 @@ class ImageEncoderViT(nnx.Module):
         if x.shape[1:3] != (self.image_size, self.image_size):
             size = self.image_size
             raise ValueError(f"the image encoder takes {size} x {size} pixels, not {x.shape[1:3]}")
-        return map_images(self.encode_batch, x)
-
-    def encode_batch(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
-        """As `__call__`, all images at once and in the form of the moment (`ops.strips.on_cpu`)."""
         x = self.patch_embed(x)
         x = x + self.pos_embed[...].astype(x.dtype)
         for block in self.blocks:

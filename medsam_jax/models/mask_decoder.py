@@ -1,8 +1,7 @@
 """SAM's mask decoder (segment_anything/modeling/mask_decoder.py), batched over images and prompts.
 
-Differences: [B, P] leading axes instead of `repeat_interleave`; only the masks that are asked for
-are multiplied out, and the last attention is spared the tokens that nobody reads; feature maps are
-enlarged in name only, and pixels put in order in the masks.
+Differences: [B, P] leading axes instead of `repeat_interleave`, and only the masks that are asked
+for are multiplied out.
 """
 
 import itertools
@@ -13,9 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from medsam_jax.models.common import ConvTranspose2x2, LayerNorm2d, Sequential, gelu
+from medsam_jax.models.common import ConvTranspose2x2, LayerNorm2d, Sequential
 from medsam_jax.models.transformer import TwoWayTransformer
-from medsam_jax.ops.prompts import for_each_prompt
+from medsam_jax.ops.activation import gelu
+from medsam_jax.ops.form import PLAIN
+from medsam_jax.ops.prompts import one_prompt_after_another
+from medsam_jax.ops.upscaling import upscaled_masks
 
 
 class MLP(nnx.Module):
@@ -44,6 +46,8 @@ class MLP(nnx.Module):
 
 class MaskDecoder(nnx.Module):
     """Image embedding and prompt tokens to mask logits and predicted IoU."""
+
+    form = PLAIN
 
     def __init__(
         self,
@@ -98,55 +102,49 @@ class MaskDecoder(nnx.Module):
         Returns:
           low_res_logits and iou_predictions; M is 3, 1 or 4.
         """
-        batch, height, width, dim = image_embeddings.shape
-        tokens, valid = self._tokens(sparse, sparse_valid)
-        image = image_embeddings[:, None] + dense.astype(image_embeddings.dtype)
-        image = image.reshape(batch, -1, height * width, dim)  # [B, P or 1, N, C]
-        image_pe = image_pe.reshape(1, 1, -1, dim)
-        queries = self.transformer.begin(tokens, valid, image, image_pe)
-        chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
-        own = {"queries": queries, "tokens": tokens, "valid": valid}
-        if image.shape[1] == 1:
-            predict = partial(self._predict, image=image, image_pe=image_pe, chosen=chosen)
-        else:
-            own["image"] = image
-            predict = partial(self._predict, image_pe=image_pe, chosen=chosen)
-        masks, iou_predictions = for_each_prompt(lambda own: predict(**own), own)
-        return self._in_order(masks, height, width), iou_predictions
+        masks = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
+        predict = partial(self.predict_masks, image_embeddings, image_pe, masks)
+        return one_prompt_after_another(predict, (sparse, sparse_valid, dense), self.form)
 
-    def _predict(
-        self, queries, tokens, valid, image, image_pe, chosen
-    ) -> tuple[Float[Array, "b p 16*n m"], Float[Array, "b p m"]]:
-        """The masks of some prompts, pixels of the same pixel of the image side by side."""
-        mlps = self.output_hypernetworks_mlps[chosen]
-        outputs = [0, *range(1, 1 + self.num_mask_tokens)[chosen]]  # for the IoU, then for masks
-        tokens, image = self.transformer.finish(queries, tokens, valid, image, image_pe, outputs)
-        hyper_in = [mlp(tokens[:, :, 1 + index]) for index, mlp in enumerate(mlps)]
-        hyper_in = jnp.stack(hyper_in, axis=2)  # [B, P, M, C / 8]
-        first, norm, _, second, _ = self.output_upscaling.layers
-        # Rows of channels throughout: XLA:CPU computes anew what is asked for in two shapes, and
-        # turns pixels of several axes round for a kernel's gradient.
-        pixels = first.blocks(image.reshape(-1, image.shape[-1]))  # [B * P * N, 4, C / 4]
-        pixels = second.blocks(gelu(norm(pixels.reshape(-1, norm.num_features))))
-        upscaled = gelu(pixels.reshape(*image.shape[:2], -1, pixels.shape[-1]))
-        masks = (upscaled @ hyper_in.swapaxes(-1, -2)).astype(jnp.float32)  # [B, P, N * 16, M]
-        iou_predictions = self.iou_prediction_head(tokens[:, :, 0]).astype(jnp.float32)
-        return masks, iou_predictions[..., chosen]
-
-    def _in_order(
-        self, masks: Float[Array, "b p 16*n m"], height: int, width: int
-    ) -> Float[Array, "b p m 4*h 4*w"]:
-        """Puts a mask's pixels where two 2 x 2 transposed convolutions put them."""
-        masks = masks.reshape(*masks.shape[:2], height, width, 2, 2, 2, 2, -1)
-        masks = masks.transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)  # [B, P, M, h, 2, 2, w, 2, 2]
-        return masks.reshape(*masks.shape[:3], 4 * height, 4 * width)
-
-    def _tokens(self, sparse, sparse_valid):
-        """Puts the output tokens before the prompt's."""
-        output = jnp.concatenate([self.iou_token.embedding[...], self.mask_tokens.embedding[...]])
-        output = jnp.broadcast_to(output, (*sparse.shape[:2], *output.shape))
-        tokens = jnp.concatenate([output, sparse.astype(output.dtype)], axis=2)
+    def predict_masks(
+        self,
+        image_embeddings: Float[Array, "b h w c"],
+        image_pe: Float[Array, "1 h w c"],
+        chosen: slice,
+        sparse: Float[Array, "b p t c"],
+        sparse_valid: Bool[Array, "b p t"] | None,
+        dense: Float[Array, "b2 p2 h2 w2 c"],
+    ) -> tuple[Float[Array, "b p m 4*h 4*w"], Float[Array, "b p m"]]:
+        """Predicts the `chosen` of the four masks, and their IoU; other arguments as `__call__`."""
+        # Concatenate output tokens
+        output_tokens = jnp.concatenate(
+            [self.iou_token.embedding[...], self.mask_tokens.embedding[...]]
+        )
+        output_tokens = jnp.broadcast_to(output_tokens, (*sparse.shape[:2], *output_tokens.shape))
+        tokens = jnp.concatenate([output_tokens, sparse.astype(output_tokens.dtype)], axis=2)
         if sparse_valid is not None:
-            always = jnp.ones(output.shape[:3], bool)
+            always = jnp.ones(output_tokens.shape[:3], bool)
             sparse_valid = jnp.concatenate([always, sparse_valid], axis=2)
-        return tokens, sparse_valid
+
+        # Add the mask prompt, which prompts may have in common
+        src = image_embeddings[:, None] + dense.astype(image_embeddings.dtype)
+        batch, shared, height, width, dim = src.shape
+        src = src.reshape(batch, shared, height * width, dim)  # [B, P or 1, N, C]
+        pos_src = image_pe.reshape(1, 1, height * width, dim)
+
+        # Run the transformer
+        mask_tokens = range(1, 1 + self.num_mask_tokens)[chosen]
+        hs, src = self.transformer(src, pos_src, tokens, sparse_valid, mask_tokens.stop)
+        iou_token_out = hs[:, :, 0]
+        mask_tokens_out = hs[:, :, mask_tokens.start :]
+
+        # Upscale mask embeddings and predict masks using the mask tokens
+        mlps = self.output_hypernetworks_mlps[chosen]
+        hyper_in = [mlp(mask_tokens_out[:, :, i]) for i, mlp in enumerate(mlps)]
+        hyper_in = jnp.stack(hyper_in, axis=2)  # [B, P, M, C / 8]
+        src = src.reshape(*hs.shape[:2], height, width, dim)
+        masks = upscaled_masks(self.output_upscaling, src, hyper_in, self.form)
+
+        # Generate mask quality predictions
+        iou_pred = self.iou_prediction_head(iou_token_out)[..., chosen]
+        return masks.astype(jnp.float32), iou_pred.astype(jnp.float32)

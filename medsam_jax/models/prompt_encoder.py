@@ -6,13 +6,13 @@ tokens that are not valid, which the decoder's attention leaves out; the peers' 
 take part and change the result.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from medsam_jax.models.common import Buffer, LayerNorm2d, Sequential, gelu
+from medsam_jax.models.common import Buffer, Derived, LayerNorm2d, Sequential
+from medsam_jax.ops.activation import gelu
 
 PADDING_LABEL = -2  # beside SAM's -1 (not a point), 0 (background) and 1 (foreground)
 
@@ -26,22 +26,9 @@ class PositionEmbeddingRandom(nnx.Module):
 
     def __call__(self, size: tuple[int, int]) -> Float[Array, "h w c"]:
         """Encodes the pixel centres of a grid of `size` (height, width)."""
-        # The sine of a sum, from the sines of row and column: 0.96 of the time of the decoder's
-        # gradient. They come out of a loop, or XLA:CPU would compute them anew for every pixel.
-        matrix = self.positional_encoding_gaussian_matrix[...]
         height, width = size
-        angles = jnp.concatenate(
-            [
-                2 * np.pi * (2 * (jnp.arange(count) + 0.5) / count - 1)[:, None] * frequency
-                for count, frequency in ((height, matrix[1]), (width, matrix[0]))
-            ]
-        )
-        sin, cos = jax.lax.map(lambda angle: (jnp.sin(angle), jnp.cos(angle)), angles)
-        # A quarter turn of the rows' angle makes the second half of the channels the cosine.
-        sin_y = jnp.concatenate([sin[:height], cos[:height]], axis=-1)[:, None]
-        cos_y = jnp.concatenate([cos[:height], -sin[:height]], axis=-1)[:, None]
-        sin_x, cos_x = jnp.tile(sin[height:], 2), jnp.tile(cos[height:], 2)
-        return sin_y * cos_x + cos_y * sin_x
+        y, x = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width
+        return self._encode(jnp.stack(jnp.meshgrid(x, y), axis=-1))
 
     def forward_with_coords(
         self, coords: Float[Array, "... 2"], image_size: tuple[int, int]
@@ -86,10 +73,16 @@ class PromptEncoder(nnx.Module):
         self.no_mask_embed = nnx.Embed(1, embed_dim, rngs=rngs)
         self.image_embedding_size = image_embedding_size
         self.input_image_size = input_image_size
+        self.dense_pe = Derived(jnp.zeros(()))
+        self.derive()
+
+    def derive(self) -> None:
+        """Computes the position encoding of the image embedding's pixels, once for all calls."""
+        self.dense_pe.set_value(self.pe_layer(self.image_embedding_size)[None])
 
     def get_dense_pe(self) -> Float[Array, "1 h w c"]:
         """Position encoding of the image embedding's pixels."""
-        return self.pe_layer(self.image_embedding_size)[None]
+        return self.dense_pe[...]
 
     def __call__(
         self,

@@ -4,14 +4,17 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from medsam_jax.data.preprocess import PREPROCESSING, Preprocessing
+from medsam_jax.data.preprocess import encoder_input
+from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig
 from medsam_jax.models.mask_decoder import MaskDecoder
 from medsam_jax.models.prompt_encoder import PromptEncoder
 from medsam_jax.models.tiny_vit import TinyViT, TinyViTConfig
 from medsam_jax.models.transformer import TwoWayTransformer
+from medsam_jax.ops.form import PLAIN
+from medsam_jax.ops.strips import image_by_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,12 @@ class SamConfig:
 
 
 class Sam(nnx.Module):
-    """Segment Anything; attribute paths equal those of segment_anything's `Sam`."""
+    """Segment Anything; attribute paths equal those of segment_anything's `Sam`.
+
+    `encode` and `decode` are the two ways in.
+    """
+
+    form = PLAIN
 
     def __init__(self, config: SamConfig, *, rngs: nnx.Rngs):
         dim, size = config.embed_dim, config.embedding_size
@@ -118,18 +126,17 @@ class Sam(nnx.Module):
         )
         self.mask_decoder = MaskDecoder(transformer, dim, iou_head_hidden_dim=dim, **kw)
 
-    def __call__(
-        self,
-        images: Float[Array, "b s s 3"],
-        points: tuple[Float[Array, "b p n 2"], Int[Array, "b p n"]] | None = None,
-        boxes: Float[Array, "b p 4"] | None = None,
-        masks: Float[Array, "b p mh mw"] | None = None,
-        multimask_output: bool | None = False,
-        **valid: Bool[Array, "b p"],
-    ) -> tuple[Float[Array, "b p m mh mw"], Float[Array, "b p m"]]:
-        """Normalised images and prompts (`PromptEncoder`'s) to mask logits and predicted IoU."""
-        embeddings = self.image_encoder(images)
-        return self.decode(embeddings, points, boxes, masks, multimask_output, **valid)
+    def encode(
+        self, images: UInt8[Array, "b s s 3"], valid_shape: Int[Array, "b 2"]
+    ) -> Float[Array, "b h w c"]:
+        """Embeddings of slices on the recipe's grid, prepared as the checkpoint's contract says.
+
+        Args:
+          images: grey levels or colours, padded at the bottom and right (`data.preprocess`).
+          valid_shape: height and width of what is not padding.
+        """
+        pixels = encoder_input(images, valid_shape, self.config.preprocessing)
+        return image_by_image(self.image_encoder, pixels, self.form)
 
     def decode(
         self,
@@ -140,7 +147,13 @@ class Sam(nnx.Module):
         multimask_output: bool | None = False,
         **valid: Bool[Array, "b p"],
     ) -> tuple[Float[Array, "b p m mh mw"], Float[Array, "b p m"]]:
-        """As `__call__`, from embeddings computed before."""
+        """Mask logits and predicted IoU for prompts on encoded images.
+
+        Args:
+          image_embeddings: from `encode`; one image may have any number of prompts.
+          points, boxes, masks, valid: prompts, see `PromptEncoder`.
+          multimask_output: see `MaskDecoder`.
+        """
         sparse, sparse_valid, dense = self.prompt_encoder(points, boxes, masks, **valid)
         image_pe = self.prompt_encoder.get_dense_pe()
         return self.mask_decoder(

@@ -1,13 +1,12 @@
 """TinyViT image encoder of LiteMedSAM (tiny_vit_sam.py): 256 x 256 in, 64 x 64 x 256 out.
 
-Differences from the PyTorch file: NHWC throughout; BatchNorm is folded into its convolution; on a
-CPU a block works strip by strip (ops/strips.py); no stochastic depth (its rate is 0 in LiteMedSAM).
+Differences from the PyTorch file: NHWC throughout; BatchNorm is folded into its convolution; no
+stochastic depth (its rate is 0 in LiteMedSAM); the form that a device runs fastest is in
+`medsam_jax/ops`.
 """
 
 import dataclasses
-from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,25 +16,13 @@ from medsam_jax.models.common import (
     Conv2dBN,
     LayerNorm,
     Sequential,
-    gelu,
     neck,
 )
-from medsam_jax.ops.depthwise import depthwise_of_strip
-from medsam_jax.ops.strips import (
-    join_rows,
-    map_images,
-    map_strips,
-    neighbour_rows,
-    on_cpu,
-    rows_of,
-    split_rows,
-)
-from medsam_jax.ops.windows import attend_in_windows, map_window_rows
-
-# What a strip holds on a CPU; small maps are one strip. Half or double are as fast.
-_HIDDEN_BYTES = 1 << 22  # hidden features of convolutions: 16 rows of LiteMedSAM's first blocks
-_WINDOW_BYTES = 3 << 20  # input of window attention, or one row of windows
-_MLP_TOKENS = 1024
+from medsam_jax.ops.activation import gelu
+from medsam_jax.ops.convolution import inverted_bottleneck
+from medsam_jax.ops.form import PLAIN
+from medsam_jax.ops.strips import token_wise
+from medsam_jax.ops.windows import attend_in_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,35 +59,10 @@ class PatchEmbed(nnx.Module):
         return self.seq(x)
 
 
-def _expand_and_mix(x: Array, expand: Conv2dBN, mix: Conv2dBN, finish: Callable) -> Array:
-    """`finish(gelu(mix(gelu(expand(x)))), x)`: 1x1 then depthwise 3x3, the way the device likes it.
-
-    On a CPU no more of the many hidden channels exists at a time than a strip of rows has.
-    """
-    if not on_cpu():
-        return finish(gelu(mix(gelu(expand(x)))), x)
-    dtype = expand.dtype or x.dtype
-    kernel, bias = expand.folded(dtype)
-    mix_kernel, mix_bias = mix.folded(dtype)
-    strips = split_rows(x.astype(dtype), rows_of(_HIDDEN_BYTES, x.shape[2], bias.size))
-    count, height = strips.shape[1:3]
-    # The rows beyond the image are zero before `mix`, not what `expand` makes of zeros.
-    inside = np.ones((count, height + 2), np.float32)
-    inside[0, 0] = inside[-1, -1] = 0
-    biases = jnp.asarray(inside, dtype)[None, ..., None] * bias  # [1, n, r + 2, hidden]
-
-    def strip(inputs: tuple[Array, ...]) -> Array:
-        rows, above, below, bias = inputs
-        x = jnp.concatenate([above, rows, below], axis=1)
-        hidden = gelu(x @ kernel[0, 0] + bias[:, :, None])
-        hidden = gelu(depthwise_of_strip(hidden, mix_kernel, mix.stride) + mix_bias)
-        return finish(hidden, rows)
-
-    return join_rows(map_strips(strip, (strips, *neighbour_rows(strips), biases)))
-
-
 class MBConv(nnx.Module):
     """Inverted bottleneck: expand, depthwise 3x3, project, add."""
+
+    form = PLAIN
 
     def __init__(self, dim: int, expand_ratio: float, *, dtype, rngs: nnx.Rngs):
         hidden = int(dim * expand_ratio)
@@ -109,14 +71,16 @@ class MBConv(nnx.Module):
         self.conv3 = Conv2dBN(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        def finish(hidden, x):
-            return gelu(self.conv3(hidden) + x)
-
-        return _expand_and_mix(x, self.conv1, self.conv2, finish)
+        """`gelu(conv3(gelu(conv2(gelu(conv1(x))))) + x)`."""
+        return inverted_bottleneck(
+            x, self.conv1, self.conv2, lambda hidden, x: gelu(self.conv3(hidden) + x), self.form
+        )
 
 
 class PatchMerging(nnx.Module):
     """To `out_dim` channels and a grid `stride` times coarser, through a depthwise convolution."""
+
+    form = PLAIN
 
     def __init__(self, dim: int, out_dim: int, stride: int, *, dtype, rngs: nnx.Rngs):
         self.conv1 = Conv2dBN(dim, out_dim, dtype=dtype, rngs=rngs)
@@ -124,7 +88,10 @@ class PatchMerging(nnx.Module):
         self.conv3 = Conv2dBN(out_dim, out_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        return _expand_and_mix(x, self.conv1, self.conv2, lambda hidden, _: self.conv3(hidden))
+        """`conv3(gelu(conv2(gelu(conv1(x)))))`."""
+        return inverted_bottleneck(
+            x, self.conv1, self.conv2, lambda hidden, _: self.conv3(hidden), self.form
+        )
 
 
 class Mlp(nnx.Module):
@@ -138,12 +105,7 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention within windows, with a learned bias per head and absolute offset.
-
-    The last windows of a row may reach beyond the map, where PyTorch computes tokens that are zero
-    before the norm. Here their queries, which nobody reads, do not exist, and their keys, which are
-    all the same, are one key with a bias that counts them.
-    """
+    """Self-attention within a window, with a learned bias per head and absolute offset."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, *, dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -152,48 +114,31 @@ class Attention(nnx.Module):
         self.attention_biases = nnx.Param(jnp.zeros((num_heads, window_size**2)))
         self.num_heads, self.window_size = num_heads, window_size
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Of rows of windows, the last of which may reach beyond the map's right edge."""
-        return attend_in_windows(self.norm(x), self.window_size, self.qkv, self._attend, self.proj)
-
-    def _attend(self, qkv: Float[Array, "w n c3"], columns: int) -> Float[Array, "w n c"]:
-        heads, dim = self.num_heads, qkv.shape[-1] // 3
-        qkv = qkv.reshape(*qkv.shape[:2], heads, 3, dim // heads)
-        q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, C / heads]
-        q = q * q.shape[-1] ** -0.5
-        bias, bias_beyond = self._bias(columns)
-        scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) + bias
-        most = scores.max(axis=-1, keepdims=True)
-        if bias_beyond is not None:
-            beyond = self.qkv(self.norm(jnp.zeros((1, dim), q.dtype)))
-            key, value = jnp.moveaxis(beyond.reshape(1, heads, 3, -1), 2, 0)[1:, 0, :, None]
-            score = (q * key).sum(axis=-1, keepdims=True, dtype=jnp.float32) + bias_beyond
-            most = jnp.maximum(most, score)
-        weights = jnp.exp(scores - most)
+    def __call__(self, x: Float[Array, "n y x c"]) -> Float[Array, "n y x c"]:
+        """Attends within each of n windows."""
+        windows, heads = len(x), self.num_heads
+        qkv = self.qkv(self.norm(x)).reshape(windows, -1, heads, 3, x.shape[-1] // heads)
+        q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
+        scores = jnp.matmul(
+            q * q.shape[-1] ** -0.5, k.swapaxes(2, 3), preferred_element_type=jnp.float32
+        )
+        scores = scores + self.attention_biases[...][:, self._offsets()]
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         total = weights.sum(axis=-1, keepdims=True)
-        out = jnp.matmul(weights.astype(v.dtype), v)
-        if bias_beyond is not None:
-            weight = jnp.exp(score - most)
-            out, total = out + weight.astype(v.dtype) * value, total + weight
-        out = out / total.astype(v.dtype)
-        return out.swapaxes(1, 2).reshape(*qkv.shape[:2], dim)
+        out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
+        return self.proj(out.swapaxes(1, 2).reshape(x.shape))
 
-    def _bias(
-        self, columns: int
-    ) -> tuple[Float[Array, "heads n n"], Float[Array, "heads n 1"] | None]:
-        """Of the keys in the first columns of a window, and of all beyond them together."""
-        size = self.window_size
-        row, column = np.divmod(np.arange(size**2), size)
-        offset = np.abs(row[:, None] - row) * size + np.abs(column[:, None] - column)
-        inside = column < columns
-        bias = self.attention_biases[...][:, offset[inside]]
-        if inside.all():
-            return bias, None
-        return bias[..., inside], jax.nn.logsumexp(bias[..., ~inside], axis=-1, keepdims=True)
+    def _offsets(self) -> np.ndarray:
+        """Position in `attention_biases` by query and key."""
+        row, column = np.divmod(np.arange(self.window_size**2), self.window_size)
+        rows, columns = np.abs(row[:, None] - row), np.abs(column[:, None] - column)
+        return rows * self.window_size + columns
 
 
 class TinyViTBlock(nnx.Module):
     """Window attention, depthwise convolution, MLP."""
+
+    form = PLAIN
 
     def __init__(
         self,
@@ -210,10 +155,9 @@ class TinyViTBlock(nnx.Module):
         self.local_conv = Conv2dBN(dim, dim, 3, groups=dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = map_window_rows(lambda x: x + self.attn(x), x, self.attn.window_size, _WINDOW_BYTES)
+        x = x + attend_in_windows(self.attn, x, self.attn.window_size, self.form)
         x = self.local_conv(x)
-        strips = split_rows(x, max(_MLP_TOKENS // x.shape[2], 1))
-        return join_rows(map_strips(lambda x: x + self.mlp(x), strips))
+        return token_wise(lambda x: x + self.mlp(x), x, self.form)
 
 
 class Stage(nnx.Module):
@@ -258,10 +202,6 @@ class TinyViT(nnx.Module):
         self.neck = neck(config.embed_dims[-1], out_chans, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
-        return map_images(self.encode_batch, x)
-
-    def encode_batch(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
-        """As `__call__`, all images at once and in the form of the moment (`ops.strips.on_cpu`)."""
         x = self.patch_embed(x)
         for layer in self.layers:
             x = layer(x)

@@ -6,7 +6,7 @@ at the lower resolutions of the decoder for deep supervision. Differences: one c
 box can be an extra input channel (the fair comparison with models that are shown the box); inputs
 are scaled as the preprocessing contract says, which instance norm makes equivalent to z-scores.
 
-It answers through `Sam`'s own methods (`image_encoder`, `decode`), so that the training loop and
+It answers through `Sam`'s own methods (`encode`, `decode`), so that the training loop and
 the evaluation take either model. `python -m weights_converter.init --model unet` writes untrained
 weights, from which training starts.
 
@@ -20,8 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
+from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
 from medsam_jax.models.common import ConvTranspose2x2, Sequential
 
@@ -91,9 +92,11 @@ class UNet(nnx.Module):
         heads = upper[-config.supervised :]
         self.heads = Sequential(*(nnx.Conv(n, 1, (1, 1), **kw) for n in heads))
 
-    def image_encoder(self, pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:
-        """The pixels: this model has no embedding apart from its answer."""
-        return pixels
+    def encode(
+        self, images: UInt8[Array, "b s s 3"], valid_shape: Int[Array, "b 2"]
+    ) -> Float[Array, "b s s 3"]:
+        """The normalised pixels: this model has no embedding apart from its answer."""
+        return encoder_input(images, valid_shape, self.config.preprocessing)
 
     def decode(
         self,
@@ -111,12 +114,6 @@ class UNet(nnx.Module):
         """
         logits = self.supervised_logits(image_embeddings, points, boxes, masks)[-1]
         return logits, jnp.full(logits.shape[:3], jnp.nan)
-
-    def __call__(
-        self, images: Float[Array, "b s s 3"], *prompts: Any, **named: Any
-    ) -> tuple[Float[Array, "b p 1 s s"], Float[Array, "b p 1"]]:
-        """Normalised images and boxes to logits; arguments as `decode`."""
-        return self.decode(self.image_encoder(images), *prompts, **named)
 
     def supervised_logits(
         self,

@@ -1,40 +1,62 @@
-"""Dense 3x3 convolution whose gradient stays fast inside loops on a CPU.
+"""Dense and depthwise 3x3 convolutions, and the inverted bottleneck of TinyViT."""
 
-XLA:CPU hands a convolution in a loop's body to its plain loops unless it is written the way Eigen
-takes it: the kernel's gradient of LiteMedSAM's neck then takes 3.1 s in place of 36 ms, the
-input's 157 in place of 25. Training on a CPU is such a loop, over images.
-"""
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from medsam_jax.ops.strips import on_cpu
+from medsam_jax.ops.activation import gelu
+from medsam_jax.ops.form import Form
+from medsam_jax.ops.strips import join_rows, map_strips, neighbour_rows, rows_of, split_rows
+
+_STRIP_BYTES = 1 << 22  # hidden features of a strip of an inverted bottleneck
 
 
-def conv3x3(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
-    """Convolution of stride 1 with one pixel of zero padding on every side."""
-    return _with_loop_gradient(x, kernel) if on_cpu() else _convolution(x, kernel)
-
-
-def _convolution(x: Array, kernel: Array) -> Array:
+def convolution(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k c2 d"],
+    stride: int = 1,
+    groups: int = 1,
+) -> Float[Array, "b h2 w2 d"]:
+    """PyTorch's `Conv2d` with padding `k // 2` and no bias."""
+    padding = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
-_with_loop_gradient = jax.custom_vjp(_convolution)
+def conv3x3(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], form: Form
+) -> Float[Array, "b h w d"]:
+    """Dense convolution of stride 1. Plain form: `convolution(x, kernel)`.
+
+    The CPU's form has its gradient written out: XLA:CPU runs a convolution in a loop's body as
+    plain loops unless it is written the way Eigen takes it, and training on a CPU is a loop.
+    """
+    return _with_loop_gradient(x, kernel) if form.cpu else convolution(x, kernel)
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolution(x, kernel), (x, kernel)
+_with_loop_gradient = jax.custom_vjp(convolution, nondiff_argnums=(2, 3))
 
 
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _dense_forward(x: Array, kernel: Array, stride: int, groups: int):
+    return convolution(x, kernel), (x, kernel)
+
+
+def _dense_backward(stride: int, groups: int, saved: tuple[Array, Array], gradient: Array):
     """By x: the convolution with the kernel turned round. By the kernel: a product a position."""
     x, kernel = saved
     height, width = x.shape[1:3]
-    by_x = _convolution(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    by_x = convolution(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     by_kernel = [
         jnp.einsum("bhwc,bhwd->cd", padded[:, i : i + height, j : j + width], gradient)
@@ -44,4 +66,103 @@ def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     return by_x, jnp.stack(by_kernel).reshape(kernel.shape)
 
 
-_with_loop_gradient.defvjp(_forward, _backward)
+_with_loop_gradient.defvjp(_dense_forward, _dense_backward)
+
+
+def depthwise_conv3x3(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 1 c"], stride: int, form: Form
+) -> Float[Array, "b h2 w2 c"]:
+    """Depthwise convolution. Plain form: `convolution(x, kernel, stride, groups=c)`.
+
+    The CPU's form adds up nine shifted maps: XLA:CPU visits the groups one by one.
+    """
+    if not form.cpu:
+        return convolution(x, kernel, stride, x.shape[-1])
+    return depthwise_of_strip(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), kernel, stride)
+
+
+def inverted_bottleneck(
+    x: Float[Array, "b h w c"],
+    expand: Any,
+    mix: Any,
+    finish: Callable[[Array, Array], Array],
+    form: Form,
+) -> Float[Array, "b h2 w2 e"]:
+    """Expands the channels, mixes neighbours, and finishes. Plain form: the first line.
+
+    The CPU's form holds the many hidden channels of a strip of rows at a time.
+
+    Args:
+      expand, mix: `models.common.Conv2dBN`, 1x1 and depthwise 3x3.
+      finish: from the hidden map and x to the result, for each pixel alone.
+    """
+    if not form.cpu:
+        return finish(gelu(mix(gelu(expand(x)))), x)
+    x = x.astype(expand.dtype or x.dtype)
+    (kernel, bias), (mix_kernel, mix_bias) = expand.folded(x.dtype), mix.folded(x.dtype)
+    strips = split_rows(x, rows_of(_STRIP_BYTES, x.shape[2], bias.size))
+    count, height = strips.shape[1:3]
+    # The rows beyond the image are zero before the depthwise convolution: they get no bias.
+    inside = np.ones((count, height + 2), np.float32)
+    inside[0, 0] = inside[-1, -1] = 0
+    biases = jnp.asarray(inside, x.dtype)[None, ..., None] * bias  # [1, n, r + 2, d]
+    biases = jnp.broadcast_to(biases, (len(x), *biases.shape[1:]))
+
+    def strip(inputs: tuple[Array, ...]) -> Array:
+        rows, above, below, bias = inputs
+        x = jnp.concatenate([above, rows, below], axis=1)
+        hidden = gelu(x @ kernel[0, 0] + bias[:, :, None])
+        hidden = gelu(depthwise_of_strip(hidden, mix_kernel, mix.stride) + mix_bias)
+        return finish(hidden, rows)
+
+    return join_rows(map_strips(strip, (strips, *neighbour_rows(strips), biases)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_of_strip(
+    x: Float[Array, "b r w c"], kernel: Float[Array, "3 3 1 c"], stride: int = 1
+) -> Float[Array, "b h2 w2 c"]:
+    """The CPU's depthwise convolution of rows that come with the ones above and below.
+
+    Rows are laid end to end, with a zero on each side of a row, so that each of the nine terms is
+    one run of memory, and no term leaves all padding out: XLA would take such a term from before
+    the padding and compute whatever made it (a GELU) again. Sums at the ends of rows mix two rows
+    and are dropped.
+    """
+    batch, height, width, channels = x.shape
+    height, row_length = height - 2, width + 2
+    terms = _shifted(x, height * row_length)
+    kernel = kernel.astype(jnp.float32)  # or XLA:CPU would round after each of the nine terms
+    sums = sum(term * kernel[i, j] for (i, j), term in terms.items()).astype(x.dtype)
+    return sums.reshape(batch, height, row_length, channels)[:, ::stride, :width:stride]
+
+
+def _shifted(x: Array, length: int) -> dict[tuple[int, int], Array]:
+    """By offset (row, column): runs [b, length, c] of the rows of x laid end to end."""
+    batch, _, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 1), (1, 1), (0, 0))).reshape(batch, -1, channels)
+    starts = {(i, j): i * (width + 2) + j for i in range(3) for j in range(3)}
+    return {offset: x[:, start : start + length] for offset, start in starts.items()}
+
+
+def _depthwise_forward(x: Array, kernel: Array, stride: int):
+    return depthwise_of_strip(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array):
+    """Shifted sums again, where jax would derive nine padded copies that are added up."""
+    x, kernel = saved
+    batch, height, width, channels = x.shape
+    height -= 2
+    ends = [(side - 1) % stride for side in (height, width)]
+    gaps = [(0, 0, 0), (0, ends[0], stride - 1), (0, ends[1], stride - 1), (0, 0, 0)]
+    gradient = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), gaps)  # [b, h, w, c]
+    around = jnp.pad(gradient, ((0, 0), (2, 2), (0, 0), (0, 0)))
+    by_x = depthwise_of_strip(around, kernel[::-1, ::-1])
+    rows = jnp.pad(gradient, ((0, 0), (0, 0), (0, 2), (0, 0))).reshape(batch, -1, channels)
+    terms = _shifted(x, height * (width + 2))
+    by_kernel = jnp.stack([(term * rows).sum(axis=(0, 1)) for term in terms.values()])
+    return by_x, by_kernel.reshape(kernel.shape)
+
+
+depthwise_of_strip.defvjp(_depthwise_forward, _depthwise_backward)

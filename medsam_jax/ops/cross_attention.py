@@ -1,27 +1,85 @@
-"""Attention between the few tokens of a prompt and the many pixels of an image.
+"""The decoder's attention between the few tokens of a prompt and the many pixels of an image.
 
-A score is `(Wq t) . (Wk x)`, which is `(Wk^T Wq t) . x`, and a weighted sum of `Wv x` is `Wv` of
-the weighted sum of `x`. With all projections on the tokens' side no pixel is projected: for 8 heads
-and 7 tokens every product over the pixels has 56 columns in place of 128, heads need no axis of
-their own beside the pixels, and nothing as large as the image is written in between. From
-`heads * tokens` = `heads * d` on, projecting the pixels is cheaper: see `tokens_are_few`.
+Plain form of both functions: a call of the attention module. A score is `(Wq t) . (Wk x)`, which is
+`(Wk^T Wq t) . x`, and a weighted sum of `Wv x` is `Wv` of the weighted sum of `x`. With all
+projections on the tokens' side no pixel is projected, heads need no axis of their own beside the
+pixels, and nothing as large as the image is written in between. From `heads * tokens = heads * d`
+on, projecting the pixels is cheaper.
 
 Softmax runs in float32. Biases of what tokens see as keys shift all scores of a token alike, so
-they are not needed; those of what tokens gather are the caller's.
-
-Gradients are written with pixels first. Derived by jax, those of keys and values came out as
-channels by pixels, and were turned round by every operation that added them up: written out, 0.87
-of the time of the decoder's gradient.
+they are not needed. Gradients are written with pixels first: derived by jax, those of keys and
+values come out as channels by pixels, and every operation that adds them up transposes them.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from medsam_jax.ops.form import Form
 
-def tokens_are_few(tokens: int, head_dim: int) -> bool:
-    """Whether the functions below cost less than projecting the pixels does."""
-    return tokens < head_dim
+
+def tokens_to_image(
+    attention: Any,
+    q: Float[Array, "b p t c"],
+    k: Float[Array, "b p2 n c"],
+    v: Float[Array, "b p2 n c"],
+    form: Form,
+) -> Float[Array, "b p t c"]:
+    """Attention of tokens to pixels. Plain form: `attention(q, k, v)`.
+
+    Args:
+      attention: `models.transformer.Attention`.
+      q, k, v: tokens, and pixels as keys and values; `p2` is p, or 1 for an image that prompts
+        share, whose projections they share too.
+    """
+    if not form.cpu or k.shape[1] < q.shape[1] or q.shape[2] >= attention.head_dim:
+        return attention(q, k, v)
+    q = attention.separate_heads(attention.q_proj(q))
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    value_bias = _bias(attention, attention.v_proj)
+    out = tokens_to_pixels(
+        q, k, v, _kernel(attention, attention.k_proj), _kernel(attention, attention.v_proj)
+    )
+    return attention.out_proj(attention.recombine_heads(out + value_bias))
+
+
+def image_to_tokens(
+    attention: Any,
+    q: Float[Array, "b p2 n c"],
+    k: Float[Array, "b p t c"],
+    v: Float[Array, "b p t c"],
+    key_valid: Bool[Array, "b p t"] | None,
+    form: Form,
+) -> Float[Array, "b p n c"]:
+    """Attention of pixels to tokens. Plain form: `attention(q, k, v, key_valid)`."""
+    if not form.cpu or k.shape[2] >= attention.head_dim:
+        return attention(q, k, v, key_valid)
+    k = attention.separate_heads(attention.k_proj(k))
+    v = attention.separate_heads(attention.v_proj(v))
+    return pixels_to_tokens(
+        q.astype(k.dtype),
+        k,
+        v,
+        _kernel(attention, attention.q_proj),
+        _bias(attention, attention.q_proj),
+        _kernel(attention, attention.out_proj, axis=0),
+        attention.out_proj.bias[...].astype(k.dtype),
+        key_valid,
+    )
+
+
+def _kernel(attention: Any, linear: Any, axis: int = 1) -> Array:
+    """A linear layer's kernel in the computation's type, its inner axis split into heads."""
+    kernel = linear.kernel[...].astype(linear.dtype)
+    inner = (attention.num_heads, attention.head_dim)
+    return kernel.reshape(*kernel.shape[:axis], *inner, *kernel.shape[axis + 1 :])
+
+
+def _bias(attention: Any, linear: Any) -> Float[Array, "heads d"]:
+    bias = linear.bias[...].astype(linear.dtype)
+    return bias.reshape(attention.num_heads, attention.head_dim)
 
 
 def tokens_to_pixels(

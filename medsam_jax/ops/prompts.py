@@ -1,4 +1,4 @@
-"""Work that is done for every prompt of an image, in the order that each device runs fastest."""
+"""Work that is done for every prompt of an image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,17 +6,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medsam_jax.ops.form import Form
 
-def for_each_prompt(function: Callable[..., Any], own: Any) -> Any:
-    """`function(own)` for arrays [B, P, ...], whose results of a prompt depend on it alone.
 
-    What a decoder makes of 64 prompts at 64 x 64 pixels is half a gigabyte a layer. On a CPU the
-    pixels of one prompt stay in the cache from layer to layer, so there prompts follow one another;
-    other devices want all of them at once.
+def one_prompt_after_another(function: Callable[..., Any], prompts: Any, form: Form) -> Any:
+    """Applies a function to arrays [B, P, ...]. Plain form: `function(*prompts)`.
+
+    The pixels that a decoder makes of 64 prompts are half a gigabyte a layer; on a CPU those of one
+    prompt stay in the cache from layer to layer.
+
+    Args:
+      function: its results, [B, P, ...] each, depend for every prompt on that prompt alone.
+      prompts: arguments of it, arrays or None; arrays of P = 1 beside others are for all prompts.
     """
-    prompts = jax.tree.leaves(own)[0].shape[1]
-    if jax.default_backend() != "cpu" or prompts == 1:
-        return function(own)
-    by_prompt = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], own)  # [P, B, 1, ...]
-    results = jax.lax.map(function, by_prompt)
+    count = max(x.shape[1] for x in jax.tree.leaves(prompts))
+    if not form.cpu or count == 1:
+        return function(*prompts)
+    leaves, structure = jax.tree.flatten(prompts)
+    own = [jnp.moveaxis(x, 1, 0)[:, :, None] for x in leaves if x.shape[1] > 1]  # [P, B, 1, ...]
+
+    def of_prompt(own: list) -> Any:
+        rest = iter(own)
+        return function(
+            *jax.tree.unflatten(structure, [x if x.shape[1] == 1 else next(rest) for x in leaves])
+        )
+
+    results = jax.lax.map(of_prompt, own)
     return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 0], 0, 1), results)

@@ -1,65 +1,52 @@
-"""Work on a feature map in strips on a CPU, at once elsewhere.
+"""Layers applied to a feature map piece by piece, for a CPU; all at once elsewhere.
 
-A CPU is fast on what its caches hold and slow on fresh pages: LiteMedSAM's first blocks make 67 MB
-of hidden features for an image, which cost more to write and read than to compute. There a loop
-takes a strip of rows through all of a block's layers before the next one. Measured on one core, in
-strips over whole: inverted bottleneck 0.33, window attention 0.3 to 0.5, MLP 0.4 to 0.7. A GPU or
-TPU wants all the work in one kernel instead.
+A CPU is fast on what its caches hold and slow on fresh pages, so a loop takes a strip of rows
+through all of a block's layers before the next one. A GPU or TPU wants all the work in one kernel.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_ON_CPU: contextvars.ContextVar[bool | None] = contextvars.ContextVar("on_cpu", default=None)
+from medsam_jax.ops.form import Form
+
+_TOKENS = 1024  # of a strip of `token_wise`
 
 
-def on_cpu() -> bool:
-    """Whether operations are being traced in the CPU's form; by default, if it is jax's backend."""
-    chosen = _ON_CPU.get()
-    return jax.default_backend() == "cpu" if chosen is None else chosen
+def image_by_image(
+    encoder: Callable[[Array], Array], images: Float[Array, "b h w c"], form: Form
+) -> Float[Array, "b h2 w2 d"]:
+    """Applies an image encoder to a batch. Plain form: `encoder(images)`."""
+    if not form.image_by_image or len(images) == 1:
+        return encoder(images)
+    return jax.lax.map(lambda image: encoder(image[None])[0], images)
 
 
-@contextlib.contextmanager
-def form_for_cpu(value: bool) -> Iterator[None]:
-    """Sets what `on_cpu` answers.
-
-    jax keeps traces by function: give it one that it has not traced before.
-    """
-    token = _ON_CPU.set(value)
-    try:
-        yield
-    finally:
-        _ON_CPU.reset(token)
-
-
-def rows_of(bytes_: int, width: int, channels: int) -> int:
-    """Rows of a float32 map that take no more than so many bytes, for `split_rows`."""
-    return bytes_ // (width * channels * 4)
+def token_wise(
+    layer: Callable[[Array], Array], x: Float[Array, "b h w c"], form: Form
+) -> Float[Array, "b h w d"]:
+    """Applies a layer that treats every token alike. Plain form: `layer(x)`."""
+    if not form.cpu:
+        return layer(x)
+    return join_rows(map_strips(layer, split_rows(x, max(_TOKENS // x.shape[2], 1))))
 
 
 def map_strips(function: Callable[[Any], Array], strips: Any) -> Array:
-    """`function` of each strip.
-
-    Gradients on a CPU compute a strip anew instead of keeping what its layers made.
+    """Applies a function to one strip after another; gradients compute a strip again.
 
     Args:
-      function: from [b, ...] to an array [b, ...] of any shape, of each of the b alone.
+      function: from [b, ...] to an array [b, ...] of any shape, for each of the b alone.
       strips: [b, n, ...], or a tree of such arrays.
 
     Returns:
       The n results, [b, n, ...].
     """
     batch, count = jax.tree.leaves(strips)[0].shape[:2]
-    if not on_cpu() or count == 1:
-        merged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), strips)
-        mapped = function(merged)
-        return mapped.reshape(batch, count, *mapped.shape[1:])
+    if count == 1:
+        return function(jax.tree.map(lambda x: x[:, 0], strips))[:, None]
     function = jax.checkpoint(function, prevent_cse=False)  # nothing to prevent inside a loop
     if batch == 1:  # XLA copies what is transposed even where the exchanged axis has length 1
         alone = jax.tree.map(lambda x: x[0], strips)
@@ -67,27 +54,9 @@ def map_strips(function: Callable[[Any], Array], strips: Any) -> Array:
     return jax.lax.map(function, jax.tree.map(lambda x: x.swapaxes(0, 1), strips)).swapaxes(0, 1)
 
 
-def map_images(
-    function: Callable[[Array], Array], images: Float[Array, "b h w c"]
-) -> Float[Array, "b h2 w2 d"]:
-    """`function` of a batch, an image encoder, in the form of the platform it is lowered for.
-
-    Here the platform is chosen, for all that `function` calls. On a CPU images go one by one: a
-    batch of 4 together took 1.5 times as long an image, and the memory of 4. Not where a batch is
-    spread over several devices, each of which would then compute every image.
-    """
-
-    def one_by_one(images: Array) -> Array:
-        with form_for_cpu(True):
-            if jax.device_count() > 1 or len(images) == 1:
-                return function(images)
-            return jax.lax.map(lambda image: function(image[None])[0], images)
-
-    def together(images: Array) -> Array:
-        with form_for_cpu(False):
-            return function(images)
-
-    return jax.lax.platform_dependent(images, cpu=one_by_one, default=together)
+def rows_of(bytes_: int, width: int, channels: int) -> int:
+    """Rows of a float32 map that take no more than so many bytes, for `split_rows`."""
+    return bytes_ // (width * channels * 4)
 
 
 def split_rows(
@@ -106,7 +75,7 @@ def split_rows(
 
 
 def join_rows(strips: Float[Array, "b n r w c"]) -> Float[Array, "b h w c"]:
-    """What `split_rows` took apart."""
+    """The map that `split_rows` took apart."""
     batch, count, rows, width, channels = strips.shape
     return strips.reshape(batch, count * rows, width, channels)
 

@@ -1,87 +1,51 @@
-"""Self-attention within windows of a map that need not be a multiple of the window.
-
-PyTorch fills the map up with zeros: at 64 x 64 tokens and windows of 7 or 14, a sixth of all tokens
-are none. Here nothing is computed for those beyond the map's right edge; how their keys are to be
-counted is the attention's affair, as every one of them is the same.
-"""
+"""Self-attention within windows of a map; zeros fill up the last windows of a row or column."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from medsam_jax.ops.form import Form
 from medsam_jax.ops.strips import join_rows, map_strips, rows_of, split_rows
 
-
-def map_window_rows(
-    function: Callable[[Array], Array], x: Float[Array, "b h w c"], size: int, most_bytes: int
-) -> Float[Array, "b h w d"]:
-    """`function` of rows of windows: on a CPU as many at a time as `most_bytes` of x hold.
-
-    At the bottom the map is filled up with zeros. To leave those rows out as well takes a program
-    of its own for them: LiteMedSAM's encoder then takes 0.97 of the time, and half as long again to
-    compile, with 150 MB more.
-
-    Args:
-      function: of [b, n * size, w, c].
-      size: of a window, tokens a side.
-    """
-    height = x.shape[1]
-    x = jnp.pad(x, ((0, 0), (0, -height % size), (0, 0), (0, 0)))
-    strips = split_rows(x, rows_of(most_bytes, *x.shape[2:]), multiple=size)
-    return join_rows(map_strips(function, strips))[:, :height]
+_STRIP_BYTES = 3 << 20  # of the map, or one row of windows
 
 
 def attend_in_windows(
-    x: Float[Array, "b h w c"],
-    size: int,
-    project_in: Callable[[Array], Array],
-    attend: Callable[[Array, int], Array],
-    project_out: Callable[[Array], Array],
+    attention: Callable[[Array], Array], x: Float[Array, "b h w c"], size: int, form: Form
 ) -> Float[Array, "b h w d"]:
-    """Attention of what `map_window_rows` hands on.
+    """Applies self-attention to each window of size x size tokens.
+
+    Plain form: `window_unpartition(attention(window_partition(x)))`, as in segment_anything.
 
     Args:
-      x: the map, normed.
-      size: of a window, tokens a side.
-      project_in: tokens [t, c] to their queries, keys and values, [t, e].
-      attend: what windows have on the map, and how many columns that is, [n, size * columns, e] to
-        [n, size * columns, d].
-      project_out: tokens [t, d] to tokens.
+      attention: from windows [n, size, size, c] to [n, size, size, d].
     """
-    width = x.shape[2]
-    whole = width - width % size
-    parts = [(x[:, :, :whole], size), (x[:, :, whole:], width - whole)]
-    parts = [(part, columns) for part, columns in parts if part.size]
-    # All tokens in one product each way: the right edge alone would be too few.
-    tokens = [_partition(part, (size, columns)) for part, columns in parts]
-    sections = np.cumsum([len(of_part) for of_part in tokens])[:-1]
-    tokens = jnp.split(project_in(jnp.concatenate(tokens)), sections)
-    tokens = [
-        attend(of_part.reshape(-1, size * columns, of_part.shape[-1]), columns)
-        for of_part, (_, columns) in zip(tokens, parts, strict=True)
-    ]
-    tokens = [of_part.reshape(-1, of_part.shape[-1]) for of_part in tokens]
-    tokens = jnp.split(project_out(jnp.concatenate(tokens)), sections)
-    parts = [
-        _reverse(of_part, part.shape, (size, columns))
-        for of_part, (part, columns) in zip(tokens, parts, strict=True)
-    ]
-    return jnp.concatenate(parts, axis=2)
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
+
+    def attend(rows: Float[Array, "b r w c"]) -> Float[Array, "b r w d"]:
+        return window_unpartition(attention(window_partition(rows, size)), rows.shape)
+
+    if form.cpu:
+        strips = split_rows(x, rows_of(_STRIP_BYTES, *x.shape[2:]), multiple=size)
+        x = join_rows(map_strips(attend, strips))
+    else:
+        x = attend(x)
+    return x[:, :height, :width]
 
 
-def _partition(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "t c"]:
-    """The tokens of a map, whose sides are multiples of the window's, window by window."""
-    (batch, height, width, dim), (rows, columns) = x.shape, window
-    x = x.reshape(batch, height // rows, rows, width // columns, columns, dim)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, dim)
+def window_partition(x: Float[Array, "b h w c"], size: int) -> Float[Array, "n size size c"]:
+    """Windows of a map whose sides are multiples of the window's."""
+    batch, height, width, dim = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, dim)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size, size, dim)
 
 
-def _reverse(
-    tokens: Float[Array, "t d"], shape: tuple[int, int, int, int], window: tuple[int, int]
+def window_unpartition(
+    windows: Float[Array, "n size size d"], shape: tuple[int, int, int, int]
 ) -> Float[Array, "b h w d"]:
-    """Puts tokens back into the map of `shape` that they were cut from."""
-    (batch, height, width, _), (rows, columns) = shape, window
-    x = tokens.reshape(batch, height // rows, width // columns, rows, columns, -1)
+    """The map of `shape` [b, h, w, c] that windows were cut from, with their channels."""
+    (batch, height, width, _), size = shape, windows.shape[1]
+    x = windows.reshape(batch, height // size, width // size, size, size, -1)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)

@@ -1,11 +1,9 @@
 """Cached image embeddings of a run: what they depend on, and their computation on all devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import jax
 import ml_collections
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
 
 from medsam_jax.data.augment import Variants
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
@@ -16,13 +14,12 @@ from medsam_jax.data.embedding_cache import (
     open_or_build,
 )
 from medsam_jax.errors import UserError
+from medsam_jax.inference.engine import Engine
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import SamConfig
-from medsam_jax.ops.compile import jit
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import augmentation_of
 from medsam_jax.training.lora import Adapted
-from medsam_jax.training.step import encode
 
 
 def cached_embeddings(
@@ -56,40 +53,18 @@ def cached_embeddings(
     records = {split: open_dataset(config.data_dir, split)[0] for split in ("train", "tune")}
     if variants > 1:
         records["train"] = Variants(records["train"], augmentation_of(config), variants)
-    encode_slices, batch_size = on_local_devices(functional, dtype)
+    engine = Engine(functional.bind(functional.arrays))
+    # Slices go one by one on a CPU in any case; no batch is larger than a shard of the cache.
+    largest = 1 if engine.form.cpu else min(16, SLICES_PER_SHARD // len(engine.devices))
+    batch_size = len(engine.devices) * max(largest, 1)
     return {
         split: open_or_build(
             config.embedding_cache,
             key,
             of_split,
             split,
-            lambda images, valid: np.asarray(encode_slices(images, valid)),
+            lambda images, valid: np.asarray(engine.embed(images, valid).astype(dtype)),
             batch_size,
         )
         for split, of_split in records.items()
     }
-
-
-def on_local_devices(
-    functional: Functional | Adapted, dtype: str
-) -> tuple[Callable[[np.ndarray, np.ndarray], jax.Array], int]:
-    """Returns a function that encodes slices on all devices of this process, and its batch size.
-
-    The function takes images uint8 [B, S, S, 3] and valid shapes [B, 2], where B is the batch size.
-    Each device encodes its own part of the batch, with the program that one device alone would run.
-    """
-    devices = jax.local_devices()
-    # A CPU encodes slices one by one in any case; no batch is larger than a shard of the cache.
-    largest = 1 if devices[0].platform == "cpu" else min(16, SLICES_PER_SHARD // len(devices))
-    mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-    whole, by_item = PartitionSpec(), PartitionSpec("data")
-    encode_part = jax.shard_map(
-        lambda arrays, images, valid: encode(functional.bind(arrays), images, valid).astype(dtype),
-        mesh=mesh,
-        in_specs=(whole, by_item, by_item),
-        out_specs=by_item,
-        check_vma=False,
-    )
-    program = jit(encode_part)
-    arrays = jax.device_put(functional.arrays, jax.sharding.NamedSharding(mesh, whole))
-    return lambda images, valid: program(arrays, images, valid), len(devices) * max(largest, 1)

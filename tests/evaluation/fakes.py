@@ -24,7 +24,7 @@ class BrightInBox(nnx.Module):
     def image_encoder(self, pixels):
         return pixels[..., 0]
 
-    def decode(self, embeddings, boxes=None, points=None):
+    def decode(self, embeddings, boxes=None, points=None, multimask_output=False):
         logits = embeddings - self.threshold[...]
         if boxes is not None:
             rows = jnp.arange(SIZE)[None, :, None]

@@ -5,23 +5,17 @@ import pytest
 from scipy import stats
 
 from medsam_jax.evaluation import statistics
-from medsam_jax.evaluation.scoring import METRICS
+from medsam_jax.evaluation.base import ObjectScore
+from medsam_jax.evaluation.statistics import agreement, intraclass_correlation
+from medsam_jax.metrics import METRICS
 
 
-def row(checkpoint, case, dice, task="t", truth=10, predicted=10, number=0):
-    scores = dict.fromkeys(METRICS, dice)
-    return {
-        **{
-            "checkpoint": checkpoint,
-            "prompt": "box",
-            "box_shift": 0,
-            "unit": "mm",
-            "case_id": case,
-            "reference": "mask",
-        },
-        **{"task": task, "modality": "CT", "slice_index": number, "label": 1},
-        **{"truth_size": truth, "predicted_size": predicted, **scores},
-    }
+def row(checkpoint, case, dice, task="t", truth=10, predicted=10, number=0, **changes):
+    fields = {"modality": "CT", "slice_index": number, "label": 1, "reference": "mask"}
+    fields |= {"prompt": "box", "box_shift": 0, "unit": "mm"}
+    fields |= {"truth_size": truth, "predicted_size": predicted}
+    fields |= {"scores": dict.fromkeys(METRICS, dice)} | changes
+    return ObjectScore(checkpoint=checkpoint, case_id=case, task=task, **fields)
 
 
 def test_summary_counts_what_it_leaves_out():
@@ -51,7 +45,7 @@ def test_summary_has_a_row_over_all_tasks():
 
 
 def test_distances_in_mm_and_in_pixels_are_not_averaged():
-    rows = [row("m", "a", 0.2, "t"), row("m", "b", 0.4, "u") | {"unit": "px"}]
+    rows = [row("m", "a", 0.2, "t"), row("m", "b", 0.4, "u", unit="px")]
     mm, px, both = statistics.summarise(rows)
     assert (mm["unit"], px["unit"], both["unit"]) == ("mm", "px", "mm or px")
     assert (mm["hd95_median"], px["asd_mean"]) == (0.2, 0.4)
@@ -87,3 +81,50 @@ def test_comparison_pairs_cases_not_slices():
     assert dice["median_b_minus_a"] == pytest.approx(0.07)
     assert dice["p"] == pytest.approx(2 / 2**6)
     assert dice["p_holm"] == pytest.approx(2 * 2 / 2**6)
+
+
+def test_a_patient_with_two_modalities_is_one_pair_over_all():
+    """12 patients with CT and MR are 12 pairs of the mean over their cases, not 24."""
+    rows = []
+    for number in range(12):
+        for modality, gain in (("CT", 0.01), ("MR", 0.03)):
+            case = {"case": f"p{number}", "modality": modality}
+            rows += [row("m", dice=0.5, **case), row("n", dice=0.5 + gain * (number + 1), **case)]
+    tests = [test for test in statistics.compare(rows) if test["metric"] == "dice"]
+    assert [(test["modality"], test["cases"]) for test in tests] == [
+        *(("CT", 12), ("MR", 12), ("all", 12))
+    ]
+    assert tests[2]["median_b_minus_a"] == pytest.approx(0.02 * 6.5)
+    assert tests[2]["p"] == pytest.approx(2 / 2**12)
+
+
+def test_a_case_without_a_score_leaves_the_pair_to_the_others():
+    """A has no score of the MR: the patient's pair is that of the CT alone."""
+    rows = [row("m", "a", 0.5), row("n", "a", 0.7), row("m", "a", np.nan, modality="MR")]
+    tests = statistics.compare([*rows, row("n", "a", 0.1, modality="MR")])
+    pooled = next(t for t in tests if (t["metric"], t["modality"]) == ("dice", "all"))
+    assert (pooled["cases"], pooled["median_b_minus_a"]) == (1, pytest.approx(0.2))
+
+
+def test_agreement_of_a_worked_example():
+    truth, measured = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.5, 2.0, 3.5, 4.0])
+    result = agreement(measured, truth)
+    assert (result["n"], result["bias"]) == (4, 0.25)
+    assert result["sd"] == pytest.approx(np.sqrt(1 / 12))
+    assert result["upper_limit"] == pytest.approx(0.25 + 1.96 * np.sqrt(1 / 12))
+    assert result["spearman"] == pytest.approx(1)
+    assert result["pearson"] == pytest.approx(np.corrcoef(measured, truth)[0, 1])
+
+
+def test_icc_of_shrout_and_fleiss():
+    """Table 2 of Shrout and Fleiss (1979): six targets, four judges, ICC(2,1) = 0.29."""
+    ratings = np.array(
+        [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    )
+    assert intraclass_correlation(ratings) == pytest.approx(0.29, abs=0.005)
+
+
+def test_agreement_needs_variation():
+    result = agreement(np.array([1.0]), np.array([2.0]))
+    assert result["bias"] == -1
+    assert np.isnan([result["pearson"], result["icc"], result["sd"]]).all()

@@ -78,7 +78,7 @@ def test_two_processes_score_as_one(checkpoint, built, pictures, tmp_path):
     # What an earlier, killed run of one process has left is not scored again.
     (journal,) = (one / "split" / "parts").iterdir()
     earlier = journal.read_text().splitlines(keepends=True)
-    earlier = [line for line in earlier if json.loads(line)["position"] < 2]
+    earlier = [line for line in earlier if json.loads(line)["key"] < 2]
     (two / "split" / "parts").mkdir(parents=True)
     (two / "split" / "parts" / journal.name).write_text("".join(earlier))
 

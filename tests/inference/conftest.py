@@ -9,9 +9,10 @@ from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.models.functional import flatten_state, update_state
 from medsam_jax.models.sam import Sam, SamConfig
+from medsam_jax.models.unet import UNet, UNetConfig
 
 
-def random_values(model: Sam) -> dict[str, np.ndarray]:
+def random_values(model: Sam | UNet) -> dict[str, np.ndarray]:
     """Drawn by NumPy: flax's initialisers take longer to compile than the tests to run."""
     rng = np.random.default_rng(0)
     values = {}
@@ -30,6 +31,13 @@ def random_values(model: Sam) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def model():
     model = nnx.eval_shape(lambda: Sam(SamConfig.tiny(), rngs=nnx.Rngs(0)))
+    update_state(model, random_values(model))
+    return model
+
+
+@pytest.fixture(scope="session")
+def unet():
+    model = nnx.eval_shape(lambda: UNet(UNetConfig.tiny(), rngs=nnx.Rngs(0)))
     update_state(model, random_values(model))
     return model
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from medsam_jax.data import run_lengths
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
@@ -29,7 +30,7 @@ def test_box_trained_weights_get_boxes(compiled_predictor, image):
         assert mask.shape == (60, 90)
         assert answer["area"] == mask.sum() > 0
         x, y, width, height = answer["bbox"]
-        assert records.mask_box(mask) == (x, y, x + width, y + height)
+        assert records.mask_box(mask) == (x, y, x + width - 1, y + height - 1)
         assert answer["crop_box"] == [0, 0, 90, 60]
         assert "prompt_box" in answer
     asked = {tuple(answer["prompt_box"][0]) for answer in answers}
@@ -89,8 +90,8 @@ def test_points_and_crops(compiled_predictor, image):
 def test_filters_only_take_away(compiled_predictor, image, monkeypatch):
     decode = AutomaticMaskGenerator._decode
 
-    def decode_below_one(self, batch):  # the random weights predict 1.2 to 2
-        logits, predicted_iou = decode(self, batch)
+    def decode_below_one(self, crop, batch):  # the random weights predict 1.2 to 2
+        logits, predicted_iou = decode(self, crop, batch)
         return logits, predicted_iou / 2
 
     monkeypatch.setattr(AutomaticMaskGenerator, "_decode", decode_below_one)
@@ -119,8 +120,8 @@ def test_outputs_hold_the_same_masks(compiled_predictor, image):
     coco = [answer["segmentation"] for answer in generate("coco_rle")]
     labels = generate("label_map")
     for mask, rle, compressed in zip(masks, runs, coco, strict=True):
-        np.testing.assert_array_equal(records.decode_rle(rle), mask)
-        assert records.compress_rle(rle) == compressed
+        np.testing.assert_array_equal(run_lengths.decode_rle(rle), mask)
+        assert run_lengths.compress_rle(rle) == compressed
     assert labels.shape == (60, 90)
     np.testing.assert_array_equal(labels > 0, np.any(masks, axis=0))
     smallest = min(masks, key=np.sum)
@@ -128,7 +129,7 @@ def test_outputs_hold_the_same_masks(compiled_predictor, image):
 
 
 def test_a_label_map_needs_one_mask_at_a_time(compiled_predictor, image, monkeypatch):
-    decode, decoded = records.decode_rle, []
+    decode, decoded = run_lengths.decode_rle, []
 
     def spy(rle):
         assert not any(reference() is not None for reference in decoded)
@@ -136,13 +137,15 @@ def test_a_label_map_needs_one_mask_at_a_time(compiled_predictor, image, monkeyp
         decoded.append(weakref.ref(mask))
         return mask
 
-    monkeypatch.setattr(records, "decode_rle", spy)
+    module = "medsam_jax.inference.automatic_mask_generator"
+    monkeypatch.setattr(f"{module}.decode_rle", spy)
     labels = AutomaticMaskGenerator(
         compiled_predictor, output_mode="label_map", box_sides=(0.5,), box_nms_thresh=1.0, **OPEN
     ).generate(image)
     assert len(decoded) == labels.max() > 1
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

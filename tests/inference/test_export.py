@@ -62,6 +62,7 @@ def test_equals_the_model(model, exported):
     np.testing.assert_allclose(scores, expected_scores[0], atol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_places_and_bad_prompts(exported):
     assert exported.description["prompts"] == 3
     embedding = np.zeros((1, 16, 16, 32), np.float32)

@@ -1,23 +1,10 @@
-"""Run lengths, boxes, clean-up, crops and grids: cases worked out by hand."""
+"""Packed crops, boxes, clean-up, crops and grids: cases worked out by hand."""
 
 import numpy as np
 import pytest
 
+from medsam_jax.data import run_lengths
 from medsam_jax.inference import mask_records as records
-
-
-def test_run_lengths_go_down_the_columns_from_background():
-    mask = np.array([[0, 1, 1], [0, 0, 1]], bool)
-    assert records.encode_rle(mask) == {"size": [2, 3], "counts": [2, 1, 1, 2]}
-    assert records.encode_rle(~mask)["counts"] == [0, 2, 1, 1, 2]
-    assert records.encode_rle(np.zeros((2, 3), bool))["counts"] == [6]
-    assert records.encode_rle(np.ones((2, 3), bool))["counts"] == [0, 6]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_run_lengths_there_and_back(seed):
-    mask = np.random.default_rng(seed).random((17, 1 + 9 * seed)) < 0.4
-    np.testing.assert_array_equal(records.decode_rle(records.encode_rle(mask)), mask)
 
 
 @pytest.mark.parametrize("crop_box", [(0, 0, 30, 21), (4, 5, 17, 19)])
@@ -30,21 +17,7 @@ def test_run_lengths_of_packed_crops(crop_box):
     columns[: x1 - x0, : y1 - y0] = mask[y0:y1, x0:x1].T
     packed = np.packbits(columns, axis=1)
     counts = records.encode_packed(packed, records.mask_box(mask), crop_box, mask.shape)
-    assert counts.tolist() == records.encode_rle(mask)["counts"]
-
-
-@pytest.mark.parametrize(
-    ("counts", "text"),
-    [
-        # As pycocotools encodes them: 5 bits a digit from the lowest, bit 5 says "more", plus 48;
-        # from the fourth count on the difference from the one before last.
-        ([6], "6"),
-        ([2, 1, 1, 2], "2111"),
-        ([100, 3, 50, 1, 20], "T33b1NRO"),
-    ],
-)
-def test_compressed_run_lengths(counts, text):
-    assert records.compress_rle({"size": [1, sum(counts)], "counts": counts})["counts"] == text
+    assert counts.tolist() == run_lengths.encode_rle(mask)["counts"]
 
 
 def test_mask_box():

@@ -8,7 +8,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medsam_jax.inference.mask_records import decode_rle, encode_rle
+from medsam_jax.data.run_lengths import decode_rle, encode_rle
+from medsam_jax.inference import mask_records
+from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
 from medsam_jax.inference.predict_file import FilePredictor, Request
 from medsam_jax.inference.predict_folder import predict_path
 from medsam_jax.io.scans import read_scan
@@ -158,6 +160,28 @@ def test_rle_in_the_record_is_the_mask(bright, tmp_path):
     assert found["bbox"] == [10, 4, 12, 5]
     # Outlines run halfway between pixels: corners are cut by half a pixel.
     assert found["longest_px"] == pytest.approx(np.hypot(12, 4), abs=0.1)
+
+
+def test_bounding_boxes_are_coco_s_in_every_output(compiled, tmp_path, monkeypatch):
+    """Width and height are numbers of pixels: in Python's answers, the record and coco.json."""
+    module = "medsam_jax.inference.automatic_mask_generator"
+    monkeypatch.setattr(f"{module}._THRESHOLDS", {"boxes": (0.0, 0.0)})
+    monkeypatch.setattr(mask_records, "box_grid", lambda shape, sides: np.array([[5.0, 4, 40, 28]]))
+    image = picture(tmp_path / "photo.png")
+    predictor = FilePredictor._predictor
+    [answer] = AutomaticMaskGenerator(predictor).generate(np.asarray(Image.open(image)))
+    found = [(answer["bbox"], answer["segmentation"])]
+    for flags in ({"auto": True}, {"boxes": [[5, 4, 40, 28]]}):
+        output = tmp_path / "_".join(flags)
+        predict_path(Request("tiny", str(image), output, **flags))
+        mask = np.asarray(Image.open(output / "photo_mask.png")) > 0
+        [record] = json.loads((output / "photo.json").read_text())["objects"]
+        [annotation] = json.loads((output / "coco.json").read_text())["annotations"]
+        found += [(record["bbox"], mask), (annotation["bbox"], mask)]
+    for (x, y, width, height), mask in found:
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        assert (x, y) == (columns[0], rows[0])
+        assert (x + width, y + height) == (columns[-1] + 1, rows[-1] + 1)
 
 
 def test_other_formats_on_request(bright, scan_path, tmp_path):

@@ -11,6 +11,7 @@ from flax import nnx
 
 from medsam_jax.data.preprocess import encoder_input, get_recipe, resize_image, restore_masks
 from medsam_jax.errors import UserError
+from medsam_jax.inference.engine import Engine
 from medsam_jax.inference.predictor import Predictor
 
 MASK_SIDE = 64
@@ -139,16 +140,16 @@ def test_ct_in_the_window_of_the_checkpoint(model):
 def test_few_compilations_for_many_sizes(model):
     traces = {"encode": 0, "decode": 0}
 
-    class Counting(Predictor):
-        def _encode_arrays(self, *args):
+    class Counting(Engine):
+        def _embed_arrays(self, *args):
             traces["encode"] += 1
-            return super()._encode_arrays(*args)
+            return super()._embed_arrays(*args)
 
-        def _decode_arrays(self, *args, **kwargs):
+        def _decode_arrays(self, *args):
             traces["decode"] += 1
-            return super()._decode_arrays(*args, **kwargs)
+            return super()._decode_arrays(*args)
 
-    predictor = Counting(model)
+    predictor = Predictor(Counting(model))
     for index in range(12):
         predictor.set_image(picture(20 + 7 * index, 80 - 3 * index))
         predictor.predict(box=[1, 1, 15, 15])

@@ -132,6 +132,31 @@ def test_nothing_tapers_between_prompts():
     assert np.flatnonzero(np.isfinite(predictor.propagate()[1])).tolist() == list(range(5))
 
 
+@pytest.mark.parametrize("order", [(0, 4), (4, 0)])
+def test_slices_between_prompts_are_answered_from_the_nearer_one(order):
+    """By the lower one half-way; the order of the prompts has no effect."""
+    boxes = {0: [17, 12, 32, 27], 4: [12, 12, 37, 27]}  # on the object, and 5 wider at both sides
+    predictor = Threshold(margin=0)
+    predictor.set_volume(cone([8] * 5))
+    for index in order:
+        predictor.add_prompt(index, box=boxes[index])
+    predictor.propagate()
+    assert predictor.asked == {index: boxes[0 if index < 3 else 4] for index in range(5)}
+
+
+@pytest.mark.parametrize("order", [(0, 4), (4, 0)])
+def test_where_the_nearer_prompt_loses_the_object_the_other_answers(order):
+    volume = cone([3, 8, 8, 8, 8])
+    predictor = Threshold(margin=9)
+    predictor.set_volume(volume)
+    for index in order:
+        predictor.add_prompt(index, box=[[22, 17, 27, 22], [17, 12, 32, 27]][index // 4])
+    mask, scores = predictor.propagate()
+    np.testing.assert_array_equal(mask, volume > 0)
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("spacing", [(1, 1), (1, 0, 1), (1, np.nan, 1), 2.0])
 def test_bad_spacing(compiled_predictor, spacing):
     with pytest.raises(UserError, match="spacing: .*give mm between slices, rows and columns"):
@@ -206,6 +231,7 @@ def test_clean_keeps_the_largest_and_fills_it():
     assert not clean(np.zeros((3, 4, 5), bool)).any()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input():
     predictor = Threshold()
     predictor._slices = None

@@ -48,6 +48,7 @@ def test_a_label_that_is_missed_scores_zero(maps):
     assert (scores["dice"], scores["nsd"], scores["hd95"]) == (0, 0, np.inf)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("labels", "change", "message"),
     [

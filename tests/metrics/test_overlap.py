@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medsam_jax.metrics import dice, dice_batch, iou, iou_batch
+from medsam_jax.metrics import (
+    dice,
+    dice_batch,
+    iou,
+    iou_batch,
+    normalized_surface_dice,
+    nsd_batch,
+)
 
 A = np.array([[1, 1, 0], [0, 1, 0]], bool)
 B = np.array([[0, 1, 1], [0, 1, 0]], bool)
@@ -41,10 +48,26 @@ def test_batch_takes_integer_masks():
     )
 
 
-def test_bad_input_is_refused():
+@pytest.mark.parametrize("form", [np.asarray, jnp.asarray])
+def test_bad_input_is_refused(form):
     with pytest.raises(ValueError, match=r"\(2, 3\) and target \(3, 2\)"):
-        dice(A, B.T)
+        dice(form(A), form(B.T))
     with pytest.raises(ValueError, match="pred holds nan"):
-        dice(np.where(A, np.nan, 0), B)
+        dice(form(np.where(A, np.nan, 0)), form(B))
     with pytest.raises(ValueError, match="target holds 2"):
-        iou(A, B * 2)
+        iou(form(A), form(B * 2))
+
+
+@pytest.mark.parametrize("metric", [dice_batch, iou_batch, lambda *m: nsd_batch(*m, (1, 1), 1.0)])
+def test_batches_refuse_label_maps(metric):
+    with pytest.raises(ValueError, match="target holds 2"):
+        metric(A[None], jnp.array(B[None] * 2))
+
+
+@pytest.mark.parametrize("metric", [dice, iou, lambda *m: normalized_surface_dice(*m, (1, 1), 1.0)])
+def test_traced_masks_must_be_boolean(metric):
+    """A label map's values are not known under jit; as numbers it would pass as one mask."""
+    masks = A, B
+    assert float(jax.jit(metric)(*masks)) == pytest.approx(metric(*masks), abs=1e-6)
+    with pytest.raises(ValueError, match="target is traced and of int"):
+        jax.jit(metric)(A, B * 2)

@@ -13,7 +13,7 @@ from medsam_jax.metrics import (
     hausdorff_distance,
     normalized_surface_dice,
     nsd_batch,
-    tables,
+    surface_elements,
 )
 from medsam_jax.metrics.surface import surface_distances
 
@@ -114,20 +114,20 @@ def test_element_sizes_of_known_surfaces():
     (_, areas), _ = surface_distances(np.ones((1, 1, 1)), np.ones((1, 1, 1)), (1, 1, 1))
     assert areas.sum() == pytest.approx(8 * np.sqrt(3) / 8)
     # A flat face cuts four edges of a cell: one voxel face of area y times x.
-    code = sum(1 << bit for bit, corner in enumerate(tables.CORNERS) if corner[0] == 1)
-    assert tables.surface_areas((2.0, 3.0, 5.0))[code] == pytest.approx(15)
+    code = sum(1 << bit for bit, corner in enumerate(surface_elements.CORNERS) if corner[0] == 1)
+    assert surface_elements.surface_areas((2.0, 3.0, 5.0))[code] == pytest.approx(15)
 
 
 def test_tables_are_symmetric_under_complement_and_axis_permutation():
     spacing = (0.7, 1.3, 2.9)
-    areas = tables.surface_areas(spacing)
+    areas = surface_elements.surface_areas(spacing)
     np.testing.assert_allclose(areas, areas[::-1])
-    permuted = tables.surface_areas((spacing[2], spacing[0], spacing[1]))
-    index = {corner: bit for bit, corner in enumerate(tables.CORNERS)}
+    permuted = surface_elements.surface_areas((spacing[2], spacing[0], spacing[1]))
+    index = {corner: bit for bit, corner in enumerate(surface_elements.CORNERS)}
     for code in range(256):
         moved = sum(
             1 << index[corner[2], corner[0], corner[1]]
-            for bit, corner in enumerate(tables.CORNERS)
+            for bit, corner in enumerate(surface_elements.CORNERS)
             if code >> bit & 1
         )
         assert permuted[moved] == pytest.approx(areas[code])

@@ -23,7 +23,8 @@ MADE_AT = 32
 @pytest.fixture(scope="module")
 def golden():
     with np.load(Path(__file__).parents[1] / "golden" / "vit.npz") as file:
-        return dict(file)
+        images = {k: jnp.asarray(v) for k, v in file.items() if k.startswith("image/")}
+        return dict(file) | images
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_batches_and_both_forms(golden, params, monkeypatch):
     monkeypatch.setattr(image_encoder, "_WINDOW_BYTES", 1)
     monkeypatch.setattr(image_encoder, "_MLP_TOKENS", 36)
     functional = Functional(make_encoder(params, 48))
-    images = np.concatenate([golden["image/48"], golden["image/48"][:, ::-1]])
+    images = jnp.concatenate([golden["image/48"], golden["image/48"][:, ::-1]])
     in_strips = jax.jit(lambda arrays: functional.bind(arrays)(images))(functional.arrays)
     with form_for_cpu(False):
         whole = jax.jit(lambda arrays: functional.bind(arrays).encode_batch(images))(
@@ -119,7 +120,7 @@ def test_refuses_other_sizes(params):
     with pytest.raises(ValueError, match="image_size 30 is no multiple of 4"):
         ImageEncoderViT(CONFIG, 30, 8, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="takes 32 x 32 pixels"):
-        make_encoder(params, MADE_AT)(np.zeros((1, 48, 48, 3), np.float32))
+        make_encoder(params, MADE_AT)(jnp.zeros((1, 48, 48, 3)))
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_it_learns_a_slice(model):
     """On one slice: the bright disc in the box, not the one outside."""
     rows, columns = np.ogrid[:32, :32]
     disc = (rows - 10) ** 2 + (columns - 10) ** 2 < 25
-    image = np.repeat((disc | disc[::-1])[None, ..., None], 3, axis=3).astype(np.float32)
+    image = jnp.float32(np.repeat((disc | disc[::-1])[None, ..., None], 3, axis=3))
     boxes = jnp.array([[[5.0, 5, 15, 15]]])
     functional, tx = Functional(model), optax.adam(1e-2)
 

@@ -39,7 +39,7 @@ def kernels():
 def test_tokens_to_pixels(kernels):
     q = draw(BATCH, PROMPTS, TOKENS, HEADS, DIM)
     keys, values = draw(2, BATCH, PROMPTS, PIXELS, CHANNELS)
-    found = np.asarray(tokens_to_pixels(q, keys, values, *kernels[:2]))
+    found = np.asarray(tokens_to_pixels(*map(jnp.asarray, (q, keys, values, *kernels[:2]))))
     key_bias = draw(HEADS, DIM)  # moves all scores of a token alike
     for at in np.ndindex(BATCH, PROMPTS):
         k = project(keys[at], kernels[0], key_bias)
@@ -58,6 +58,7 @@ def test_gradient_of_tokens_to_pixels(kernels):
 
     q = draw(BATCH, PROMPTS, TOKENS, HEADS, DIM)
     point = (q, *draw(2, BATCH, PROMPTS, PIXELS, CHANNELS), *kernels[:2])
+    point = tuple(map(jnp.asarray, point))
     weights = draw(*q.shape[::-1]).T
     gradients = [
         jax.grad(lambda *a, f=f: (f(*a) * weights).sum(), argnums=range(5))(*point)
@@ -74,7 +75,8 @@ def test_pixels_to_tokens(kernels, shared):
     bias, out_kernel = draw(HEADS, DIM), kernels[1].transpose(1, 2, 0)
     valid = np.arange(BATCH * PROMPTS * TOKENS).reshape(BATCH, PROMPTS, TOKENS) % 5 != 0
     out_bias = draw(CHANNELS)
-    found = pixels_to_tokens(pixels, k, v, kernels[0], bias, out_kernel, out_bias, valid)
+    given = (pixels, k, v, kernels[0], bias, out_kernel, out_bias, valid)
+    found = pixels_to_tokens(*map(jnp.asarray, given))
     for image, prompt in np.ndindex(BATCH, PROMPTS):
         seen = valid[image, prompt]
         q = project(pixels[image, 0 if shared else prompt], kernels[0], bias)
@@ -86,7 +88,7 @@ def test_pixels_to_tokens(kernels, shared):
 @pytest.mark.parametrize("shared", [False, True])
 def test_gradient_of_pixels_to_tokens(kernels, shared):
     """Against what jax derives from attention with projected pixels; one token is not valid."""
-    valid = np.arange(TOKENS) < np.full((BATCH, PROMPTS, 1), TOKENS - 1)
+    valid = jnp.arange(TOKENS) < np.full((BATCH, PROMPTS, 1), TOKENS - 1)
 
     def plain(pixels, k, v, query_kernel, query_bias, out_kernel, out_bias, valid):
         pixels = jnp.broadcast_to(pixels, (BATCH, PROMPTS, *pixels.shape[2:]))
@@ -101,6 +103,7 @@ def test_gradient_of_pixels_to_tokens(kernels, shared):
         *(pixels, *draw(2, BATCH, PROMPTS, TOKENS, HEADS, DIM), kernels[0], draw(HEADS, DIM)),
         *(kernels[1].transpose(1, 2, 0), draw(CHANNELS)),
     )
+    point = tuple(map(jnp.asarray, point))
     weights = draw(CHANNELS, PIXELS, PROMPTS, BATCH).T
     gradients = [
         jax.grad(lambda *a, f=f: (f(*a, valid) * weights).sum(), argnums=range(7))(*point)

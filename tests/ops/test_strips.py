@@ -96,8 +96,8 @@ def test_maps_are_the_function_of_each_part():
         with strips.form_for_cpu(platform == "cpu"):
             found = strips.map_strips(lambda part: part[:, ::-1] * 2, x)
         np.testing.assert_array_equal(found, x[..., ::-1] * 2)
-    images = strips.map_images(lambda images: images[..., None] + 1, x)
-    np.testing.assert_array_equal(images, x[..., None] + 1)
+    images = strips.map_images(lambda images: images[:, :, :, ::-1] + 1, x[..., None, :])
+    np.testing.assert_array_equal(images, x[..., None, ::-1] + 1)
 
 
 def wide(x):

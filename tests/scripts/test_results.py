@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.errors import UserError
+from medsam_jax.evaluation.manifest import read_cases
 from medsam_jax.evaluation.tables import write_csv
 from scripts import results
 
@@ -28,6 +29,31 @@ def test_manifests_are_merged_by_split_and_task(tmp_path):
     assert (one["case_id"], one["image"]) == ("b", str(tmp_path / "in" / "b.nii"))
     with pytest.raises(UserError, match="no row of split tune"):
         results.merge_manifests(given, tmp_path / "out.csv", "tune", [])
+
+
+def test_merged_manifests_keep_windows_and_annotators(tmp_path):
+    """One manifest has both columns, one has neither; a reader may lack a case."""
+    one = ("a", "a.nii", "m.nii", "CT", "liver"), ("b", "b.nii", "m.nii", "CT", "liver")
+    names = (*results.COLUMNS, "window", "mask_reader")
+    rows = [(*one[0], "lung", "r.nii"), (*one[1], "", "")]
+    write_csv(tmp_path / "x.csv", [dict(zip(names, row, strict=True)) for row in rows])
+    other = ("c", "c.nii", "m.nii", "MR", "liver")
+    write_csv(tmp_path / "y.csv", [dict(zip(results.COLUMNS, other, strict=True))])
+    for name in ("a.nii", "b.nii", "c.nii", "m.nii", "r.nii"):
+        (tmp_path / name).touch()
+    merged = tmp_path / "out" / "merged.csv"
+    results.merge_manifests([tmp_path / "x.csv", tmp_path / "y.csv"], merged, None, [])
+    cases = read_cases(merged)
+    assert [case.window for case in cases] == ["lung", None, None]
+    first, reader = str(tmp_path / "m.nii"), str(tmp_path / "r.nii")
+    assert [case.masks for case in cases] == [
+        *({"mask": first, "reader": reader}, {"mask": first}, {"mask": first})
+    ]
+
+
+def test_tables_hold_scores_against_the_first_annotator():
+    rows = [row("m", "t", 0.5) | {"reference": name} for name in ("mask", "reader")]
+    assert results.against_first(rows) == rows[:1]
 
 
 def test_cells():

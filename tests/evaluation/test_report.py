@@ -1,49 +1,13 @@
-"""Files and pictures: tables that read back, outlines where they belong."""
+"""Tables that read back, and figures that show what they say."""
 
 import csv
 
 import numpy as np
 import pytest
 
-from medsam_jax.drawing import PREDICTION, PROMPT, TRUTH, overlay, window_around
 from medsam_jax.evaluation import burden_report, plots, tables
-from medsam_jax.evaluation.journal import Journal, checkpoint_identity
-from medsam_jax.evaluation.scoring import METRICS, decode_runs, encode_runs
-
-
-def test_overlay_outlines_follow_the_masks():
-    image = np.zeros((64, 48, 3), np.uint8)
-    truth, prediction = np.zeros((2, 64, 48), bool)
-    truth[10:20, 10:20] = True
-    prediction[30:40, 10:20] = True
-    picture = overlay(image, truth, prediction, np.array([5, 5, 25, 45]))
-    factor = picture.shape[0] // 64
-    assert picture.shape == (512, 384, 3)
-    for colour, rows, columns in ((TRUTH, 10, 10), (PREDICTION, 30, 10), (PROMPT, 5, 5)):
-        found = np.argwhere((picture == colour).all(axis=2))
-        assert np.abs(found.min(axis=0) - [rows * factor, columns * factor]).max() <= 1
-    assert not picture[15 * factor, 15 * factor].any(), "masks are outlined, not filled"
-    assert not image.any(), "the image is not drawn on"
-
-
-def test_overlay_takes_empty_masks_and_large_images():
-    image = np.full((600, 700, 3), 9, np.uint8)
-    empty = np.zeros((600, 700), bool)
-    np.testing.assert_array_equal(overlay(image, empty, empty), image)
-
-
-def test_window_holds_the_masks():
-    masks = np.zeros((2, 100, 200), bool)
-    masks[0, 5, 190] = masks[1, 25, 150] = True
-    rows, columns = window_around(masks)
-    assert masks[:, rows, columns].sum() == 2
-    assert (rows.start, columns.stop) == (0, 200)
-
-
-@pytest.mark.parametrize("fill", [0, 1, 2])
-def test_runs_read_back(fill):
-    mask = np.random.default_rng(0).integers(0, 2, (7, 9)) if fill == 2 else np.full((7, 9), fill)
-    np.testing.assert_array_equal(decode_runs(encode_runs(mask == 1), (7, 9)), mask == 1)
+from medsam_jax.evaluation.base import ObjectScore
+from medsam_jax.metrics import METRICS
 
 
 def test_csv_reads_back(tmp_path):
@@ -104,8 +68,10 @@ def test_summary_table_of_missed_objects_has_dashes_and_counts():
 
 
 def score(checkpoint, modality, dice, **changes):
-    names = {"checkpoint": checkpoint, "task": "t", "modality": modality, "case_id": "a"}
-    return names | {"slice_index": 0, "label": 1, "dice": dice} | changes
+    fields = {"task": "t", "case_id": "a", "slice_index": 0, "label": 1, "reference": "mask"}
+    fields |= {"prompt": "box", "box_shift": 0, "unit": "mm", "truth_size": 9, "predicted_size": 9}
+    fields |= {"scores": dict.fromkeys(METRICS, dice)} | changes
+    return ObjectScore(checkpoint=checkpoint, modality=modality, **fields)
 
 
 def test_scatter_pairs_an_object_with_itself():
@@ -124,20 +90,19 @@ def test_box_shift_figure_has_a_line_for_annotators():
 
 
 def test_burden_section_counts_what_is_not_measured():
-    rows = [score(name, "CT", 1, truth_volume_ml=np.nan) for name in ("m", "n")]
+    rows = [score(name, "CT", 1, burden={"truth_volume_ml": np.nan}) for name in ("m", "n")]
     text = burden_report.section(rows, [])
     assert "mm: 1 objects" in text
     assert "|" not in text
 
 
-def burden_row(task, case, truth, predicted):
+def burden_row(task, case, truth, predicted, modality="CT", **changes):
     sides = {name: truth if name.startswith("truth") else predicted for name in burden_report.NAMES}
-    names = {"checkpoint": "m", "task": task, "modality": "CT", "case_id": case, "label": 1}
-    return names | sides
+    return score("m", modality, 1, task=task, case_id=case, burden=sides, **changes)
 
 
 def test_burden_is_summed_per_patient_and_pooled_over_tasks():
-    rows = [burden_row("t", "a", 2.0, 3.0), burden_row("t", "a", 4.0, 4.0) | {"label": 2}]
+    rows = [burden_row("t", "a", 2.0, 3.0), burden_row("t", "a", 4.0, 4.0, label=2)]
     measured, table = burden_report.agreements([*rows, burden_row("u", "b", 1.0, 3.0)])
     patients = {row["case_id"]: row for row in measured if row["level"] == "patient"}
     assert (patients["a"]["truth_volume_ml"], patients["a"]["predicted_volume_ml"]) == (6, 7)
@@ -148,6 +113,22 @@ def test_burden_is_summed_per_patient_and_pooled_over_tasks():
     }
     cells = burden_report.section(rows, table).splitlines()
     assert [line.split(" | ")[-2:] for line in cells if "object | u" in line][0] == ["+2.00", "- |"]
+
+
+def test_a_patient_with_two_modalities_counts_once_in_the_burden_over_all():
+    """Two tasks of a modality are summed; two modalities show the same lesions: averaged."""
+    rows = [burden_row("t", "a", 2.0, 3.0), burden_row("u", "a", 1.0, 1.0)]
+    rows += [burden_row("t", "a", 4.0, 7.0, "MR"), burden_row("t", "b", 5.0, 5.0)]
+    measured, table = burden_report.agreements(rows)
+    (pooled,) = (
+        row
+        for row in table
+        if (row["level"], row["task"], row["measure"]) == ("patient", "all", "volume_ml")
+    )
+    assert pooled["n"] == 2
+    assert pooled["bias"] == ((4 + 7) / 2 - (3 + 4) / 2 + 0) / 2
+    patients = [row for row in measured if row["level"] == "patient"]
+    assert len(patients) == 4, "a patient has a row in each task and modality"
 
 
 def test_bland_altman_figure_tells_tasks_apart(monkeypatch, tmp_path):
@@ -161,22 +142,3 @@ def test_bland_altman_figure_tells_tasks_apart(monkeypatch, tmp_path):
     levels = [line.get_ydata()[0] for line in volume.lines[2:]]
     limit = 1.96 * np.sqrt(0.5)  # differences of 1 and 2
     assert levels == pytest.approx([1.5, 1.5 - limit, 1.5 + limit])
-
-
-def test_journal_drops_a_cut_line_and_reads_every_process(tmp_path):
-    Journal(tmp_path, {"a": 1}, process=0).append([{"n": 1}, {"n": 2}])
-    path = next(tmp_path.iterdir())
-    path.write_text(path.read_text() + '{"n": 3')
-    Journal(tmp_path, {"a": 1}, process=1).append([{"n": 4}])
-    journal = Journal(tmp_path, {"a": 1}, process=0)
-    journal.append([{"n": 5}])
-    assert sorted(row["n"] for row in journal.rows()) == [1, 2, 4, 5]
-    assert Journal(tmp_path, {"a": 2}).rows() == []
-
-
-def test_identity_changes_with_the_checkpoint(tmp_path):
-    (tmp_path / "model.json").write_text("{}")
-    before = checkpoint_identity(str(tmp_path))
-    (tmp_path / "model.json").write_text("{ }")
-    assert checkpoint_identity(str(tmp_path)) != before
-    assert checkpoint_identity("lite_medsam") == ["lite_medsam"]

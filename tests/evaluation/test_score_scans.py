@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import run, score_scans
+from medsam_jax.evaluation import base, run, score_scans
 from medsam_jax.evaluation.manifest import read_cases
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.metrics import normalized_surface_dice
@@ -33,7 +33,7 @@ def write(path, array, spacing=SPACING):
 @pytest.fixture
 def manifest(tmp_path, monkeypatch):
     """Two scans, CT and MR; the model finds what is bright, which is a little beside the truth."""
-    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     rows = []
     for case, modality, shape in (("one", "CT", (9, 100, 128)), ("two", "MR", (7, 120, 90))):
         truth = ball(shape, (4, 50, 40), 11).astype(np.uint8)
@@ -66,9 +66,9 @@ def evaluation(manifest, **settings):
 
 def predictions_on_disk(manifest, row):
     """A row's masks, put together from the files: the prediction is what is bright in the boxes."""
-    scan = sitk.GetArrayFromImage(sitk.ReadImage(str(manifest.parent / f"{row['case_id']}.nii.gz")))
-    path = manifest.parent / f"{row['case_id']}_mask.nii.gz"
-    truth = sitk.GetArrayFromImage(sitk.ReadImage(str(path))) == row["label"]
+    scan = sitk.GetArrayFromImage(sitk.ReadImage(str(manifest.parent / f"{row.case_id}.nii.gz")))
+    path = manifest.parent / f"{row.case_id}_mask.nii.gz"
+    truth = sitk.GetArrayFromImage(sitk.ReadImage(str(path))) == row.label
     boxes = np.zeros_like(truth)
     for box, plane in zip(boxes, truth, strict=True):
         if plane.any():
@@ -80,16 +80,16 @@ def predictions_on_disk(manifest, row):
 def test_scores_in_the_scans_grid(manifest):
     """The model answers on a grid of 256 pixels; enlarging and reducing costs part of a pixel."""
     rows = evaluation(manifest).evaluate("0.5")
-    assert [(row["case_id"], row["label"]) for row in rows] == [
+    assert [(row.case_id, row.label) for row in rows] == [
         *(("one", 1), ("one", 3)),
         *(("two", 1), ("two", 3)),
     ]
     for row in rows:
         prediction, truth = predictions_on_disk(manifest, row)
-        assert row["truth_size"] == truth.sum()
-        assert row["predicted_size"] == pytest.approx(prediction.sum(), rel=0.05)
+        assert row.truth_size == truth.sum()
+        assert row.predicted_size == pytest.approx(prediction.sum(), rel=0.05)
         expected = normalized_surface_dice(prediction, truth, SPACING, 2.0)
-        assert row["nsd"] == pytest.approx(expected, abs=0.02)
+        assert row.scores["nsd"] == pytest.approx(expected, abs=0.02)
 
 
 def test_ct_in_the_window_of_the_case_or_else_of_the_checkpoint(manifest, monkeypatch):
@@ -102,20 +102,40 @@ def test_ct_in_the_window_of_the_case_or_else_of_the_checkpoint(manifest, monkey
         model.config.preprocessing = contract
         return model
 
-    monkeypatch.setattr(score_scans, "load_model", load)
+    monkeypatch.setattr(base, "load_model", load)
     found = {name: evaluation(manifest).evaluate(name)[0] for name in ("released", "soft_tissue")}
-    assert found["released"]["predicted_size"] == 0
-    assert found["soft_tissue"]["dice"] > 0.9
+    assert found["released"].predicted_size == 0
+    assert found["soft_tissue"].scores["dice"] > 0.9
     first = manifest.read_text().splitlines()[1]
     write_manifest(manifest, [[*first.split(","), "wide"]], extra=("window",))
     (named, _) = evaluation(manifest).evaluate("soft_tissue")
-    assert named["predicted_size"] == 0
+    assert named.predicted_size == 0
+
+
+@pytest.mark.parametrize("name", ["released", "soft_tissue"])
+def test_pictures_show_ct_in_the_window_that_the_model_was_shown(manifest, monkeypatch, name):
+    """The background, -400 HU, is dark grey in the widest window and black in soft tissue."""
+
+    def load(name):
+        model = BrightInBox(0.5)
+        windows = () if name == "released" else (name,)
+        contract = dataclasses.replace(model.config.preprocessing, ct_windows=windows)
+        model.config.preprocessing = contract
+        return model
+
+    monkeypatch.setattr(base, "load_model", load)
+    scans = evaluation(manifest)
+    row = scans.evaluate(name)[0]
+    assert row.modality == "CT"
+    picture = scans.picture(row)
+    darkest = {"released": int((-400 + 500) / 1500 * 255), "soft_tissue": 0}[name]
+    assert (picture == darkest).all(axis=2).mean() > 0.3
 
 
 def test_dice_equals_simpleitk(manifest, monkeypatch):
     """The very masks that are scored, given to SimpleITK's overlap filter."""
     scored = []
-    original = score_scans.mask_scores
+    original = base.mask_scores
 
     def keep(prediction, truth, *rest):
         scores = original(prediction, truth, *rest)
@@ -123,7 +143,7 @@ def test_dice_equals_simpleitk(manifest, monkeypatch):
             scored.append((prediction, truth, scores["dice"]))
         return scores
 
-    monkeypatch.setattr(score_scans, "mask_scores", keep)
+    monkeypatch.setattr(base, "mask_scores", keep)
     rows = evaluation(manifest).evaluate("0.5")
     assert len(scored) == len(rows) == 4
     for prediction, truth, dice in scored:
@@ -152,7 +172,7 @@ def test_a_case_put_right_or_taken_out_leaves_the_others_as_they_are(manifest, m
             for row in score_scans.VolumeEvaluation(manifest, *settings).evaluate("0.5")
             if keep(row)
         ]
-        for keep in (lambda row: row["case_id"] == "one", lambda row: row["case_id"] == "two")
+        for keep in (lambda row: row.case_id == "one", lambda row: row.case_id == "two")
     )
     scored = []
     original = score_scans.VolumeEvaluation._score_case
@@ -168,31 +188,31 @@ def test_a_case_put_right_or_taken_out_leaves_the_others_as_they_are(manifest, m
     head, _, last = manifest.read_text().splitlines()
     manifest.write_text(f"{head}\n{last}\n")
     assert score_scans.VolumeEvaluation(manifest, *settings).evaluate("0.5") == [
-        row | {"case_index": 0} for row in two
+        dataclasses.replace(row, item=0) for row in two
     ]
     assert scored == ["one"]
     settings = (*settings[:-1], manifest.parent / "afresh")
-    assert (
-        score_scans.VolumeEvaluation(manifest, *settings).evaluate("0.5")[0]["box"] == two[0]["box"]
-    )
+    assert score_scans.VolumeEvaluation(manifest, *settings).evaluate("0.5")[0].box == two[0].box
 
 
 def test_a_slice_is_embedded_once_for_all_box_shifts(manifest, monkeypatch):
     asked = []
-    original = score_scans.SlicePredictor.run
+    original = base.SlicePredictor.run
 
     def run_and_keep(self, tasks, *args):
         return original(self, (asked.append(task) or task for task in tasks), *args)
 
-    monkeypatch.setattr(score_scans.SlicePredictor, "run", run_and_keep)
+    monkeypatch.setattr(base.SlicePredictor, "run", run_and_keep)
     shifts = [Protocol(box_shift=shift) for shift in (0, 6)]
     out = manifest.parent / "out"
     both = score_scans.VolumeEvaluation(manifest, None, shifts, 2.0, 4, out).evaluate("0.5")
     names = [task.name for task in asked]
     assert len(names) == len(set(names)) > 0
     one = score_scans.VolumeEvaluation(manifest, None, shifts[1:], 2.0, 4, out).evaluate("0.5")
-    assert [row for row in both if row["box_shift"] == 6] == one
-    assert [row["dice"] for row in both if row["box_shift"] == 0] != [row["dice"] for row in one]
+    assert [row for row in both if row.box_shift == 6] == one
+    assert [row.scores["dice"] for row in both if row.box_shift == 0] != [
+        row.scores["dice"] for row in one
+    ]
 
 
 def test_annotators_are_scored_like_models(manifest, monkeypatch):
@@ -231,26 +251,26 @@ def test_an_annotator_who_sees_it_elsewhere_or_not_at_all(manifest):
     write(manifest.parent / "one_reader.nii.gz", elsewhere)
     row = ["one", "one.nii.gz", "one_mask.nii.gz", "CT", "balls", "one_reader.nii.gz"]
     write_manifest(manifest, [row], ["mask_reader"])
-    rows = {(row["label"], row["reference"]): row for row in evaluation(manifest).evaluate("0.5")}
-    assert rows[1, "reader"]["slice_index"] == 8
-    assert rows[1, "reader"]["box"] is None
-    assert (rows[1, "reader"]["truth_size"], rows[1, "reader"]["dice"]) == (100, 0)
-    assert (rows[3, "reader"]["truth_size"], rows[3, "reader"]["hd95"]) == (0, np.inf)
-    assert rows[1, "mask"]["box"]
+    rows = {(row.label, row.reference): row for row in evaluation(manifest).evaluate("0.5")}
+    assert rows[1, "reader"].slice_index == 8
+    assert rows[1, "reader"].box is None
+    assert (rows[1, "reader"].truth_size, rows[1, "reader"].scores["dice"]) == (100, 0)
+    assert (rows[3, "reader"].truth_size, rows[3, "reader"].scores["hd95"]) == (0, np.inf)
+    assert rows[1, "mask"].box
 
 
 def test_slices_are_scored_in_pixels(manifest):
     scans = evaluation(manifest)
     scans.evaluate("0.5")
-    row = next(r for r in scans.slice_rows if (r["case_id"], r["label"]) == ("one", 1))
-    assert (row["slice_index"], row["unit"]) == (1, "px")
-    assert 0 < row["nsd"] <= 1
+    row = next(r for r in scans.slice_rows if (r.case_id, r.label) == ("one", 1))
+    assert (row.slice_index, row.unit) == (1, "px")
+    assert 0 < row.scores["nsd"] <= 1
 
 
 def test_pictures_are_scored_in_two_dimensions(tmp_path, monkeypatch):
     import cv2
 
-    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     truth = np.zeros((256, 256), np.uint8)
     truth[100:130, 90:140] = 1
     cv2.imwrite(str(tmp_path / "mask.png"), truth)
@@ -259,9 +279,9 @@ def test_pictures_are_scored_in_two_dimensions(tmp_path, monkeypatch):
     (row,) = evaluation(path, with_burden=True).evaluate("0.5")
     moved = np.roll(truth, 3, axis=1)
     moved[:, 140:] = 0
-    assert row["nsd"] == normalized_surface_dice(moved == 1, truth == 1, (1, 1), 2.0)
-    assert row["unit"] == "px"
-    assert np.isnan(row["truth_volume_ml"])
+    assert row.scores["nsd"] == normalized_surface_dice(moved == 1, truth == 1, (1, 1), 2.0)
+    assert row.unit == "px"
+    assert np.isnan(row.burden["truth_volume_ml"])
 
 
 def test_label_that_a_case_lacks_is_refused_by_name(manifest):
@@ -281,7 +301,7 @@ def test_a_mask_elsewhere_is_refused_by_name(manifest):
 def test_a_mask_of_another_shape_is_refused_by_name(tmp_path, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     Image.fromarray(np.zeros((50, 60), np.uint8)).save(tmp_path / "image.png")
     Image.fromarray(np.ones((60, 50), np.uint8)).save(tmp_path / "mask.png")
     path = write_manifest(tmp_path / "cases.csv", [["p", "image.png", "mask.png", "US", "t"]])
@@ -292,7 +312,7 @@ def test_a_mask_of_another_shape_is_refused_by_name(tmp_path, monkeypatch):
 def test_a_stack_without_spacing_is_refused_by_name(tmp_path, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     pages = [Image.fromarray(np.full((40, 50), 1, np.uint8)) for _ in range(3)]
     for name in ("image", "mask"):
         pages[0].save(tmp_path / f"{name}.tiff", save_all=True, append_images=pages[1:])
@@ -323,7 +343,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_a_spacing_of_zero_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(score_scans, "load_model", lambda name: BrightInBox(float(name)))
+    monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     volume = np.ones((3, 40, 50), np.uint8)
     np.savez(tmp_path / "scan.npz", imgs=volume, gts=volume, spacing=[0.0, 1.0, 1.0])
     path = write_manifest(tmp_path / "cases.csv", [["p", "scan.npz", "scan.npz", "MR", "t"]])
@@ -332,7 +352,7 @@ def test_a_spacing_of_zero_is_refused_by_name(tmp_path, monkeypatch):
 
 
 def test_labels_choose(manifest):
-    assert {row["label"] for row in evaluation(manifest, labels=[3]).evaluate("0.5")} == {3}
+    assert {row.label for row in evaluation(manifest, labels=[3]).evaluate("0.5")} == {3}
 
 
 def test_output_that_is_not_finite_is_refused_by_name(manifest):

@@ -11,10 +11,10 @@ import pytest
 
 from medsam_jax.data.preprocess import encoder_input, stored_grid_logits
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import run, score_slices
-from medsam_jax.evaluation.predictor import SlicePredictor, SliceTask
+from medsam_jax.evaluation import base, run, score_slices
 from medsam_jax.evaluation.protocol import Prompt, Protocol
 from medsam_jax.hub import resolve
+from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.metrics import dice, hausdorff_distance, iou, normalized_surface_dice
 from medsam_jax.models.checkpoint import abstract_model, build_model
 from medsam_jax.models.functional import Functional, flatten_state
@@ -33,7 +33,7 @@ def models(monkeypatch):
         loaded.append(name)
         return BrightInBox(MODELS[name])
 
-    monkeypatch.setattr(score_slices, "load_model", load)
+    monkeypatch.setattr(base, "load_model", load)
     monkeypatch.setattr(run, "resolve", lambda name: name)
     monkeypatch.setattr(run, "read_config", lambda name: BrightInBox(MODELS[name]).config)
     return loaded
@@ -55,7 +55,7 @@ def make(monkeypatch, tmp_path):
 
 def test_scores_are_those_of_the_masks(make):
     rows = make().evaluate("low")
-    names = [(row["case_id"], row["slice_index"], row["label"]) for row in rows]
+    names = [(row.case_id, row.slice_index, row.label) for row in rows]
     assert names == [("a", 0, 1), ("a", 1, 1), ("a", 1, 2), ("b", 0, 1), ("b", 1, 1), ("c", 0, 1)]
     one, two = disc(20, 60, 60), disc(12, 150, 180)
     # The model cannot answer outside the box, here the truth's own.
@@ -70,14 +70,14 @@ def test_scores_are_those_of_the_masks(make):
         (np.zeros_like(two), two),
     ]
     for row, (prediction, truth) in zip(rows, expected, strict=True):
-        assert row["truth_size"] == truth.sum()
-        assert row["predicted_size"] == prediction.sum()
-        assert row["dice"] == dice(prediction, truth)
-        assert row["iou"] == iou(prediction, truth)
-        assert row["nsd"] == normalized_surface_dice(prediction, truth, (1, 1), 2)
-        assert row["hd95"] == hausdorff_distance(prediction, truth, (1, 1))
-    assert rows[-1]["dice"] == rows[-1]["nsd"] == 0
-    assert rows[-1]["hd95"] == np.inf
+        assert row.truth_size == truth.sum()
+        assert row.predicted_size == prediction.sum()
+        assert row.scores["dice"] == dice(prediction, truth)
+        assert row.scores["iou"] == iou(prediction, truth)
+        assert row.scores["nsd"] == normalized_surface_dice(prediction, truth, (1, 1), 2)
+        assert row.scores["hd95"] == hausdorff_distance(prediction, truth, (1, 1))
+    assert rows[-1].scores["dice"] == rows[-1].scores["nsd"] == 0
+    assert rows[-1].scores["hd95"] == np.inf
 
 
 def _box(mask):
@@ -97,7 +97,7 @@ def test_batch_size_changes_nothing(make, tmp_path):
 def test_checkpoints_answer_the_same_prompts(make):
     evaluation = make(shifts=(9,))
     low, high = evaluation.evaluate("low"), evaluation.evaluate("high")
-    assert [row["box"] for row in low] == [row["box"] for row in high]
+    assert [row.box for row in low] == [row.box for row in high]
     assert low != high
 
 
@@ -105,13 +105,11 @@ def test_a_killed_run_goes_on(make, monkeypatch, models, tmp_path):
     whole = make(shifts=(0, 5)).evaluate("low")
     parts = next((tmp_path / "out" / "parts").iterdir())
     lines = parts.read_text().splitlines(keepends=True)
-    parts.write_text("".join(lines[:6]) + lines[6][:40])  # a kill while the second batch is written
+    parts.write_text("".join(lines[:2]) + lines[2][:40])  # a kill while the second batch is written
 
     scored = []
-    original = score_slices.mask_scores
-    monkeypatch.setattr(
-        score_slices, "mask_scores", lambda *args: scored.append(0) or original(*args)
-    )
+    original = base.mask_scores
+    monkeypatch.setattr(base, "mask_scores", lambda *args: scored.append(0) or original(*args))
     assert make(shifts=(0, 5)).evaluate("low") == whole
     assert len(scored) == len(whole) - 6
     models.clear()
@@ -122,13 +120,13 @@ def test_a_killed_run_goes_on(make, monkeypatch, models, tmp_path):
 def test_other_settings_do_not_take_up_old_rows(make):
     make(tolerance=2.0).evaluate("low")
     strict = make(tolerance=0.0).evaluate("low")
-    assert strict[1]["nsd"] < make(tolerance=2.0).evaluate("low")[1]["nsd"]
+    assert strict[1].scores["nsd"] < make(tolerance=2.0).evaluate("low")[1].scores["nsd"]
 
 
 def test_points_reach_the_model(make):
     rows = make(prompt="points").evaluate("low")
-    assert all(row["box"] is None and len(row["points"]) == 6 for row in rows)
-    assert rows[0]["dice"] == 1
+    assert all(row.box is None and len(row.points) == 6 for row in rows)
+    assert rows[0].scores["dice"] == 1
 
 
 def test_output_that_is_not_finite_is_refused_by_name(make):
@@ -145,7 +143,7 @@ def test_label_without_pixels_is_refused_by_name(make):
 
 def test_another_recipe_is_refused_by_name(make, monkeypatch):
     evaluation = make()
-    monkeypatch.setattr(score_slices, "load_model", lambda name: BrightInBox(0.5, recipe="sam"))
+    monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(0.5, recipe="sam"))
     with pytest.raises(UserError, match="low: recipe: .*'lite'.*'sam'"):
         evaluation.evaluate("low")
 
@@ -232,8 +230,7 @@ def test_predictor_equals_the_model_called_alone():
     images[1, :, 120:] = 0
     mask = disc(20, 100, 60)
     drawn = Protocol("points").draw(mask, (0, 1))
-    drawn = Prompt(points=drawn.points / 4, labels=drawn.labels)
-    given = jnp.tile(drawn.points, (2, 1, 1, 1)), jnp.tile(drawn.labels, (2, 1, 1))
+    given = jnp.tile(drawn.points / 4, (2, 1, 1, 1)), jnp.tile(drawn.labels, (2, 1, 1))
     tasks = [SliceTask("t", i, s, [drawn]) for i, s in zip(images, shapes, strict=True)]
     answers = itertools.chain.from_iterable(SlicePredictor(model, 2).run(tasks))
 

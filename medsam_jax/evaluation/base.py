@@ -1,0 +1,264 @@
+"""Shared by both evaluation routes: typed rows, the journal of finished work, the loop over it.
+
+A route (`score_slices`, `score_scans`) says which items there are, how one is scored and how it is
+shown. Rows reach the disk as items are finished, so the same command continues after a kill. With
+several hosts each scores its share of the items.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from medsam_jax.data.preprocess import Preprocessing
+from medsam_jax.data.run_lengths import decode_runs
+from medsam_jax.distributed import wait_for_all
+from medsam_jax.drawing import overlay, window_around
+from medsam_jax.evaluation.predictor import SlicePredictor
+from medsam_jax.evaluation.protocol import Prompt, Protocol
+from medsam_jax.hub import load_model
+from medsam_jax.io.files import disk_space
+from medsam_jax.metrics import mask_scores
+
+_ROWS_VERSION = 4  # raise when the content of rows changes: old journals are then not read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectScore:
+    """Scores of one object, in a volume or in one slice, against one annotator's mask."""
+
+    checkpoint: str = ""  # or "annotator NAME"; the journal leaves a checkpoint's name out
+    case_id: str  # the patient
+    task: str
+    modality: str
+    slice_index: int  # of a volume: where the object is largest
+    label: int
+    reference: str  # the annotator whose mask is the truth
+    prompt: str
+    box_shift: int
+    unit: str  # of distances and the tolerance: mm or px
+    truth_size: int  # pixels or voxels
+    predicted_size: int
+    scores: dict[str, float]  # by the names of `METRICS`
+    burden: dict[str, float] = dataclasses.field(default_factory=dict)  # see `burden_report.NAMES`
+    # For pictures; no columns of tables.
+    item: int = -1  # place of the slice in its split, of the case in its manifest
+    box: list[float] | None = None
+    points: list[list[float]] | None = None
+    runs: list[int] = dataclasses.field(default_factory=list)  # of the prediction in the slice
+    recipe: str | None = None  # how a scan was shown to the model
+    window: str | None = None  # CT window that it was shown in
+
+    def table_row(self, columns: Sequence[str]) -> dict[str, Any]:
+        """Returns the named fields, then scores and burden, as a row of a CSV file."""
+        return {name: getattr(self, name) for name in columns} | self.scores | self.burden
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Rows of one finished item, as the journal keeps them."""
+
+    key: int | str  # what the item's rows depend on, beside the journal's identity
+    objects: list[ObjectScore]
+    slices: list[ObjectScore] = dataclasses.field(default_factory=list)
+
+
+class Journal:
+    """JSON lines of one checkpoint under fixed settings, in `directory`.
+
+    Every process appends to a file of its own and reads all of them. A line that a kill cut short
+    is dropped. The files are named by a digest of `identity`, so that results of another
+    checkpoint or of other settings are never read.
+    """
+
+    def __init__(self, directory: Path, identity: dict[str, Any], process: int = 0):
+        directory.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(identity, sort_keys=True)
+        self._directory = directory
+        self._stem = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._path = directory / f"{self._stem}-{process}.jsonl"
+        if self._path.exists():
+            _drop_cut_line(self._path)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the lines of all processes so far, in no order."""
+        rows = []
+        for path in sorted(self._directory.glob(f"{self._stem}-*.jsonl")):
+            with path.open() as file:
+                rows += [json.loads(line) for line in file if line.endswith("\n")]
+        return rows
+
+    def append(self, rows: Iterable[Any]) -> None:
+        """Adds dictionaries or dataclasses; they are on disk when this returns.
+
+        Raises:
+          UserError: the disk is full; a partly written line is dropped at the next start.
+        """
+        with disk_space(self._path), self._path.open("a") as file:
+            file.writelines(json.dumps(row, default=vars) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Evaluation(abc.ABC):
+    """Scores several checkpoints on the same objects with the same prompts.
+
+    Args:
+      protocols: how to prompt; all with one `prompt` and seed.
+      tolerance: of the NSD, in the unit of the scores.
+      batch_size: slices at a time.
+      output: folder; `parts/` in it holds the journals.
+    """
+
+    unit: ClassVar[str]  # of the tolerance, for the reader
+    scoring: ClassVar[str]  # what is scored, for the reader
+    columns: ClassVar[tuple[str, ...]]  # of per_object.csv, before the scores
+    title: str
+
+    def __init__(
+        self, protocols: Sequence[Protocol], tolerance: float, batch_size: int, output: Path
+    ):
+        self._protocols, self._tolerance = protocols, tolerance
+        self._batch_size, self._output = batch_size, output
+        self.slice_rows: list[ObjectScore] = []  # of everything evaluated so far
+
+    @abc.abstractmethod
+    def items(self) -> dict[int | str, int]:
+        """Returns all items in order, by the keys of their entries."""
+
+    @abc.abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Returns everything else that the rows of all items depend on."""
+
+    @abc.abstractmethod
+    def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
+        """Scores items in order; entries come as often as they are to be written to disk.
+
+        Raises:
+          UserError: bad data or an output that is not finite; the case is named.
+        """
+
+    @abc.abstractmethod
+    def show(self, row: ObjectScore) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the slice [H, W] or [H, W, 3] of a row as the model saw it, and the truth."""
+
+    def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:  # noqa: B027
+        """Raises UserError for a checkpoint that cannot be scored on these data."""
+
+    def window_note(self, preprocessing: Preprocessing) -> str:
+        """Returns a note where CT is shown in another window than in training, else ""."""
+        return ""
+
+    def evaluate(self, checkpoint: str) -> list[ObjectScore]:
+        """Returns rows of every object in order, including those of an earlier run.
+
+        Raises:
+          UserError: see `check` and `score`.
+        """
+
+        def score(items: list[int]) -> Iterator[list[Entry]]:
+            model = load_model(checkpoint)
+            self.check(checkpoint, model.config.preprocessing)
+            yield from self.score(SlicePredictor(model, self._batch_size), items)
+
+        return self._rows(checkpoint, checkpoint_identity(checkpoint), score)
+
+    def evaluate_annotators(self) -> list[ObjectScore]:
+        """Returns rows of each annotator against each other one; none where there is only one."""
+        return []
+
+    def picture(self, row: ObjectScore) -> np.ndarray:
+        """Draws the surroundings of a row's object with truth, prediction and prompt."""
+        image, truth = self.show(row)
+        prediction = decode_runs(row.runs, truth.shape)
+        rows, columns = window = window_around(np.stack([truth, prediction]))
+        corner = np.array([columns.start, rows.start])
+        box = np.array(row.box) - np.tile(corner, 2) if row.box else None
+        points = np.array(row.points) - corner if row.points else None
+        return overlay(image[window], truth[window], prediction[window], box, points)
+
+    def _rows(
+        self,
+        checkpoint: str | None,
+        checkpoint_facts: list[Any],
+        score: Callable[[list[int]], Iterator[list[Entry]]],
+    ) -> list[ObjectScore]:
+        """Scores the items that no earlier run has finished and returns the rows of all."""
+        identity = {
+            "checkpoint": checkpoint_facts,
+            "protocols": [dataclasses.astuple(protocol) for protocol in self._protocols],
+            "tolerance": self._tolerance,
+            "rows": _ROWS_VERSION,
+        }
+        process, processes = jax.process_index(), jax.process_count()
+        journal = Journal(self._output / "parts", identity | self.identity(), process)
+        done = {entry["key"] for entry in journal.rows()}
+        wait_for_all(f"read what is scored of {checkpoint_facts[0]}")  # before any writes more
+        items = self.items()
+        share = [item for key, item in items.items() if key not in done][process::processes]
+        if share:
+            for entries in score(share):
+                journal.append(entries)
+        wait_for_all(f"evaluated {checkpoint_facts[0]}")
+        entries = {entry["key"]: entry for entry in journal.rows()}
+        name = {} if checkpoint is None else {"checkpoint": checkpoint}
+
+        def gather(kind: str) -> list[ObjectScore]:
+            return [
+                ObjectScore(**row | name | {"item": item})
+                for key, item in items.items()
+                for row in entries[key][kind]
+            ]
+
+        self.slice_rows += gather("slices")
+        return gather("objects")
+
+    def _object_score(
+        self,
+        prediction: np.ndarray,
+        truth: np.ndarray,
+        spacing: Sequence[float],
+        **fields: Any,
+    ) -> ObjectScore:
+        return ObjectScore(
+            truth_size=int(np.count_nonzero(truth)),
+            predicted_size=int(np.count_nonzero(prediction)),
+            scores=mask_scores(prediction, truth, spacing, self._tolerance),
+            **fields,
+        )
+
+
+def prompt_fields(prompt: Prompt) -> dict[str, Any]:
+    """Returns the fields of a row that show how it was prompted."""
+    return {
+        "box": None if prompt.box is None else prompt.box.tolist(),
+        "points": None if prompt.points is None else prompt.points.tolist(),
+    }
+
+
+def checkpoint_identity(name_or_dir: str) -> list[Any]:
+    """Returns the checkpoint's directory with the sizes and times of its files.
+
+    The name of known weights is enough: those are verified by hash.
+    """
+    directory = Path(name_or_dir)
+    if not directory.is_dir():
+        return [name_or_dir]
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    facts = [[str(p.relative_to(directory)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return [str(directory.resolve()), facts]
+
+
+def _drop_cut_line(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)

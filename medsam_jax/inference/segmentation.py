@@ -1,0 +1,86 @@
+"""Label maps of a volume: of prompted objects, or of all that is found on a slice."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.errors import UserError
+from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
+from medsam_jax.inference.prompt_file import ObjectPrompts, arguments
+from medsam_jax.inference.request import Request
+from medsam_jax.inference.volume import VolumePredictor, clean
+
+
+@dataclasses.dataclass
+class Segmentation:
+    """Labels of slices along the first axis, and a record of each object."""
+
+    labels: np.ndarray  # int32 [Z, H, W]
+    objects: list[dict[str, Any]]  # each with "label", "name", "prompts", ...
+
+
+def segment_objects(
+    volume: VolumePredictor, objects: list[ObjectPrompts], request: Request
+) -> Segmentation:
+    """Segments prompted objects one after another; where they overlap the better score stays.
+
+    Raises:
+      UserError: a prompt that the volume or the model cannot take; object and slice are named.
+    """
+    for found in objects:  # all are checked before the first is encoded
+        volume.clear_prompts()
+        _prompt(volume, found)
+    labels = np.zeros(volume.slices.shape[:3], np.int32)
+    best = np.full(labels.shape, -np.inf, np.float32)
+    records = []
+    for found in objects:
+        volume.clear_prompts()
+        _prompt(volume, found)
+        mask, scores = _answer(volume, request.follow)
+        if request.largest_component or request.fill_holes:
+            mask = clean(mask, request.largest_component, request.fill_holes)
+        mask &= scores[:, None, None] > best
+        labels[mask] = found.label
+        best = np.where(mask, scores[:, None, None], best)
+        reached = np.flatnonzero(np.isfinite(scores)).tolist()
+        records.append(
+            {
+                "label": found.label,
+                "name": found.name,
+                "prompts": [{"slice": i} | prompt for i, prompt in found.slices.items()],
+                "predicted_iou": float(np.nanmean(scores)),
+                "slice_scores": {index: float(scores[index]) for index in reached},
+            }
+        )
+    return Segmentation(labels, records)
+
+
+def _answer(volume: VolumePredictor, follow: str) -> tuple[np.ndarray, np.ndarray]:
+    if len(volume.slices) == 1 or follow == "off":
+        return volume.predict_slices()
+    if follow == "interpolate":
+        return volume.interpolate()
+    return volume.propagate()
+
+
+def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:
+    for index, prompt in found.slices.items():
+        try:
+            volume.add_prompt(index, **arguments(prompt))
+        except UserError as error:
+            raise UserError(f"object {found.label}, slice {index}: {error}") from None
+
+
+def find_all(volume: VolumePredictor, start: int) -> Segmentation:
+    """Finds everything on one slice of a volume, without prompts."""
+    generator = AutomaticMaskGenerator(volume.predictor, output_mode="uncompressed_rle")
+    answers = generator.generate_normalised(volume.slices[start])
+    labels = np.zeros(volume.slices.shape[:3], np.int32)
+    labels[start] = label_map(answers, labels.shape[1:])
+    records = []
+    for label, answer in enumerate(sorted(answers, key=lambda a: -a["area"]), start=1):
+        prompts: list[dict[str, Any]] = [{"slice": start}]
+        scores = {key: answer[key] for key in ("predicted_iou", "stability_score")}
+        records.append({"label": label, "name": None, "prompts": prompts} | scores)
+    return Segmentation(labels, records)

@@ -1,0 +1,117 @@
+"""Masks for many prompts on many slices: fixed shapes, one embedding a slice, devices kept busy."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, UInt8
+
+from medsam_jax.errors import UserError
+from medsam_jax.inference.engine import Engine, Shape
+from medsam_jax.inference.prompts import Prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceTask:
+    """A slice and the prompts to answer on it."""
+
+    name: str  # for messages: case and slice
+    image: UInt8[np.ndarray, "s s 3"]  # on the recipe's grid
+    valid_shape: Shape  # the part that is not padding
+    prompts: Sequence[Any]  # each with `box`, or `points` and `labels`; pixels of the masks
+
+
+class SlicePredictor:
+    """Runs one model on slices, `batch_size` at a time, and on their prompts, as many at a time.
+
+    Args:
+      model: see `Engine`.
+      batch_size: rounded up to a multiple of this process's devices.
+    """
+
+    def __init__(self, model: nnx.Module, batch_size: int):
+        self.engine = Engine(model)
+        self.preprocessing = self.engine.preprocessing
+        devices = len(self.engine.devices)
+        self.batch_size = -(-batch_size // devices) * devices
+
+    def run(
+        self, tasks: Iterable[SliceTask], original_shape: Shape | None = None
+    ) -> Iterator[list[list[Bool[np.ndarray, "h w"]]]]:
+        """Answers tasks in order, a batch of slices at a time, one list of masks per slice.
+
+        Args:
+          original_shape: (H, W) of the slices before they were resized: prompts and masks are in
+            those pixels. Without it they are in pixels of the valid part of the stored grid.
+
+        Raises:
+          UserError: a model output that is not finite, named by the slice.
+        """
+        launched = None
+        for chunk in _batched(tasks, self.batch_size):
+            following = self._launch(chunk, original_shape)
+            if launched is not None:  # while the device works on the following
+                yield self._collect(*launched)
+            launched = following
+        if launched is not None:
+            yield self._collect(*launched)
+
+    def _launch(self, chunk: Sequence[SliceTask], original_shape: Shape | None) -> tuple[Any, ...]:
+        """Starts the work on a batch of slices; nothing waits for the device here."""
+        embeddings = self.engine.embed(
+            np.stack([task.image for task in chunk]),
+            np.array([task.valid_shape for task in chunk], np.int32),
+            self.batch_size,
+        )
+        shapes = [original_shape or task.valid_shape for task in chunk]
+        owners = [i for i, task in enumerate(chunk) for _ in task.prompts]
+        prompts = [_as_prompts(prompt) for task in chunk for prompt in task.prompts]
+        outputs = []
+        for start in range(0, len(prompts), self.batch_size):
+            part = range(start, start + self.batch_size)
+            part = [min(place, len(prompts) - 1) for place in part]  # the last fills the batch
+            logits, _ = self.engine.decode(
+                embeddings[np.array([owners[i] for i in part])],
+                [shapes[owners[i]] for i in part],
+                [prompts[i] for i in part],
+            )
+            outputs.append(logits)
+        return chunk, shapes, owners, outputs
+
+    def _collect(
+        self,
+        chunk: Sequence[SliceTask],
+        shapes: Sequence[Shape],
+        owners: Sequence[int],
+        outputs: Sequence[jax.Array],
+    ) -> list[list[np.ndarray]]:
+        """Waits for a batch and hands its masks to their slices."""
+        results: list[list[np.ndarray]] = [[] for _ in chunk]
+        answers = itertools.chain.from_iterable(np.asarray(output) for output in outputs)
+        for owner, logits in zip(owners, answers, strict=False):  # [P=1, C=1, m, m]
+            task = chunk[owner]
+            if not np.isfinite(logits).all():
+                raise UserError(
+                    f"{task.name}: the model's output is not finite; check the checkpoint "
+                    "(a diverged training run?) and the slice"
+                )
+            mask = self.engine.restore(logits[0, 0], task.valid_shape, shapes[owner])
+            results[owner].append(mask)
+        return results
+
+
+def _as_prompts(prompt: Any) -> Prompts:
+    if prompt.box is not None:
+        return Prompts(boxes=prompt.box[None])
+    return Prompts(coords=prompt.points[None], labels=prompt.labels[None])
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    """`itertools.batched` of Python 3.12."""
+    iterator = iter(items)
+    while batch := tuple(itertools.islice(iterator, size)):
+        yield batch

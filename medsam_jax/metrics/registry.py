@@ -1,0 +1,112 @@
+"""The metrics as rows that are data: training's validation, evaluation and tables read them here.
+
+To add a metric, write its function and add one row to `METRICS`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from medsam_jax.metrics.overlap import Mask, dice, dice_batch, iou, iou_batch
+from medsam_jax.metrics.surface import (
+    Directed,
+    average_distance,
+    distance_percentile,
+    normalized_surface_dice,
+    nsd_batch,
+    surface_distances,
+)
+
+Spacing = Sequence[float] | np.ndarray | jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPair:
+    """A prediction and the truth, with the costly results that several metrics share."""
+
+    pred: np.ndarray  # bool, or 0 and 1, [H, W] or [Z, Y, X]
+    target: np.ndarray  # likewise, of the same shape
+    spacing: Sequence[float]  # in array order
+    tolerance: float  # in the unit of the spacing
+
+    @functools.cached_property
+    def surface_distances(self) -> Directed | None:
+        """See `surface.surface_distances`."""
+        return surface_distances(self.pred, self.target, self.spacing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A score of one object, and how it is shown. Both masks empty is NaN in every metric."""
+
+    name: str  # column of CSV files, key of scores
+    heading: str  # in printed tables and figures
+    score: Callable[[MaskPair], float]
+    # (pred [B, H, W], target, spacing, tolerance) -> [B]; works under jit. None: on the host only.
+    batch: Callable[[Mask, Mask, Spacing, float], Float[Array, " b"]] | None = None
+    higher_is_better: bool = True
+    is_length: bool = False  # in the unit of the spacing; otherwise a share from 0 to 1
+    uses_tolerance: bool = False
+    is_main: bool = False  # with its mean in tables, statistical tests and figures of its own
+
+    def title(self, tolerance: float, unit: str) -> str:
+        """Returns the heading with the tolerance or unit that the numbers depend on."""
+        if self.uses_tolerance:
+            return f"{self.heading} ({tolerance:g} {unit})"
+        return f"{self.heading} ({unit})" if self.is_length else self.heading
+
+
+def _dice(masks: MaskPair) -> float:
+    return dice(masks.pred, masks.target)
+
+
+def _nsd(masks: MaskPair) -> float:
+    return normalized_surface_dice(masks.pred, masks.target, masks.spacing, masks.tolerance)
+
+
+def _iou(masks: MaskPair) -> float:
+    return iou(masks.pred, masks.target)
+
+
+def _hd95(masks: MaskPair) -> float:
+    return distance_percentile(masks.surface_distances, 95.0)
+
+
+def _asd(masks: MaskPair) -> float:
+    return average_distance(masks.surface_distances)
+
+
+def _dice_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> jax.Array:
+    return dice_batch(pred, target)
+
+
+def _iou_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> jax.Array:
+    return iou_batch(pred, target)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("dice", "DSC", _dice, _dice_batch, is_main=True),
+        Metric("nsd", "NSD", _nsd, nsd_batch, uses_tolerance=True, is_main=True),
+        Metric("iou", "IoU", _iou, _iou_batch),
+        Metric("hd95", "HD95", _hd95, higher_is_better=False, is_length=True),
+        Metric("asd", "ASD", _asd, higher_is_better=False, is_length=True),
+    )
+}
+
+
+def mask_scores(
+    pred: np.ndarray, target: np.ndarray, spacing: Sequence[float], tolerance: float
+) -> dict[str, float]:
+    """Returns every metric of one pair of masks, 2D or 3D, by name.
+
+    Raises:
+      ValueError: see `normalized_surface_dice`.
+    """
+    masks = MaskPair(pred, target, spacing, tolerance)
+    return {name: metric.score(masks) for name, metric in METRICS.items()}
