@@ -25,7 +25,8 @@ from medsam_jax.io.files import require_space
 )
 def test_one_line_and_a_status(raised, status, line):
     program = f"""
-from medsam_jax.errors import UserError, run
+from medsam_jax.cli import run
+from medsam_jax.errors import UserError
 def main(_):
     raise {raised}
 run(main)
@@ -38,7 +39,7 @@ run(main)
 def test_ctrl_c_while_the_garbage_collector_is_at_work_is_not_lost():
     program = """
 import gc, signal, time
-from medsam_jax.errors import run
+from medsam_jax.cli import run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def main(_):
     asked = []
@@ -61,7 +62,7 @@ run(main)
 def test_ctrl_c_neither_waits_for_children_nor_takes_the_interpreter_apart():
     program = """
 import atexit, multiprocessing, os, time
-from medsam_jax.errors import run
+from medsam_jax.cli import run
 def main(_):
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     child.start()
