@@ -5,13 +5,14 @@ Examples:
   python scripts/memory_table.py --recipe=medsam_v2 --batch=1,2
   python scripts/memory_table.py --recipe=medsam_v2 --dtype=bfloat16 --remat=on --devices=16
 
-Steps are compiled from shapes alone and not run: no weights, data or accelerators are needed. The
-peak is arguments + temporaries + outputs - what outputs share with arguments. The plan is that of
-the compiler for this machine: a GPU's or TPU's picks other forms of attention and convolution, and
-keeps bfloat16 where a CPU's computes in float32. A CPU's also drops the barriers that `remat` rests
-on, and then merges what is recomputed with what it repeats; here it is told to keep them. Several
-devices are simulated; the batch is split over them, and so are parameters and optimiser state
-(`mesh.fsdp`).
+The steps are those of a run (`training/setup.py`), compiled from shapes: no weights, data or
+accelerators are needed. The peak is arguments + temporaries + outputs - memory that outputs share
+with arguments. By default the step is that of an accelerator, which takes a batch whole; with
+`--platform=cpu` it is that of a CPU, which takes one slice at a time.
+
+The compiler is always this machine's CPU compiler. It computes bfloat16 products in float32, and it
+drops the barriers that `remat` needs, which this script forbids. With `--devices` several devices
+are simulated; batch, parameters and optimiser state are split over them (`mesh.fsdp`).
 """
 
 import importlib.util
@@ -31,10 +32,11 @@ GIB = 2**30
 _RECIPE = flags.DEFINE_list(
     "recipe",
     ["medsam_v1_cached", "medsam_v1", "medsam_v2"],
-    "Recipes of configs/ that start from ViT-B; with _cached the batch holds embeddings.",
+    "Configs of configs/ that start from ViT-B; with _cached the batch holds embeddings.",
 )
 _DTYPE = flags.DEFINE_list("dtype", ["float32", "bfloat16"], "Of the computation.")
 _REMAT = flags.DEFINE_list("remat", ["off", "on"], "Whether to recompute the ViT's blocks.")
+_PLATFORM = flags.DEFINE_enum("platform", "gpu", ["gpu", "cpu"], "Whose step to compile.")
 _BATCH = flags.DEFINE_list("batch", ["1", "2", "4"], "Slices a device.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "How many to split the work over.", lower_bound=1)
 
@@ -71,10 +73,10 @@ def main(_) -> None:
 def step_memory(
     recipe: str, dtype: str, remat: bool, batch: int, devices: int
 ) -> tuple[int, int, int]:
-    """Bytes of arguments, of temporaries and of all together, on one of the devices.
+    """Returns bytes of arguments, of temporaries and of both with outputs, on one device.
 
     Raises:
-      UserError: no such recipe.
+      UserError: no such config.
     """
     from medsam_jax.models.sam import SamConfig
     from medsam_jax.training.setup import set_up
@@ -85,7 +87,7 @@ def step_memory(
     config.dtype, config.remat, config.batch_size = dtype, remat, batch * devices
     config.eval_batch_size = devices  # not planned here; the mesh must divide it
     config.mesh.data, config.mesh.fsdp = 1, devices
-    run = set_up(config, SamConfig.vit_b(), make_mesh(config))
+    run = set_up(config, SamConfig.vit_b(), make_mesh(config), platform=_PLATFORM.value)
     compiled = run.train_step.lower(run.state, run.train_batch(cached)).compile()
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -94,7 +96,7 @@ def step_memory(
 
 
 def load_recipe(name: str):
-    """The configuration of `configs/NAME.py`. Raises UserError where there is none."""
+    """Returns the configuration of `configs/NAME.py`. Raises UserError if there is none."""
     path = CONFIGS / f"{name}.py"
     if not path.is_file():
         raise errors.UserError(f"--recipe: {name!r} is not in {CONFIGS}")

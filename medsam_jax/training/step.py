@@ -12,8 +12,8 @@ import optax
 
 from medsam_jax.data.preprocess import stored_grid_logits, stored_to_input
 from medsam_jax.data.prompts import PADDING_LABEL
-from medsam_jax.metrics.overlap import dice_batch, iou_batch
-from medsam_jax.metrics.surface import nsd_batch
+from medsam_jax.metrics.overlap import iou_batch
+from medsam_jax.metrics.registry import METRICS
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
@@ -192,25 +192,29 @@ def parts_of_batch(
     return config.accumulation_steps
 
 
+def batch_metrics() -> dict[str, Callable[..., jax.Array]]:
+    """Returns the jitted forms of the registry's metrics by name."""
+    return {name: metric.batch for name, metric in METRICS.items() if metric.batch}
+
+
 def make_eval_step(
     functional: Functional, tolerance: float
 ) -> Callable[[Mapping[str, jax.Array], Batch], dict[str, jax.Array]]:
     """Returns a function from arrays and a batch of one object a slice to scores [B] by name.
 
-    The scores of the box prompt are `dice`, `nsd` (native 2D, pixels) and `iou_error`, the absolute
-    error of the predicted IoU; `prediction` [B, S, S] is the mask. A batch with one point an object
-    adds the same names with `point_` for the single mask. `point_best_dice` and
-    `point_best_iou_error` are those of the mask, of three, with the highest predicted IoU.
+    The scores of the box prompt are every metric that works under jit (`batch_metrics`), native 2D
+    with lengths in pixels, and `iou_error`, the absolute error of the predicted IoU; `prediction`
+    [B, S, S] is the mask. A batch with one point an object adds the same names with `point_` for
+    the single mask. `point_best_dice` and `point_best_iou_error` are those of the mask, of three,
+    with the highest predicted IoU.
     """
+    metrics = batch_metrics()
 
     def scores(prediction, predicted_iou, truth):
+        one_pixel = (1.0, 1.0)
+        found = {name: f(prediction, truth, one_pixel, tolerance) for name, f in metrics.items()}
         error = jnp.abs(predicted_iou - iou_batch(prediction, truth))
-        return {
-            "dice": dice_batch(prediction, truth),
-            "nsd": nsd_batch(prediction, truth, (1.0, 1.0), tolerance),
-            "iou_error": error,
-            "prediction": prediction,
-        }
+        return found | {"iou_error": error, "prediction": prediction}
 
     def eval_step(arrays, batch):
         model = functional.bind(arrays)

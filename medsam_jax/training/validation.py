@@ -1,4 +1,4 @@
-"""DSC and NSD of the tune split during training, as numbers and as pictures."""
+"""Scores of the tune split during training, as numbers and as pictures."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from medsam_jax.data.datasets import DatasetInfo
 from medsam_jax.data.embedding_cache import Embeddings
 from medsam_jax.data.input_pipeline import eval_objects
 from medsam_jax.training.sharding import model_inputs, put_batch
+from medsam_jax.training.step import batch_metrics
 
 SELECTED_BY = ("tune/dice", "tune/point_dice")
 
@@ -62,9 +63,9 @@ class TuneEvaluation:
             process_count=jax.process_count(),
             embeddings=embeddings,
         )
-        self._names = ["dice", "nsd"]
+        self._names = list(batch_metrics())
         if config.point_share > 0:
-            self._names += ["point_dice", "point_nsd", "point_best_dice"]
+            self._names += [*(f"point_{name}" for name in batch_metrics()), "point_best_dice"]
         if config.losses.iou:
             errors = ("iou_error", "point_iou_error", "point_best_iou_error")
             self._names += errors if config.point_share > 0 else errors[:1]

@@ -14,9 +14,11 @@ ROOT = Path(__file__).parents[2]
 # Runs of a tiny model compile for longer than they run: a quarter of the processor time. Tests that
 # train in their own process compile as users do.
 # From 0.11 on jaxlib may not know the second flag, and ends where it does not.
-_FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
-_KNOWN = 2 if jax.__version_info__ < (0, 11) else 1
-QUICK = {"XLA_FLAGS": " ".join(_FLAGS[:_KNOWN]), "JAX_PLATFORMS": "cpu"}
+QUICK_OPTIONS = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICK_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+_FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK_OPTIONS.items()]
+QUICK = {"XLA_FLAGS": " ".join(_FLAGS), "JAX_PLATFORMS": "cpu"}
 
 
 def values(workdir: Path, name: str) -> dict[int, float]:

@@ -9,6 +9,7 @@ import pytest
 
 from medsam_jax.data.input_pipeline import eval_objects, train_loader
 from medsam_jax.hub import load_model
+from medsam_jax.metrics.registry import METRICS, Metric
 from medsam_jax.models.checkpoint import read_config, read_metadata, read_params
 from medsam_jax.models.functional import Functional
 from medsam_jax.ops.form import CPU
@@ -22,7 +23,7 @@ from medsam_jax.training.sharding import make_mesh, model_inputs
 from medsam_jax.training.step import make_eval_step, make_loss, parts_of_batch
 from medsam_jax.training.validation import TuneResult
 from tests.tiny import tiny_sam
-from tests.training.runs import values
+from tests.training.runs import QUICK_OPTIONS, values
 
 BOX, ONE, TWO = [-2, -2], [1, -2], [1, 0]
 
@@ -99,7 +100,7 @@ def test_accumulation_equals_one_batch(config, built):
         state = run.first_state()
         lowered = run.train_step.lower(state, batches[0])
         programs.append(lowered.as_text())
-        step = lowered.compile()
+        step = lowered.compile(QUICK_OPTIONS)
         losses.append([])
         for batch in batches:
             state, scalars = step(state, jax.device_put(batch, run.by_item))
@@ -128,6 +129,18 @@ def test_a_loss_is_one_function_and_one_row(functional, built, monkeypatch):
     expected = found["cross_entropy"] + 3.0 * found["area_loss"]
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-6)
     assert found["area_loss"] > 0
+
+
+def test_a_metric_of_the_registry_is_scored(functional, built, monkeypatch):
+    def area(pred, target, spacing, tolerance):
+        return jnp.mean(pred, axis=(-2, -1)) * tolerance
+
+    row = Metric("area", "area", score=lambda masks: float(masks.pred.mean()), batch=area)
+    monkeypatch.setitem(METRICS, "area", row)
+    batch = next(iter(eval_objects(built, "validation", batch_size=2, box_jitter=3, seed=1)))
+    found = jax.jit(make_eval_step(functional, 2.0))(functional.arrays, with_embeddings(batch))
+    assert {"dice", "nsd", "iou", "area"} <= found.keys()
+    np.testing.assert_allclose(found["area"], 2 * found["prediction"].mean((1, 2)), rtol=1e-6)
 
 
 def test_a_mixed_batch_gives_each_prompt_the_loss_it_has_alone(functional, built):
