@@ -45,7 +45,8 @@ class Engine:
     """A model's compiled programs, with the way into and out of them.
 
     Compiled shapes depend on the model, the number of images (a power of two on each device) and
-    the kinds and numbers of prompts, never on the size of an image.
+    the kinds and numbers of prompts, never on the size of an image. Longer than other classes here:
+    both ways, encode and decode to restore, share the arrays and their placement on the devices.
 
     Args:
       model: a `Sam`, a `UNet`, or another module with their `encode`, `decode` and `config`.

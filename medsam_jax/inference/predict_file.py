@@ -52,6 +52,8 @@ class _Input:
 class FilePredictor:
     """Answers one image after another; the model is loaded for the first one.
 
+    Longer than other classes here: each step from an image to its files needs the request.
+
     Raises:
       UserError: a request that contradicts itself, an unreadable prompt file, an output folder that
         cannot be written.
