@@ -122,7 +122,7 @@ def _remove_leftovers(workdir: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     """Orbax's, but a replicated array is written by one device.
 
     By default several write a part each, and cutting it compiles a program for every shape and

@@ -18,6 +18,7 @@ from medsam_jax.models.prompt_encoder import PADDING_LABEL
 from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
 from medsam_jax.training import optimizer as opt
+from medsam_jax.training.lora import Adapted
 from medsam_jax.training.losses import (
     answer_weights,
     cross_entropy_loss,
@@ -28,6 +29,7 @@ from medsam_jax.training.losses import (
 )
 
 Batch = Mapping[str, jax.Array]
+Leaf = Any  # an array; its shape or its sharding in the trees that describe a state
 
 
 @jax.tree_util.register_dataclass
@@ -35,12 +37,12 @@ Batch = Mapping[str, jax.Array]
 class TrainState:
     """All that changes in training, but for the position in the data."""
 
-    step: jax.Array  # int32, steps done
-    arrays: dict[str, jax.Array]  # the model's variables by dotted path, frozen ones included
+    step: Leaf  # int32, steps done
+    arrays: dict[str, Leaf]  # the model's variables by dotted path, frozen ones included
     opt_state: Any
-    ema: dict[str, jax.Array]  # averages of the trained arrays; empty without `ema_decay`
+    ema: dict[str, Leaf]  # averages of the trained arrays; empty without `ema_decay`
 
-    def evaluated(self) -> dict[str, jax.Array]:
+    def evaluated(self) -> dict[str, Leaf]:
         """The arrays that are evaluated and exported: the averages where there are any."""
         return {**self.arrays, **self.ema}
 
@@ -94,7 +96,7 @@ def with_prompt_axis(batch: Batch) -> dict[str, jax.Array]:
 
 
 def make_loss(
-    functional: Functional, config: ml_collections.ConfigDict
+    functional: Functional | Adapted, config: ml_collections.ConfigDict
 ) -> Callable[[Mapping[str, jax.Array], Batch], tuple[jax.Array, dict[str, jax.Array]]]:
     """Arrays and batch to the loss, a mean over the prompts, and its parts."""
 
@@ -128,7 +130,7 @@ def make_loss(
 
 
 def make_train_step(
-    functional: Functional,
+    functional: Functional | Adapted,
     tx: optax.GradientTransformation,
     labels: Mapping[str, str],
     config: ml_collections.ConfigDict,
@@ -196,7 +198,7 @@ def parts_of_batch(model: Sam | UNet, config: ml_collections.ConfigDict) -> int:
 
 
 def make_eval_step(
-    functional: Functional, tolerance: float
+    functional: Functional | Adapted, tolerance: float
 ) -> Callable[[Mapping[str, jax.Array], Batch], dict[str, jax.Array]]:
     """Arrays and a batch of one object a slice to scores [B] and `prediction` [B, S, S].
 
