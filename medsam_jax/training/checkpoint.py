@@ -131,7 +131,7 @@ def _remove_leftovers(workdir: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     """Returns Orbax's handlers, changed so that one device writes a replicated array.
 
     By default several devices write a part each, and each part compiles a program of its own.

@@ -22,6 +22,8 @@ from medsam_jax.models.functional import Functional
 
 _A, _B = ".lora_a", ".lora_b"
 
+Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct  # a variable; its shape, where abstract
+
 
 class Adapted:
     """A `Functional` with adapters: `arrays` includes them, `bind` adds them to the kernels."""
@@ -30,7 +32,7 @@ class Adapted:
         self._functional, self._scale = functional, scale
         self.arrays = {**functional.arrays, **adapters}
 
-    def bind(self, arrays: Mapping[str, jax.Array]) -> nnx.Module:
+    def bind(self, arrays: Mapping[str, Leaf]) -> nnx.Module:
         """Returns the module with the merged arrays; also under a trace."""
         return self._functional.bind(merge(arrays, self._scale))
 
@@ -70,7 +72,7 @@ def kernel_of(name: str) -> str:
     return name.removesuffix(_A).removesuffix(_B)
 
 
-def merge(arrays: Mapping[str, jax.Array], scale: float) -> dict[str, jax.Array]:
+def merge(arrays: Mapping[str, Leaf], scale: float) -> dict[str, Leaf]:
     """Returns the model's arrays, adapters added to their kernels; works on NumPy arrays too."""
     merged = {name: value for name, value in arrays.items() if not is_adapter(name)}
     for name in arrays:
@@ -80,7 +82,7 @@ def merge(arrays: Mapping[str, jax.Array], scale: float) -> dict[str, jax.Array]
     return merged
 
 
-def _targets(arrays: Mapping[str, jax.Array], regexes: Iterable[str]) -> list[str]:
+def _targets(arrays: Mapping[str, Leaf], regexes: Iterable[str]) -> list[str]:
     names = []
     for regex in regexes:
         try:

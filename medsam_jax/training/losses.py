@@ -19,8 +19,8 @@ SMOOTH = 1e-5  # MONAI's smooth_nr and smooth_dr
 
 
 def dice_loss(
-    logits: Float[Array, "*b h w"], target: Bool[Array, "*b h w"], valid: Bool[Array, "*b h w"]
-) -> Float[Array, "*b"]:
+    logits: Float[Array, "*#b h w"], target: Bool[Array, "*#b h w"], valid: Bool[Array, "*#b h w"]
+) -> Float[Array, "*#b"]:
     """1 - (2 sum(p g) + e) / (sum(p^2) + sum(g^2) + e) of each object, p the probabilities."""
     probability = jax.nn.sigmoid(logits) * valid
     truth = (target & valid).astype(logits.dtype)
@@ -30,8 +30,8 @@ def dice_loss(
 
 
 def cross_entropy_loss(
-    logits: Float[Array, "*b h w"], target: Bool[Array, "*b h w"], valid: Bool[Array, "*b h w"]
-) -> Float[Array, "*b"]:
+    logits: Float[Array, "*#b h w"], target: Bool[Array, "*#b h w"], valid: Bool[Array, "*#b h w"]
+) -> Float[Array, "*#b"]:
     """Mean binary cross-entropy over the valid pixels of each object."""
     entropy = jax.nn.softplus(logits) - logits * target
     pixels = jnp.maximum(jnp.sum(valid, axis=(-2, -1)), 1)
@@ -39,11 +39,11 @@ def cross_entropy_loss(
 
 
 def iou_loss(
-    predicted_iou: Float[Array, "*b"],
-    prediction: Bool[Array, "*b h w"],
-    target: Bool[Array, "*b h w"],
-    valid: Bool[Array, "*b h w"],
-) -> Float[Array, "*b"]:
+    predicted_iou: Float[Array, "*#b"],
+    prediction: Bool[Array, "*#b h w"],
+    target: Bool[Array, "*#b h w"],
+    valid: Bool[Array, "*#b h w"],
+) -> Float[Array, "*#b"]:
     """Squared error of the predicted IoU; no gradient flows into the mask.
 
     Args:

@@ -13,13 +13,13 @@ import numpy as np
 import optax
 
 from medsam_jax.errors import UserError
-from medsam_jax.training.lora import is_adapter, kernel_of
+from medsam_jax.training.lora import Leaf, is_adapter, kernel_of
 
 FROZEN, DECAYED, UNDECAYED = "frozen", "decayed", "undecayed"
 
 
 def label_parameters(
-    arrays: Mapping[str, jax.Array], parameters: Iterable[str], frozen: Iterable[str]
+    arrays: Mapping[str, Leaf], parameters: Iterable[str], frozen: Iterable[str]
 ) -> dict[str, str]:
     """Labels each array `frozen`, `decayed` or `undecayed`.
 
@@ -209,8 +209,8 @@ def _rate_factors(
 
 
 def split_frozen(
-    arrays: Mapping[str, jax.Array], labels: Mapping[str, str]
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    arrays: Mapping[str, Leaf], labels: Mapping[str, str]
+) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """Returns the trained arrays and the frozen ones."""
     trained = {name: value for name, value in arrays.items() if labels[name] != FROZEN}
     frozen = {name: value for name, value in arrays.items() if labels[name] == FROZEN}
@@ -239,7 +239,9 @@ def apply_gradients(
 
 
 def parameter_table(
-    arrays: Mapping[str, jax.Array], labels: Mapping[str, str], opt_state: optax.OptState
+    arrays: Mapping[str, jax.Array | np.ndarray],
+    labels: Mapping[str, str],
+    opt_state: optax.OptState,
 ) -> str:
     """Formats numbers and bytes of trained and frozen arrays for each part of the model."""
     rows: dict[str, np.ndarray] = {}

@@ -58,7 +58,7 @@ def shard_state(mesh: Mesh, state: Any) -> Any:
     """Returns a sharding for each leaf: its longest side that `fsdp` divides, or replicated."""
     size = mesh.shape["fsdp"]
 
-    def leaf_sharding(leaf: jax.Array) -> NamedSharding:
+    def leaf_sharding(leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
         sides = [side if side % size == 0 else 0 for side in leaf.shape]
         if size == 1 or not sides or max(sides) == 0:
             return replicated(mesh)
@@ -68,7 +68,7 @@ def shard_state(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(leaf_sharding, state)
 
 
-def place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+def place(array: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Makes a global array of an array that every process holds; it may share its memory.
 
     Parts are copied through the host. `jax.device_put` would compile a program for each shape that

@@ -19,9 +19,11 @@ from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
 from medsam_jax.ops.form import Form
 from medsam_jax.training import optimizer as opt
+from medsam_jax.training.lora import Adapted
 from medsam_jax.training.losses import LOSSES, answer_weights, score_weights, valid_pixels
 
 Batch = Mapping[str, jax.Array]
+Leaf = Any  # an array; its shape or its sharding in the trees that describe a state
 
 
 @jax.tree_util.register_dataclass
@@ -29,12 +31,12 @@ Batch = Mapping[str, jax.Array]
 class TrainState:
     """Everything that a step changes, except the position in the data."""
 
-    step: jax.Array  # int32, steps done
-    arrays: dict[str, jax.Array]  # the model's variables by dotted path, frozen ones included
+    step: Leaf  # int32, steps done
+    arrays: dict[str, Leaf]  # the model's variables by dotted path, frozen ones included
     opt_state: Any
-    ema: dict[str, jax.Array]  # averages of the trained arrays; empty without `ema_decay`
+    ema: dict[str, Leaf]  # averages of the trained arrays; empty without `ema_decay`
 
-    def evaluated(self) -> dict[str, jax.Array]:
+    def evaluated(self) -> dict[str, Leaf]:
         """The arrays to evaluate and export: averages where `ema_decay` is set."""
         return {**self.arrays, **self.ema}
 
@@ -83,7 +85,7 @@ def with_prompt_axis(batch: Batch) -> dict[str, jax.Array]:
 
 
 def make_loss(
-    functional: Functional, config: ml_collections.ConfigDict
+    functional: Functional | Adapted, config: ml_collections.ConfigDict
 ) -> Callable[[Mapping[str, jax.Array], Batch], tuple[jax.Array, dict[str, jax.Array]]]:
     """Returns a function from arrays and batch to the loss, a mean over prompts, and its parts.
 
@@ -123,7 +125,7 @@ def make_loss(
 
 
 def make_train_step(
-    functional: Functional,
+    functional: Functional | Adapted,
     tx: optax.GradientTransformation,
     labels: Mapping[str, str],
     config: ml_collections.ConfigDict,
@@ -198,7 +200,7 @@ def batch_metrics() -> dict[str, Callable[..., jax.Array]]:
 
 
 def make_eval_step(
-    functional: Functional, tolerance: float
+    functional: Functional | Adapted, tolerance: float
 ) -> Callable[[Mapping[str, jax.Array], Batch], dict[str, jax.Array]]:
     """Returns a function from arrays and a batch of one object a slice to scores [B] by name.
 

@@ -80,7 +80,7 @@ class TuneEvaluation:
         for batch in progress(self._objects, "tune split"):
             inputs = put_batch(model_inputs(batch), self._sharding)
             scores = {name: _local(x) for name, x in self._eval_step(arrays, inputs).items()}
-            for item in np.flatnonzero(batch["weight"]):
+            for item in np.flatnonzero(batch["weight"]).tolist():
                 row = [scores[name][item] for name in self._names]
                 sums[self._modalities.index(batch["modality"][item])] += *row, 1
                 for kind, found in worst.items():
@@ -133,6 +133,6 @@ def _picture(batch: Mapping[str, Any], scores: Mapping[str, np.ndarray], item: i
     def draw() -> np.ndarray:
         from medsam_jax.drawing import overlay
 
-        return overlay(image, truth, prediction, **prompt)
+        return overlay(image, truth > 0, prediction, **prompt)
 
     return draw

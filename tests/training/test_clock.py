@@ -25,6 +25,7 @@ def test_peak_by_the_longest_start_that_fits(device_kind, peak):
     assert peak_flops(device_kind) == peak
 
 
+@pytest.mark.usefixtures("unchecked")  # a step that only knows its cost
 def test_seconds_are_split_and_utilisation_is_flops_over_peak(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(monitor.time, "perf_counter", lambda: now[0])

@@ -79,7 +79,7 @@ def test_a_batch_in_parts_makes_the_same_step(functional, monkeypatch):
     labels = {"a.kernel": opt.DECAYED}
     tx = opt.make_optimizer(config, labels)
     state = step.init_state(arrays, labels, tx, config)
-    batch = {"x": rng.normal(size=(8, 3))}
+    batch = {"x": jnp.asarray(rng.normal(size=(8, 3)))}
     (whole, scalars), (parts, scalars_of_parts) = (
         step.make_train_step(functional, tx, labels, config, parts)(state, batch)
         for parts in (1, 4)

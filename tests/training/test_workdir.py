@@ -150,7 +150,7 @@ def test_an_export_to_a_full_disk_leaves_the_one_before(tiny_checkpoint, tmp_pat
     arrays = {name: jnp.asarray(x) for name, x in read_params(tiny_checkpoint).items()}
     export = Exporter(read_config(tiny_checkpoint), base_config(), tiny_checkpoint, {})
     best = tmp_path / "best"
-    export(best, TrainState(0, arrays, None, {}), 1, {})
+    export(best, TrainState(jnp.int32(0), arrays, None, {}), 1, {})
 
     write = checkpoint._write_params
 
@@ -161,7 +161,7 @@ def test_an_export_to_a_full_disk_leaves_the_one_before(tiny_checkpoint, tmp_pat
     monkeypatch.setattr(checkpoint, "_write_params", write_until_full)
     other = {name: value + 1 for name, value in arrays.items()}
     with pytest.raises(UserError, match="best: the disk is full; free some space"):
-        export(best, TrainState(0, other, None, {}), 2, {})
+        export(best, TrainState(jnp.int32(0), other, None, {}), 2, {})
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     after = read_params(best)
     assert all(np.array_equal(after[name], value) for name, value in arrays.items())
