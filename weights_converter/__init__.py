@@ -1,4 +1,5 @@
-"""Checkpoints of the SAM family in and out: PyTorch `.pth`, safetensors, Orbax. Needs no torch.
+"""Converts checkpoints of the SAM family between PyTorch `.pth`, safetensors and Orbax.
 
-`python -m weights_converter.convert --help` is the command line; `conversion.convert` the function.
+torch is not needed. The command line is `python -m weights_converter.convert --help`; the function
+is `convert.convert`.
 """

@@ -1,7 +1,8 @@
-"""From a checkpoint file to our parameters and back, as functions.
+"""Converts checkpoint files to our parameters and back.
 
-In between lies `StateDict`: all tensors under segment_anything's names in PyTorch's axis order,
-still unread. Reading a file checks it against a model and ends there; writing starts there.
+`StateDict` is the common form: all tensors under segment_anything's names, in PyTorch's axis order,
+read on demand. Every reader checks a file against a model and returns a `StateDict`. Every writer
+takes one.
 """
 
 import dataclasses
@@ -23,11 +24,11 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """A SAM's tensors as PyTorch holds them, and where they came from.
+    """Tensors of a SAM in PyTorch's layout, with their source.
 
     Attributes:
-      config: the model they were checked against.
-      tensors: by segment_anything's names, in the order of their source; extras included.
+      config: the model that the tensors were checked against.
+      tensors: by segment_anything's names, in the order of the source, unused extras included.
       source: `source` of model.json: file, format, naming, wrapper, prefix, keys, sha256.
       metadata: further entries of model.json (licence, training facts).
     """
@@ -39,7 +40,7 @@ class StateDict:
 
 
 class Params(Mapping[str, np.ndarray]):
-    """Our parameters as a mapping that reads and transposes each tensor when it is asked for."""
+    """Mapping from our parameter paths to arrays; each tensor is read and transposed on access."""
 
     def __init__(self, state: StateDict):
         self.leaves = _leaves(state.config)
@@ -59,11 +60,11 @@ class Params(Mapping[str, np.ndarray]):
 
 
 def state_dict_from_file(file: TensorFile, config: SamConfig | None = None) -> StateDict:
-    """Checks the tensors of a file against a model, recognised from their names if not given.
+    """Checks the tensors of a file against `config`, by default the architecture detected.
 
     Raises:
-      UserError: not a SAM's tensors, or some unknown, missing, of the wrong shape or type: all of
-        them are listed.
+      UserError: the tensors are not those of a SAM, or some are unknown, missing, or of the wrong
+        shape or type. The message lists all of them.
     """
     naming = names.detect_naming(file.tensors)
     if naming is None:
@@ -86,7 +87,7 @@ def state_dict_from_file(file: TensorFile, config: SamConfig | None = None) -> S
 
 
 def state_dict_from_directory(directory: str) -> StateDict:
-    """The tensors of one of our checkpoint directories. Raises UserError where it is damaged."""
+    """Reads one of our checkpoint directories. Raises UserError if it is damaged."""
     metadata = checkpoint.read_metadata(directory)
     config = checkpoint.read_config(directory)
     if not isinstance(config, SamConfig):
@@ -118,11 +119,12 @@ def save_directory(state: StateDict, directory: str, overwrite: bool = False) ->
 
 
 def in_naming(state: StateDict, naming: str) -> dict[str, LazyTensor]:
-    """The tensors under the names of `naming`: the very keys and order of the source where it used
-    the same naming.
+    """Returns the tensors under the names of `naming`.
+
+    If the source used the same naming, its keys and their order are restored exactly.
 
     Raises:
-      UserError: a tensor has no name there (LiteMedSAM in `transformers`).
+      UserError: `naming` has no name for a tensor (LiteMedSAM in `transformers`).
     """
     renamed = {names.to_naming(name, naming): tensor for name, tensor in state.tensors.items()}
     if None in renamed:
@@ -140,7 +142,7 @@ def in_naming(state: StateDict, naming: str) -> dict[str, LazyTensor]:
 
 @functools.cache
 def _leaves(config: SamConfig) -> dict[str, tuple[str, names.Leaf, tuple[int, ...]]]:
-    """Our path -> segment_anything's name, the rule for its values, our shape."""
+    """Returns our path -> (segment_anything's name, rule for the values, our shape)."""
     template = flatten_state(checkpoint.abstract_model(config))
     return {
         path: (*names.torch_leaf(path, len(variable.shape)), variable.shape)
@@ -149,7 +151,7 @@ def _leaves(config: SamConfig) -> dict[str, tuple[str, names.Leaf, tuple[int, ..
 
 
 def _under_our_names(file: TensorFile, naming: str) -> tuple[dict[str, LazyTensor], list[str]]:
-    """Tensors by segment_anything's names, and the names that the naming does not know."""
+    """Returns tensors by segment_anything's names, and the names that `naming` does not contain."""
     tensors: dict[str, LazyTensor] = {}
     unknown = []
     for key, tensor in file.tensors.items():

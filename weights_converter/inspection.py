@@ -1,4 +1,4 @@
-"""Says what a checkpoint is, whether it fits a model of ours or not."""
+"""Describes a checkpoint, whether or not it fits a supported model."""
 
 import collections
 import os
@@ -11,12 +11,12 @@ from weights_converter.registry import by_sha256
 
 
 def inspect(source: str, model: str = "auto") -> str:
-    """A table of lines: format, naming, wrapper, architecture, parameters by part, types, licence.
+    """Returns a table: format, naming, wrapper, architecture, parameters by part, types, licence.
 
-    A file that fits no model of ours is described all the same; the last line says what is amiss.
+    A file that fits no supported model is described too. The last line then states the mismatch.
 
     Raises:
-      UserError: not a readable checkpoint.
+      UserError: the source is not a readable checkpoint.
     """
     if os.path.isdir(source):
         state = opening.open_checkpoint(source, model)

@@ -1,4 +1,4 @@
-"""Opens a checkpoint file of any format, told by its first bytes."""
+"""Opens a checkpoint file of any format; the first bytes decide which."""
 
 from pathlib import Path
 
@@ -12,14 +12,15 @@ def read_file(path: str) -> TensorFile:
     """Reads names, shapes and types of a `.pth`, `.pt`, `.bin` or `.safetensors` file.
 
     Raises:
-      UserError: no such file, or not a readable checkpoint.
+      UserError: the file is missing or is not a readable checkpoint.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    # safetensors: 8 bytes of header length, then JSON. The name decides only for damaged files.
+    # A safetensors file has 8 bytes of header length, then JSON. The suffix decides only if the
+    # file is damaged.
     if head[8:9] == b"{" or Path(path).suffix == ".safetensors":
         return read_safetensors(path)
     return read_pth(path)
