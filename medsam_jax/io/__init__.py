@@ -1,1 +1,1 @@
-"""Files in and out: scans, pictures, tensors, and writing them whole."""
+"""Readers and writers of files: scans, pictures and tensors; atomic writing."""

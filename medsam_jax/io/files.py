@@ -1,4 +1,4 @@
-"""Files and directories written whole or not at all, hashes, versions, disk space, the cache."""
+"""Atomic writing of files and directories, hashes, versions, disk space, the cache directory."""
 
 import contextlib
 import errno
@@ -17,12 +17,12 @@ from medsam_jax.errors import OutputError, UserError
 
 
 def cache_directory() -> Path:
-    """`$MEDSAM_JAX_CACHE`, or `~/.cache/medsam_jax`."""
+    """Returns `$MEDSAM_JAX_CACHE`, by default `~/.cache/medsam_jax`."""
     return Path(os.environ.get("MEDSAM_JAX_CACHE") or Path.home() / ".cache" / "medsam_jax")
 
 
 def keep_compiled_programs() -> None:
-    """Turns on jax's persistent compilation cache: the next start of a command compiles nothing.
+    """Enables jax's persistent compilation cache, so that later starts reuse compiled programs.
 
     jax's own environment variables, such as `$JAX_COMPILATION_CACHE_DIR`, take precedence.
     """
@@ -30,7 +30,7 @@ def keep_compiled_programs() -> None:
 
     settings = {
         "jax_compilation_cache_dir": str(cache_directory() / "xla"),
-        # By default jax keeps what takes a second to compile; the decoder may take less.
+        # jax's default keeps programs that compile for a second or more. The decoder takes less.
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     for name, value in settings.items():
@@ -40,10 +40,10 @@ def keep_compiled_programs() -> None:
 
 @contextlib.contextmanager
 def disk_space(place: str | os.PathLike) -> Iterator[None]:
-    """Turns a disk that is full while the block writes into a `UserError` that names `place`."""
+    """Converts an error of a full disk in the block to a `UserError` that names `place`."""
     try:
         yield
-    except Exception as error:  # ArrayRecord and TensorStore raise kinds of their own
+    except Exception as error:  # ArrayRecord and TensorStore raise their own types
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if not full and "No space left" not in str(error) and "quota exceeded" not in str(error):
             raise
@@ -53,10 +53,10 @@ def disk_space(place: str | os.PathLike) -> Iterator[None]:
 
 
 def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
-    """Refuses to start writing `needed` bytes into a directory whose disk has less left.
+    """Checks that the disk of a directory has `needed` free bytes.
 
     Raises:
-      UserError: naming the directory and both sizes.
+      UserError: it has fewer; the message names the directory and both sizes.
     """
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -67,10 +67,13 @@ def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file under another name, then renames it; the suffix selects the format.
+    """Writes a file under a temporary name with the same suffix, then renames it to `path`.
+
+    Args:
+      write: writes the file at the path that it is given.
 
     Raises:
-      OutputError: the folder cannot be made or written to.
+      OutputError: the folder cannot be created or written to.
     """
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -88,7 +91,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(output: Path) -> None:
-    """Raises OutputError, before any work, where a folder can be neither made nor written to."""
+    """Checks, before any work, that a folder can be created or written to; raises OutputError."""
     existing = output
     while not existing.exists():
         existing = existing.parent
@@ -104,7 +107,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON; numbers that are not finite become null."""
+    """Writes JSON; NaN and infinity become null."""
     text = json.dumps(jsonable(content), indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -116,12 +119,12 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def sha256_of_json(content: Any) -> str:
-    """Returns the SHA-256 of JSON-able data, as hexadecimal digits; the order of keys is free."""
+    """Returns the SHA-256 of JSON data, as hexadecimal digits; the order of keys has no effect."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Returns the versions of those packages that are installed."""
+    """Returns package -> version; packages that are not installed are left out."""
     found = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -130,7 +133,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def jsonable(value: Any) -> Any:
-    """Returns what `json.loads` gives back: string keys, lists, None for NaN and infinity."""
+    """Returns `value` in JSON's types: string keys, lists, None for NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -140,7 +143,7 @@ def jsonable(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary sibling that takes the place of `directory` when the block succeeds."""
+    """Yields a temporary directory, which replaces `directory` if the block succeeds."""
     if directory.exists() and not overwrite:
         raise UserError(f"{directory}: exists; choose another place, or overwrite it")
     directory.parent.mkdir(parents=True, exist_ok=True)

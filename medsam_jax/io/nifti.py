@@ -1,4 +1,7 @@
-"""Defects of NIfTI files that ITK accepts silently: truncation (zeros), spacing 0 (read as 1)."""
+"""Checks NIfTI files for defects that ITK accepts silently.
+
+ITK fills truncated files with zeros, and reads a spacing of 0 as 1.
+"""
 
 import dataclasses
 import gzip
@@ -11,20 +14,20 @@ from medsam_jax.errors import UserError
 
 
 def check_nifti(path: pathlib.Path) -> None:
-    """Refuses a `.nii` or `.nii.gz` with fewer bytes than its header promises, or without spacing.
+    """Checks that a `.nii` or `.nii.gz` has the bytes that its header promises, and a spacing.
 
-    For a compressed file the size in its last four bytes is compared first; only where that
-    disagrees (cut off, or written in several gzip members) is the whole file decompressed.
+    A compressed file stores its size in the last four bytes, which are compared first. Only if they
+    differ (truncation, or several gzip members) is the whole file decompressed.
 
     Raises:
-      UserError: naming the file, what its header says and what to do.
+      UserError: a check failed; the message names the file, the header's value and the remedy.
     """
     compressed = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if compressed else open(path, "rb") as file:
             header = _Header.parse(file.read(544))
         if header is None:
-            return  # the reader will say so
+            return  # the reader reports this error
         header.check_spacing(path)
         needed = header.promised_bytes
         if not compressed:
@@ -43,16 +46,16 @@ def check_nifti(path: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """The fields of a NIfTI-1 or -2 header that are looked at here."""
+    """Fields of a NIfTI-1 or NIfTI-2 header that the checks need."""
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...]  # mm, in the order of `shape`
-    bits: int  # of a voxel
-    offset: int  # of the first voxel
+    bits: int  # per voxel
+    offset: int  # byte offset of the first voxel
 
     @classmethod
     def parse(cls, header: bytes) -> "_Header | None":
-        """None for anything else."""
+        """Returns the parsed header; None if the bytes are not a NIfTI header."""
         for order in "<>":
 
             def field(kind: str, start: int, order: str = order) -> tuple:
@@ -72,11 +75,11 @@ class _Header:
 
     @property
     def promised_bytes(self) -> int:
-        """Up to the last voxel."""
+        """Size of the file up to the last voxel."""
         return self.offset + math.prod(self.shape) * self.bits // 8
 
     def check_spacing(self, path: pathlib.Path) -> None:
-        """Raises UserError where an axis of several voxels has a spacing of 0 or not finite."""
+        """Raises UserError if the spacing of an axis with several voxels is 0 or not finite."""
         axes = zip(self.shape[:3], self.spacing[:3], strict=True)
         if any(side > 1 and (value == 0 or not math.isfinite(value)) for side, value in axes):
             found = " x ".join(f"{value:g}" for value in self.spacing[:3])

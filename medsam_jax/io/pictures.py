@@ -1,4 +1,4 @@
-"""Reads PNG, JPEG and TIFF files as images or label maps, by Pillow."""
+"""Reads PNG, JPEG and TIFF files as images or label maps, with Pillow."""
 
 import pathlib
 from typing import Any
@@ -13,10 +13,11 @@ _GREY_MODES = ("L", "I;16", "I;16B", "I;16L", "I", "F")
 
 
 def read_picture(path: pathlib.Path) -> np.ndarray:
-    """A picture [1, H, W] or [1, H, W, 3], a multi-page TIFF [Z, H, W]; EXIF rotation applied.
+    """Reads a picture as [1, H, W] or [1, H, W, 3], a multi-page TIFF as [Z, H, W].
 
-    Alpha is dropped, palettes become colours, 16-bit grey stays 16-bit; grey stored as equal
-    colours becomes one channel. Raises UserError for what cannot be read.
+    EXIF rotation is applied. Alpha is dropped. Palettes become colours. 16-bit grey stays 16-bit.
+    Three equal colour channels become one grey channel. Raises UserError if the file cannot be
+    read.
     """
     pages = _pages(path, _colour_page)
     if pages.ndim == 4 and (pages[..., :1] == pages).all():
@@ -25,9 +26,9 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
 
 
 def read_labels(path: pathlib.Path) -> np.ndarray:
-    """A label map [Z, H, W] (or [Z, H, W, 3] where it has colours): palette indices are labels.
+    """Reads a label map [Z, H, W], or [Z, H, W, 3] if it has colours. Palette indices are labels.
 
-    Raises UserError for a JPEG with more than two values: compression smears labels.
+    Raises UserError for a JPEG with more than two values: its compression changes labels.
     """
     labels = _pages(path, _label_page)
     if path.suffix.lower() in (".jpg", ".jpeg") and len(np.unique(labels)) > 2:
@@ -41,7 +42,7 @@ def read_labels(path: pathlib.Path) -> np.ndarray:
 def _pages(path: pathlib.Path, convert: Any) -> np.ndarray:
     from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-    Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; the file is the user's own
+    Image.MAX_IMAGE_PIXELS = None  # the user's own file; slides and dermoscopy are large
     try:
         with Image.open(path) as image:
             if image.mode in ("RGB", "RGBA") and "16" in str(image.tile):
@@ -77,7 +78,7 @@ def _label_page(image: Any) -> np.ndarray:
 
 
 def _read_deep(path: pathlib.Path) -> np.ndarray:
-    """Reads by SimpleITK what Pillow cannot hold, such as 16-bit colours: [H, W] or [H, W, 3]."""
+    """Reads formats that Pillow lacks, such as 16-bit colours, with SimpleITK: [H, W(, 3)]."""
     import SimpleITK as sitk
 
     try:

@@ -1,15 +1,17 @@
 """Length and area of the surface inside one cell of the corner lattice, for each neighbour code.
 
-Definition of DeepMind's surface-distance (Nikolov et al. 2018, arXiv:1809.04430). A mask's pixels
-(voxels) are points; every 2x2 (2x2x2) block of them is a cell, and the code of a cell holds one bit
-per block member. The surface crosses a cell edge halfway wherever its two ends differ. In 2D the
-crossings are joined by segments; in 3D they form polygons, cut into triangles as in marching cubes.
+The definition is that of DeepMind's surface-distance (Nikolov et al. 2018, arXiv:1809.04430). A
+mask's pixels (voxels) are points. Every 2x2 (2x2x2) block of them is a cell. The code of a cell
+holds one bit per point. The surface crosses a cell edge at its midpoint if the two ends differ. In
+2D the crossings are joined by segments. In 3D they form polygons, which are split into triangles as
+in marching cubes.
 
-Two choices leave the geometry open, and fix the numbers:
-  * a face whose corners alternate in and out separates the kind that is the minority in its cell;
-  * a polygon that is not flat is cut so that its area at unit spacing is greatest, which keeps its
+The geometry leaves two choices open:
+  * On a face whose corners alternate between inside and outside, the corners of the kind that is
+    the minority in the cell are separated.
+  * A polygon that is not flat is split so that its area at unit spacing is largest. This keeps its
     flat parts whole.
-The tables are derived here, not copied, and compared with the reference's in tests/parity.
+The tables are derived here. tests/parity compares them with those of surface-distance.
 """
 
 from functools import lru_cache
@@ -42,7 +44,7 @@ def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
         else:
             lengths[code] = {
                 (0, 0): 0.0,
-                (0, 1): column,  # upper row differs from lower: the contour runs along a row
+                (0, 1): column,  # the rows differ: the contour is parallel to a row
                 (1, 0): row,
                 (1, 1): 2 * diagonal,
             }[a ^ b, a ^ c]
@@ -68,7 +70,7 @@ def triangle_area_vectors() -> np.ndarray:
 
 
 def _polygons(code: int) -> list[list[Point]]:
-    """Returns closed loops of edge midpoints in which the surface meets the faces of the cell."""
+    """Returns closed loops of edge midpoints, where the surface meets the faces of the cell."""
     inside = {corner for bit, corner in enumerate(CORNERS) if code >> bit & 1}
     minority = len(inside) <= 4
     neighbours: dict[Point, list[Point]] = {}
@@ -92,7 +94,7 @@ def _polygons(code: int) -> list[list[Point]]:
 def _face_segments(
     axis: int, side: int, inside: set[Point], minority: bool
 ) -> list[tuple[Point, Point]]:
-    """Returns the segments on one face; `minority`: inside corners are those to separate."""
+    """Returns the segments on one face; `minority`: the inside corners are the minority."""
     corners = []
     for u, v in ((0, 0), (0, 1), (1, 1), (1, 0)):
         corner = [u, v]
@@ -106,12 +108,12 @@ def _face_segments(
     crossed = [i for i in range(4) if state[i] != state[(i + 1) % 4]]
     if len(crossed) == 2:
         return [(midpoint[crossed[0]], midpoint[crossed[1]])]
-    # Alternating corners: cut off each corner of the separated kind by its own segment.
+    # The corners alternate: each corner of the minority kind gets a segment of its own.
     return [(midpoint[i - 1], midpoint[i]) for i in range(4) if crossed and state[i] == minority]
 
 
 def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
-    """Returns the triangulation of a polygon whose area at unit spacing is greatest."""
+    """Returns the triangulation of a polygon with the largest area at unit spacing."""
 
     def area(cut):
         return sum(np.linalg.norm(_area_vector(triangle)) for triangle in cut)
@@ -120,7 +122,7 @@ def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
 
 
 def _triangulations(polygon: list[Point]) -> list[list[tuple[Point, Point, Point]]]:
-    """Returns all ways to cut a polygon into triangles by its diagonals."""
+    """Returns all triangulations of a polygon by its diagonals."""
     if len(polygon) < 3:
         return [[]]
     return [

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 @partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Exact GELU in PyTorch's form; the tanh form differs from it by up to 4.7e-4.
+    """Exact GELU, as in PyTorch; the tanh form differs from it by up to 4.7e-4.
 
-    Computed in float32, as PyTorch does; a gradient keeps `x` alone.
+    It is computed in float32, as in PyTorch. The gradient saves only `x`.
     """
     wide = x.astype(jnp.float32)
     normal_cdf = 0.5 * (1.0 + jax.lax.erf(wide * np.float32(np.sqrt(0.5))))

@@ -1,4 +1,4 @@
-"""Self-attention over a grid of tokens with decomposed relative positions, as SAM's ViT has it."""
+"""Self-attention of SAM's ViT: a grid of tokens with decomposed relative positions."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,9 @@ from jaxtyping import Array, Float
 
 from medsam_jax.ops.form import Form
 
-# Bytes of scores held at once, of one head and of all. On a CPU a head's stay in a core's cache:
-# 128 queries over 4096 keys. All heads of a row of windows are one batch of small products.
+# Bytes of scores in memory at a time: of one head, of all heads. On a CPU the scores of a head fit
+# a core's cache: 128 queries over 4096 keys. All heads of a row of windows are one batch of small
+# products.
 _CPU_SCORES_BYTES = (1 << 21, 1 << 24)
 _ACCELERATOR_SCORES_BYTES = (1 << 28, 1 << 28)
 
@@ -21,16 +22,16 @@ def grid_attention(
     rel_w: Float[Array, "x x d"],
     form: Form,
 ) -> Float[Array, "b y x heads d"]:
-    """Softmax attention of every grid position to every other; the softmax is in float32.
+    """Softmax attention between all grid positions; the softmax is in float32.
 
     The score of query (y, x) and key (y', x') is `scale * q.k + q.Rh[y, y'] + q.Rw[x, x']`
     (`add_decomposed_rel_pos` of segment_anything/modeling/image_encoder.py). Plain form: the first
-    lines. All scores of a head at 1024 pixels are 64 MB, so the other forms hold a part of them at
-    a time, or hand the bias to cuDNN's flash kernel within longer vectors.
+    lines. The scores of one head at 1024 pixels take 64 MB. The other forms therefore compute them
+    in parts, or pass the bias to cuDNN's flash kernel in longer vectors.
 
     Args:
       q, k, v: queries (not yet scaled by ``d ** -0.5``), keys and values.
-      rel_h, rel_w: relative position vectors by (query row, key row) and (query, key column).
+      rel_h, rel_w: relative position vectors by (query row, key row), (query column, key column).
     """
     rel_h, rel_w = rel_h.astype(q.dtype), rel_w.astype(q.dtype)
     bias_h = jnp.einsum("byxnd,ykd->byxnk", q, rel_h)
@@ -48,9 +49,9 @@ def grid_attention(
 
 
 def _flash(q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array) -> Array:
-    """One dot product: `[scale * q, q.Rh, q.Rw] . [k, onehot(y'), onehot(x')]`."""
+    """Runs cuDNN's kernel; a score is `[scale * q, q.Rh, q.Rw] . [k, onehot(y'), onehot(x')]`."""
     batch, rows, columns, heads, head_dim = k.shape
-    length = -(-(head_dim + rows + columns) // 8) * 8  # the kernel takes multiples of 8
+    length = -(-(head_dim + rows + columns) // 8) * 8  # the kernel needs a multiple of 8
     row, column = np.divmod(np.arange(rows * columns), columns)
     one_hot = np.concatenate(
         [np.eye(rows)[row], np.eye(columns)[column]], axis=1
@@ -74,7 +75,7 @@ def _cudnn(q: Array, k: Array, v: Array) -> Array:
 def _strips(
     q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array, form: Form
 ) -> Float[Array, "b y x heads d"]:
-    """Some heads and a strip of query rows at a time; gradients compute a strip's scores again."""
+    """Computes some heads and a strip of query rows at a time; gradients recompute the scores."""
     batch, rows, columns, heads, head_dim = q.shape
     per_strip, heads_at_once = _strip_size(rows, columns, form)
 
@@ -93,8 +94,8 @@ def _strips(
             q, bias_h, bias_w = strip  # [Q, D], [Q, Y], [Q, X]
             scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32)
             scores = scores.reshape(-1, rows, columns) + bias_h[:, :, None]
-            # Over rows first: that vectorises, and 4096 columns become 64 before the second bias
-            # is added.
+            # The maximum over rows comes first: it vectorises, and 64 of 4096 columns are left when
+            # the second bias is added.
             most = (scores.max(axis=1) + bias_w).max(axis=-1, keepdims=True)
             weights = jnp.exp(scores + (bias_w - most)[:, None, :])
             total = weights.sum(axis=1).sum(axis=-1, keepdims=True)
@@ -115,7 +116,7 @@ def _strips(
 
 
 def _strip_size(rows: int, columns: int, form: Form) -> tuple[int, int]:
-    """Query rows of a strip (they divide the grid) and heads at once that keep the scores small."""
+    """Returns query rows per strip (a divisor of `rows`) and heads at a time, by memory limit."""
     of_head, of_all = _CPU_SCORES_BYTES if form.cpu else _ACCELERATOR_SCORES_BYTES
     row_bytes = columns * rows * columns * np.dtype(np.float32).itemsize
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * row_bytes <= of_head]

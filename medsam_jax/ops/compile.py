@@ -1,4 +1,4 @@
-"""`jax.jit` with the options that a device's compiler needs."""
+"""`jax.jit` with compiler options for the device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,17 @@ import jax
 
 from medsam_jax.ops.form import Form
 
-# By default XLA orders a CPU's program for parallel execution and keeps many temporaries at a time.
+# XLA's default schedule for CPUs allows parallel execution and keeps many temporaries in memory.
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def jit(function: Callable, form: Form, **options: Any) -> Callable:
-    """`jax.jit(function, **options)` for whole programs: jax refuses options on inner ones.
+    """Returns `jax.jit(function, **options)`, with compiler options for `form`.
+
+    Only for whole programs: jax rejects compiler options in a jitted function that another one
+    calls.
 
     Args:
-      form: of the model in `function`.
+      form: form of the model in `function`.
     """
     return jax.jit(function, compiler_options=_CPU_OPTIONS if form.cpu else None, **options)

@@ -13,7 +13,7 @@ from medsam_jax.ops.activation import gelu
 from medsam_jax.ops.form import Form
 from medsam_jax.ops.strips import join_rows, map_strips, neighbour_rows, rows_of, split_rows
 
-_STRIP_BYTES = 1 << 22  # hidden features of a strip of an inverted bottleneck
+_STRIP_BYTES = 1 << 22  # of a strip's hidden features in an inverted bottleneck
 
 
 def convolution(
@@ -39,8 +39,8 @@ def conv3x3(
 ) -> Float[Array, "b h w d"]:
     """Dense convolution of stride 1. Plain form: `convolution(x, kernel)`.
 
-    The CPU's form has its gradient written out: XLA:CPU runs a convolution in a loop's body as
-    plain loops unless it is written the way Eigen takes it, and training on a CPU is a loop.
+    The CPU's form defines its own gradient. Training on a CPU runs in a loop, and in a loop's body
+    XLA:CPU uses Eigen only for convolutions of one layout. It runs others as slow scalar loops.
     """
     return _with_loop_gradient(x, kernel) if form.cpu else convolution(x, kernel)
 
@@ -53,7 +53,8 @@ def _dense_forward(x: Array, kernel: Array, stride: int, groups: int):
 
 
 def _dense_backward(stride: int, groups: int, saved: tuple[Array, Array], gradient: Array):
-    """By x: the convolution with the kernel turned round. By the kernel: a product a position."""
+    # Gradient of x: convolution with the flipped kernel. Gradient of the kernel: one matrix product
+    # for each of its 9 positions.
     x, kernel = saved
     height, width = x.shape[1:3]
     by_x = convolution(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
@@ -74,7 +75,7 @@ def depthwise_conv3x3(
 ) -> Float[Array, "b h2 w2 c"]:
     """Depthwise convolution. Plain form: `convolution(x, kernel, stride, groups=c)`.
 
-    The CPU's form adds up nine shifted maps: XLA:CPU visits the groups one by one.
+    The CPU's form adds nine shifted maps, because XLA:CPU processes the groups one by one.
     """
     if not form.cpu:
         return convolution(x, kernel, stride, x.shape[-1])
@@ -88,13 +89,13 @@ def inverted_bottleneck(
     finish: Callable[[Array, Array], Array],
     form: Form,
 ) -> Float[Array, "b h2 w2 e"]:
-    """Expands the channels, mixes neighbours, and finishes. Plain form: the first line.
+    """Applies `expand`, GELU, `mix`, GELU and `finish`. Plain form: the first line.
 
-    The CPU's form holds the many hidden channels of a strip of rows at a time.
+    The CPU's form processes a strip of rows at a time, because the hidden map has many channels.
 
     Args:
       expand, mix: `models.common.Conv2dBN`, 1x1 and depthwise 3x3.
-      finish: from the hidden map and x to the result, for each pixel alone.
+      finish: maps (hidden map, x) to the result, each pixel independently.
     """
     if not form.cpu:
         return finish(gelu(mix(gelu(expand(x)))), x)
@@ -102,7 +103,7 @@ def inverted_bottleneck(
     (kernel, bias), (mix_kernel, mix_bias) = expand.folded(x.dtype), mix.folded(x.dtype)
     strips = split_rows(x, rows_of(_STRIP_BYTES, x.shape[2], bias.size))
     count, height = strips.shape[1:3]
-    # The rows beyond the image are zero before the depthwise convolution: they get no bias.
+    # Rows outside the image are zero before the depthwise convolution, so they get no bias.
     inside = np.ones((count, height + 2), np.float32)
     inside[0, 0] = inside[-1, -1] = 0
     biases = jnp.asarray(inside, x.dtype)[None, ..., None] * bias  # [1, n, r + 2, d]
@@ -122,23 +123,25 @@ def inverted_bottleneck(
 def depthwise_of_strip(
     x: Float[Array, "b r w c"], kernel: Float[Array, "3 3 1 c"], stride: int = 1
 ) -> Float[Array, "b h2 w2 c"]:
-    """The CPU's depthwise convolution of rows that come with the ones above and below.
+    """Depthwise convolution of rows for a CPU; `x` includes the row above and the row below.
 
-    Rows are laid end to end, with a zero on each side of a row, so that each of the nine terms is
-    one run of memory, and no term leaves all padding out: XLA would take such a term from before
-    the padding and compute whatever made it (a GELU) again. Sums at the ends of rows mix two rows
-    and are dropped.
+    Rows are stored end to end, with a zero on each side of a row. Each of the nine terms is then
+    one contiguous slice, and contains some padding. XLA would read a term without padding from
+    before the padding, and so compute its source (a GELU) a second time. Sums at the ends of rows
+    mix two rows and are dropped.
     """
     batch, height, width, channels = x.shape
     height, row_length = height - 2, width + 2
     terms = _shifted(x, height * row_length)
-    kernel = kernel.astype(jnp.float32)  # or XLA:CPU would round after each of the nine terms
+    kernel = kernel.astype(
+        jnp.float32
+    )  # in x's type XLA:CPU would round after each of the nine terms
     sums = sum(term * kernel[i, j] for (i, j), term in terms.items()).astype(x.dtype)
     return sums.reshape(batch, height, row_length, channels)[:, ::stride, :width:stride]
 
 
 def _shifted(x: Array, length: int) -> dict[tuple[int, int], Array]:
-    """By offset (row, column): runs [b, length, c] of the rows of x laid end to end."""
+    """Returns offset (row, column) -> slice [b, length, c] of the rows of x, stored end to end."""
     batch, _, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, 1), (1, 1), (0, 0))).reshape(batch, -1, channels)
     starts = {(i, j): i * (width + 2) + j for i in range(3) for j in range(3)}
@@ -150,7 +153,7 @@ def _depthwise_forward(x: Array, kernel: Array, stride: int):
 
 
 def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array):
-    """Shifted sums again, where jax would derive nine padded copies that are added up."""
+    # Shifted sums as in the forward pass. jax's own derivative adds nine padded copies.
     x, kernel = saved
     batch, height, width, channels = x.shape
     height -= 2

@@ -1,14 +1,14 @@
-"""The decoder's attention between the few tokens of a prompt and the many pixels of an image.
+"""Attention in the mask decoder between the few tokens of a prompt and the many image pixels.
 
-Plain form of both functions: a call of the attention module. A score is `(Wq t) . (Wk x)`, which is
-`(Wk^T Wq t) . x`, and a weighted sum of `Wv x` is `Wv` of the weighted sum of `x`. With all
-projections on the tokens' side no pixel is projected, heads need no axis of their own beside the
-pixels, and nothing as large as the image is written in between. From `heads * tokens = heads * d`
-on, projecting the pixels is cheaper.
+Plain form of both functions: a call of the attention module. A score `(Wq t) . (Wk x)` equals
+`(Wk^T Wq t) . x`, and a weighted sum of `Wv x` is `Wv` times the weighted sum of `x`. So all
+projections can be applied to the tokens. Then no pixel is projected, pixels need no axis for heads,
+and no intermediate array has the size of the image. For `tokens >= d` projecting the pixels is
+cheaper.
 
-Softmax runs in float32. Biases of what tokens see as keys shift all scores of a token alike, so
-they are not needed. Gradients are written with pixels first: derived by jax, those of keys and
-values come out as channels by pixels, and every operation that adds them up transposes them.
+The softmax is in float32. The key bias shifts all scores of a token equally, so it is left out.
+Gradients are defined here with pixels first. jax's own gradients of keys and values are channels by
+pixels, and every operation that adds them transposes them.
 """
 
 from typing import Any
@@ -31,8 +31,8 @@ def tokens_to_image(
 
     Args:
       attention: `models.transformer.Attention`.
-      q, k, v: tokens, and pixels as keys and values; `p2` is p, or 1 for an image that prompts
-        share, whose projections they share too.
+      q: tokens.
+      k, v: pixels. `p2` is p, or 1 if all prompts share one image and its projections.
     """
     if not form.cpu or k.shape[1] < q.shape[1] or q.shape[2] >= attention.head_dim:
         return attention(q, k, v)
@@ -71,7 +71,7 @@ def image_to_tokens(
 
 
 def _kernel(attention: Any, linear: Any, axis: int = 1) -> Array:
-    """A linear layer's kernel in the computation's type, its inner axis split into heads."""
+    """Returns a linear layer's kernel in the compute dtype, its inner axis split into heads."""
     kernel = linear.kernel[...].astype(linear.dtype)
     inner = (attention.num_heads, attention.head_dim)
     return kernel.reshape(*kernel.shape[:axis], *inner, *kernel.shape[axis + 1 :])
@@ -89,7 +89,7 @@ def tokens_to_pixels(
     key_kernel: Float[Array, "c heads d"],
     value_kernel: Float[Array, "c heads d"],
 ) -> Float[Array, "b p t heads d"]:
-    """What tokens gather from pixels; `q` is projected, `keys` and `values` are not."""
+    """Returns the attention output of tokens; `q` is projected, `keys` and `values` are not."""
     q = jnp.einsum("bpthd,chd->bpthc", q * q.shape[-1] ** -0.5, key_kernel)
     gathered = _gather(_merged(q), keys, values).reshape(q.shape)
     return jnp.einsum("bpthc,chd->bpthd", gathered, value_kernel)
@@ -99,7 +99,7 @@ def tokens_to_pixels(
 def _gather(
     q: Float[Array, "b p k c"], keys: Float[Array, "b p n c"], values: Float[Array, "b p n c"]
 ) -> Float[Array, "b p k c"]:
-    """What tokens gather, of merged heads and without projections."""
+    """Attention of tokens to pixels without projections; `k` is tokens times heads."""
     return _gather_forward(q, keys, values)[0]
 
 
@@ -111,7 +111,7 @@ def _gather_forward(q, keys, values):
 
 def _gather_backward(saved, gradient):
     q, keys, values, weights, gathered = saved
-    # The gradient of the weights, averaged with the weights over the pixels.
+    # Mean over the pixels, weighted by the attention weights, of the weights' gradient.
     mean = jnp.einsum("bpkc,bpkc->bpk", gradient, gathered, preferred_element_type=jnp.float32)
     by_scores = weights * (_scores(values, gradient) - mean[..., None, :])
     by_scores = by_scores.astype(keys.dtype)
@@ -131,18 +131,19 @@ def pixels_to_tokens(
     out_bias: Float[Array, "c"],
     key_valid: Bool[Array, "b p t"] | None,
 ) -> Float[Array, "b p n c"]:
-    """What pixels gather from tokens, after the output's projection; `k` and `v` are projected.
+    """Returns the attention output of pixels, output projection included; `k`, `v` are projected.
 
     Args:
-      queries: pixels, not projected; with `p2` 1 the same for all prompts of an image.
-      key_valid: tokens that are not valid get no weight.
+      queries: pixels, not projected; `p2` is 1 if all prompts share one image.
+      key_valid: False for tokens that get no weight.
     """
     k = k * k.shape[-1] ** -0.5
     bias = jnp.einsum("bpthd,hd->bpth", k, query_bias, preferred_element_type=jnp.float32)
     if key_valid is not None:
         bias = jnp.where(key_valid[..., None], bias, -jnp.inf)
     k = jnp.einsum("bpthd,chd->bpthc", k, query_kernel)
-    # A pixel's weights for the tokens of a head add up to 1, so one head's values carry the bias.
+    # The weights of a pixel for the tokens of a head add up to 1, so the output bias can be added
+    # to the values of one head.
     v = jnp.einsum("bpthd,hdc->bpthc", v, out_kernel).at[..., 0, :].add(out_bias)
     return _distribute(queries, _merged(k), bias, _merged(v))
 
@@ -154,7 +155,7 @@ def _distribute(
     bias: Float[Array, "b p t heads"],
     v: Float[Array, "b p k c"],
 ) -> Float[Array, "b p n c"]:
-    """What pixels gather, of merged heads and without projections."""
+    """Attention of pixels to tokens without projections; `k` is tokens times heads."""
     return _distribute_forward(queries, k, bias, v)[0]
 
 
@@ -168,8 +169,8 @@ def _distribute_forward(queries, k, bias, v):
 def _distribute_backward(saved, gradient):
     queries, k, v, weights = saved
     shares = weights * _scores(gradient, v).reshape(weights.shape)
-    # Token by token: XLA:CPU gives a sum to library kernels, which are slow where only the heads
-    # lie behind the axis, 4.4 ms for 4096 pixels, 7 tokens and 8 heads.
+    # Tokens are added one by one: XLA:CPU calls library kernels for a sum, which are slow if only
+    # the axis of heads follows the summed axis.
     total = sum(shares[..., token, :] for token in range(shares.shape[-2]))
     by_scores = shares - weights * total[..., None, :]
     by_bias = jnp.sum(by_scores, axis=2)
@@ -187,9 +188,9 @@ _distribute.defvjp(_distribute_forward, _distribute_backward)
 def _scores(
     pixels: Float[Array, "b p2 n c"], tokens: Float[Array, "b p k c"]
 ) -> Float[Array, "b p n k"]:
-    """Pixels come first: with tokens first, XLA:CPU writes a transposed copy of the image.
+    """Returns the scores, pixels first: with tokens first, XLA:CPU transposes the image.
 
-    And it is `matmul`, which does not repeat pixels of `p2` = 1 for every prompt, as einsum would.
+    `matmul` is used because `einsum` would repeat the pixels for every prompt if `p2` is 1.
     """
     return jnp.matmul(pixels, tokens.swapaxes(-1, -2), preferred_element_type=jnp.float32)
 
@@ -197,10 +198,10 @@ def _scores(
 def _sum_over_pixels(
     weights: Float[Array, "b p n k"], pixels: Float[Array, "b p2 n c"]
 ) -> Float[Array, "b p k c"]:
-    """Sums of pixels by weights.
+    """Returns the sums of pixels, weighted by `weights`.
 
-    The weights are turned round first, behind a barrier: XLA:CPU has its fast product for rows by
-    columns only. Left to itself it took 1.2 to 1.9 times as long for 4096 pixels.
+    The weights are transposed first, behind a barrier: XLA:CPU has a fast product only for rows by
+    columns, and without the barrier it merges the transpose into the product.
     """
     return jax.lax.optimization_barrier(weights.swapaxes(-1, -2)) @ pixels
 

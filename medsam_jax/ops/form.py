@@ -1,8 +1,8 @@
-"""The form in which a program's operations are written: chosen once, where it is jitted.
+"""Form of a program's operations, chosen once, where the program is jitted.
 
-Every operation of this package has a plain form, which its first lines state, and may have others
-that compute the same faster on some device. `Functional(model, form)` hands the choice to the
-model's modules, which hand it to the operations; nothing below asks which device there is.
+Every operation of this package has a plain form, given by its first lines. It may have other forms,
+which compute the same result faster on some device. `Functional(model, form)` passes the choice to
+the model's modules, and they pass it to the operations. No operation queries the device.
 """
 
 import dataclasses
@@ -13,32 +13,33 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What the operations of one program may assume of the device that will run it."""
+    """Properties of the device that will run a program, for the choice between forms."""
 
     device: str = "plain"  # "plain", "cpu" or "accelerator"
     image_by_image: bool = False  # encode the images of a batch one after another
-    cudnn: bool = False  # attention in half precision by cuDNN's kernel
-    cudnn_head_dim: int = 0  # the longest vectors that the kernel takes
+    cudnn: bool = False  # use cuDNN's kernel for attention in half precision
+    cudnn_head_dim: int = 0  # longest vectors that the kernel accepts
 
     @property
     def cpu(self) -> bool:
-        """Whether to work in pieces that stay in a CPU core's cache."""
+        """Whether to process arrays in pieces that fit a CPU core's cache."""
         return self.device == "cpu"
 
 
 PLAIN = Form()
-# A batch that is spread over several CPU devices stays whole, or each would encode every image.
+# A batch sharded over several CPU devices is encoded at once. Image by image, every device would
+# encode every image.
 CPU = Form("cpu", image_by_image=True)
 CPU_MESH = Form("cpu")
 ACCELERATOR = Form("accelerator")
 
 
 def form_for(platform: str, devices: int = 1) -> Form:
-    """The form of programs that are compiled for a platform, on this machine or another.
+    """Returns the form of programs compiled for a platform, on this machine or another.
 
     Args:
       platform: "cpu", "gpu", "cuda", "rocm" or "tpu".
-      devices: over how many a batch is spread.
+      devices: number of devices over which a batch is sharded.
     """
     if platform == "cpu":
         return CPU if devices == 1 else CPU_MESH
@@ -46,17 +47,20 @@ def form_for(platform: str, devices: int = 1) -> Form:
 
 
 def local_form(devices: int = 1) -> Form:
-    """The form of programs for this process's own devices; cuDNN's kernel only where it runs."""
+    """Returns the form of programs for this process's devices, with cuDNN's kernel if available."""
     form = form_for(jax.default_backend(), devices)
     capability = _cuda_capability(jax.local_devices()[0])
     if capability is None:
         return form
-    # cuDNN's attention takes longer vectors from Hopper on.
+    # cuDNN's attention accepts longer vectors on Hopper and later GPUs.
     return dataclasses.replace(form, cudnn=True, cudnn_head_dim=256 if capability >= 9 else 128)
 
 
 def _cuda_capability(device: Any) -> float | None:
-    """Compute capability of an NVIDIA GPU; None for ROCm, whose devices name an architecture."""
+    """Returns the compute capability of an NVIDIA GPU; None for other devices.
+
+    ROCm devices have the name of an architecture in this attribute.
+    """
     try:
         return float(getattr(device, "compute_capability", ""))
     except (TypeError, ValueError):

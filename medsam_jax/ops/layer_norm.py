@@ -1,4 +1,4 @@
-"""LayerNorm over channels, statistics in float32 and by two passes as PyTorch computes them."""
+"""LayerNorm over channels, with two-pass statistics in float32 as in PyTorch."""
 
 from functools import partial
 
@@ -18,16 +18,15 @@ def layer_norm(
 ) -> Float[Array, "... c"]:
     """Normalises over the last axis; the result has the type of `x`. Plain form: the first lines.
 
-    The CPU's form has its gradient written out: derived by jax, it is a chain of small reductions,
-    which XLA:CPU hands to library kernels one by one. Its sums over pixels are products with a row
-    of ones.
+    The CPU's form defines its own gradient. jax's gradient is a chain of small reductions, each of
+    which XLA:CPU runs as a library kernel. Here sums over pixels are products with a row of ones.
     """
     if not form.cpu:
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
         return (centred * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(x.dtype)
-    # In one shape throughout: XLA:CPU computes what it is asked for in two shapes twice.
+    # One shape is used throughout: XLA:CPU computes a value twice if it is needed in two shapes.
     return _norm_rows(x.reshape(-1, x.shape[-1]), scale, bias, epsilon).reshape(x.shape)
 
 
@@ -43,8 +42,8 @@ def _normalise(x, scale, bias, epsilon):
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     centred = wide - mean
     inverse_std = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-    # Changes nothing but keeps XLA:CPU from writing the inverse standard deviation out for every
-    # channel, to be read by all that follows.
+    # This changes no value. It prevents XLA:CPU from writing the inverse standard deviation once
+    # per channel.
     inverse_std = jax.lax.reduce_precision(inverse_std, exponent_bits=8, mantissa_bits=23)
     return (centred * (inverse_std * scale) + bias).astype(x.dtype), mean, inverse_std
 

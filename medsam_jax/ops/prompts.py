@@ -1,4 +1,4 @@
-"""Work that is done for every prompt of an image."""
+"""Processes the prompts of an image one by one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ from medsam_jax.ops.form import Form
 def one_prompt_after_another(function: Callable[..., Any], prompts: Any, form: Form) -> Any:
     """Applies a function to arrays [B, P, ...]. Plain form: `function(*prompts)`.
 
-    The pixels that a decoder makes of 64 prompts are half a gigabyte a layer; on a CPU those of one
-    prompt stay in the cache from layer to layer.
+    The decoder's pixels of one prompt fit a CPU's cache from layer to layer. Those of 64 prompts
+    take half a gigabyte per layer.
 
     Args:
-      function: its results, [B, P, ...] each, depend for every prompt on that prompt alone.
-      prompts: arguments of it, arrays or None; arrays of P = 1 beside others are for all prompts.
+      function: returns arrays [B, P, ...], where each prompt's results depend on that prompt only.
+      prompts: its arguments, arrays or None. An array with P = 1 is shared by all prompts.
     """
     count = max(x.shape[1] for x in jax.tree.leaves(prompts))
     if not form.cpu or count == 1:

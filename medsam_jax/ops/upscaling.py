@@ -1,4 +1,4 @@
-"""The decoder's last step: the image upscaled fourfold, times a vector for each mask."""
+"""Last step of the mask decoder: upscaling by 4, then a product with one vector per mask."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ def upscaled_masks(
     hyper_in: Float[Array, "b p m c8"],
     form: Form,
 ) -> Float[Array, "b p m h4 w4"]:
-    """Mask logits. Plain form: the first lines.
+    """Returns mask logits. Plain form: the first lines.
 
-    The CPU's form keeps the pixels in rows of channels, in the order in which two transposed 2 x 2
-    convolutions make them, and puts those of the masks in place at the end: XLA:CPU computes what
-    it is asked for in two shapes twice.
+    In the CPU's form, pixels stay rows of channels, in the order of the outputs of the two
+    transposed 2 x 2 convolutions. They are reordered once, in the final masks. One shape is used
+    throughout, because XLA:CPU computes a value twice if it is needed in two shapes.
 
     Args:
       output_upscaling: `MaskDecoder.output_upscaling`.

@@ -1,4 +1,4 @@
-"""Self-attention within windows of a map; zeros fill up the last windows of a row or column."""
+"""Self-attention within windows of a map; the last windows are padded with zeros."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from medsam_jax.ops.form import Form
 from medsam_jax.ops.strips import join_rows, map_strips, rows_of, split_rows
 
-_STRIP_BYTES = 3 << 20  # of the map, or one row of windows
+_STRIP_BYTES = 3 << 20  # of the map per strip; a strip has at least one row of windows
 
 
 def attend_in_windows(
@@ -19,7 +19,7 @@ def attend_in_windows(
     Plain form: `window_unpartition(attention(window_partition(x)))`, as in segment_anything.
 
     Args:
-      attention: from windows [n, size, size, c] to [n, size, size, d].
+      attention: maps windows [n, size, size, c] to [n, size, size, d].
     """
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
@@ -36,7 +36,7 @@ def attend_in_windows(
 
 
 def window_partition(x: Float[Array, "b h w c"], size: int) -> Float[Array, "n size size c"]:
-    """Windows of a map whose sides are multiples of the window's."""
+    """Splits a map into windows; `size` divides its height and width."""
     batch, height, width, dim = x.shape
     x = x.reshape(batch, height // size, size, width // size, size, dim)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size, size, dim)
@@ -45,7 +45,7 @@ def window_partition(x: Float[Array, "b h w c"], size: int) -> Float[Array, "n s
 def window_unpartition(
     windows: Float[Array, "n size size d"], shape: tuple[int, int, int, int]
 ) -> Float[Array, "b h w d"]:
-    """The map of `shape` [b, h, w, c] that windows were cut from, with their channels."""
+    """Joins windows to a map with the batch, height and width of `shape` [b, h, w, c]."""
     (batch, height, width, _), size = shape, windows.shape[1]
     x = windows.reshape(batch, height // size, width // size, size, size, -1)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
