@@ -1,13 +1,13 @@
-"""Checkpoint directories: a model's arrays with everything needed to build, feed and credit it.
+"""Reads and writes checkpoint directories: arrays, config, preprocessing, licence and source.
 
 ```
 DIRECTORY/
   model.json           architecture (with the preprocessing contract), licence, source, versions
   params/0, params/1   Orbax checkpoints of about 128 MB each, so that writing needs little memory
-  extras.safetensors   entries of a PyTorch file that the model does not use, where there are any
+  extras.safetensors   entries of a PyTorch file that the model does not use, if there are any
 ```
 
-A directory is written under a temporary name beside its place and renamed when complete.
+A directory is written under a temporary name next to its final path, and renamed when complete.
 """
 
 import datetime
@@ -46,17 +46,17 @@ def save_model(
     extras: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a checkpoint directory; an existing one stays until the new one is complete.
+    """Writes a checkpoint directory; an existing one is replaced when the new one is complete.
 
-    Of a multi-host run, process 0 calls this alone, with arrays it can address.
+    In a multi-host run only process 0 calls this, with arrays that it can address.
 
     Args:
-      directory: where to; its parents are made.
-      params: arrays by dotted path (`functional.flatten_state`), in the types to be stored. Read
-        order and one part at a time, so a mapping that reads lazily never has to fit in memory.
+      directory: path to write; its parents are created.
+      params: arrays by dotted path (`functional.flatten_state`), in the types to store. They are
+        read in order, one part at a time, so a lazy mapping never has to fit in memory.
       config: `SamConfig` or `UNetConfig`.
-      metadata: further JSON-able entries of model.json: `licence`, `source`, training facts.
-      extras: entries (`medsam_jax.io.tensors.LazyTensor`) to give back at export.
+      metadata: further entries of model.json, in JSON types: `licence`, `source`, training facts.
+      extras: unused entries (`medsam_jax.io.tensors.LazyTensor`), kept for export.
       overwrite: replace an existing directory.
 
     Raises:
@@ -79,10 +79,10 @@ def save_model(
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
-    """The content of model.json.
+    """Returns the contents of model.json.
 
     Raises:
-      UserError: no checkpoint directory, a damaged one, or one of a newer format.
+      UserError: the directory is no checkpoint, is damaged, or has another format version.
     """
     path = Path(directory) / "model.json"
     try:
@@ -104,7 +104,7 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_params(directory: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint by dotted path, in the types they were stored in.
+    """Reads the arrays of a checkpoint by dotted path, in their stored types.
 
     Raises:
       UserError: a part is missing or damaged.
@@ -119,7 +119,7 @@ def read_params(directory: str | os.PathLike) -> dict[str, np.ndarray]:
         for name in names:
             try:
                 params |= _flatten(checkpointer.restore(parts / name))
-            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+            except Exception as error:  # Orbax and TensorStore raise many types for damaged files
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 raise UserError(
                     f"{parts / name}: cannot be read ({reason}); write the checkpoint again"
@@ -130,7 +130,7 @@ def read_params(directory: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def read_extras(directory: str | os.PathLike) -> dict[str, Any]:
-    """Entries of the source file that the model does not use, as `LazyTensor` by their names."""
+    """Reads the entries of the source file that the model does not use: name -> `LazyTensor`."""
     path = Path(directory) / "extras.safetensors"
     if not path.exists():
         return {}
@@ -140,8 +140,11 @@ def read_extras(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_config(directory: str | os.PathLike) -> Any:
-    """The configuration (`SamConfig` or `UNetConfig`) of a checkpoint. Raises UserError as
-    `read_metadata`, and for an architecture this program does not know."""
+    """Reads the configuration of a checkpoint, a `SamConfig` or `UNetConfig`.
+
+    Raises:
+      UserError: as `read_metadata`, or the architecture is unknown.
+    """
     fields = dict(read_metadata(directory).get("architecture", {}))
     kind = fields.pop("kind", None)
     if kind not in _KINDS:
@@ -159,12 +162,12 @@ def read_config(directory: str | os.PathLike) -> Any:
 
 
 def build_model(config: Any, params: Mapping[str, np.ndarray], origin: str) -> nnx.Module:
-    """The model of `config` holding `params`, without first filling it with random numbers.
+    """Builds the model of `config` with `params`; no random weights are created.
 
     Args:
       config: `SamConfig` or `UNetConfig`.
       params: arrays by dotted path; cast to the model's types.
-      origin: where they come from, for the error message.
+      origin: source of `params`, for the error message.
 
     Raises:
       UserError: paths or shapes differ from the model's.
@@ -184,7 +187,7 @@ def build_model(config: Any, params: Mapping[str, np.ndarray], origin: str) -> n
 
 
 def abstract_model(config: Any) -> nnx.Module:
-    """The model of `config` with shapes and types in place of arrays; costs no memory."""
+    """Returns the model of `config` with shapes and types instead of arrays; needs no memory."""
     module, _, model_name = next(
         names for names in _KINDS.values() if names[1] == type(config).__name__
     )
@@ -193,10 +196,10 @@ def abstract_model(config: Any) -> nnx.Module:
 
 
 class _OneKey(nnx.Rngs):
-    """For `nnx.Rngs` where the numbers do not matter: tracing its counters took seconds."""
+    """Constant key in place of `nnx.Rngs`, for values that are not used: counters trace slowly."""
 
     def __init__(self):
-        """Makes no streams."""
+        """Creates no streams."""
 
     def params(self) -> Array:
         return jax.random.key(0)
@@ -209,7 +212,7 @@ def _to_device(value: np.ndarray, variable: nnx.Variable) -> Array:
 def check_same(
     shapes: Mapping[str, tuple[int, ...]], params: Mapping[str, np.ndarray], origin: str
 ) -> None:
-    """Raises UserError, naming `origin`, unless `params` have exactly these paths and shapes."""
+    """Checks that `params` have exactly these paths and shapes; raises UserError with `origin`."""
     problems = [f"{path} is missing" for path in shapes if path not in params]
     problems += [f"{path} is not of this model" for path in params if path not in shapes]
     problems += [
@@ -228,7 +231,7 @@ def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> 
     import orbax.checkpoint as ocp
 
     alone = _this_process_alone()
-    # Weights do not compress: zstd took twice the time to save 7 %.
+    # Weights hardly compress, and compression makes writing slow.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, **alone)
     directory = directory.absolute()
     directory.mkdir()
@@ -238,7 +241,7 @@ def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> 
 
 
 def _this_process_alone() -> dict[str, Any]:
-    """Options that keep Orbax from waiting for the other processes of a multi-host run."""
+    """Returns options with which Orbax does not wait for other processes of a multi-host run."""
     import orbax.checkpoint as ocp
 
     process = jax.process_index()

@@ -1,8 +1,8 @@
 """Layers shared by the models.
 
-Arrays are NHWC. Variable paths, joined by dots, equal the paths of the PyTorch `state_dict` with
-the last part in Flax's words (`kernel`, `scale`, `embedding`, `mean`, `var`), so that converting a
-checkpoint is renaming and transposing.
+Arrays are NHWC. Variable paths, joined by dots, equal the paths of the PyTorch `state_dict`, except
+that the last part has Flax's name (`kernel`, `scale`, `embedding`, `mean`, `var`). A checkpoint is
+therefore converted by renaming and transposing.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from medsam_jax.ops.layer_norm import layer_norm
 
 
 class Buffer(nnx.Variable):
-    """An array of the checkpoint that is never trained (PyTorch's `register_buffer`)."""
+    """Array of the checkpoint that is never trained (PyTorch's `register_buffer`)."""
 
 
 class Derived(nnx.Variable):
-    """An array that follows from others of the module; neither trained nor saved."""
+    """Array computed from other arrays of the module; neither trained nor saved."""
 
 
 class Sequential(nnx.Module):
     """Applies `layers` in order; layer `i` is attribute `str(i)`, as in `torch.nn.Sequential`.
 
-    Plain functions (activations) hold a place in the numbering and have no variables.
+    Plain functions (activations) have a number but no variables.
     """
 
     def __init__(self, *layers: Callable[[Array], Array]):
@@ -48,7 +48,7 @@ class Sequential(nnx.Module):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """LayerNorm over channels, statistics in float32 and by two passes as PyTorch computes them."""
+    """LayerNorm over channels, with two-pass statistics in float32 as in PyTorch."""
 
     form = PLAIN
 
@@ -83,7 +83,7 @@ class NeckConv(nnx.Conv):
 
 
 def neck(features: int, out_features: int, *, dtype, rngs: nnx.Rngs) -> Sequential:
-    """Layers after the blocks of either image encoder."""
+    """Returns the layers after the blocks of an image encoder, ViT or TinyViT."""
     kw = {"dtype": dtype, "rngs": rngs}
     return Sequential(
         NeckConv(features, out_features, 1, **kw),
@@ -116,8 +116,8 @@ class MLPBlock(nnx.Module):
 class BatchNorm(nnx.Module):
     """BatchNorm that always applies its stored statistics (PyTorch's `eval()`), epsilon 1e-5.
 
-    Fine-tuning uses small batches of one modality, on which batch statistics would be worse than
-    the pre-trained ones; so `mean` and `var` never change: the layer is a scale and a shift.
+    `mean` and `var` never change, so the layer is a scale and a shift. Fine-tuning uses small
+    batches of one modality, for which batch statistics are worse than the pre-trained ones.
     """
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
@@ -134,8 +134,8 @@ class BatchNorm(nnx.Module):
 class Conv2dBN(nnx.Module):
     """Convolution without bias, then BatchNorm (tiny_vit_sam.py `Conv2d_BN`), as one operation.
 
-    The norm's scale is folded into the kernel on the fly: parameters stay apart and trainable, and
-    a feature map is read once instead of twice.
+    Each call folds the norm's scale into the kernel. The parameters stay separate and trainable,
+    and a feature map is read once instead of twice.
     """
 
     form = PLAIN
@@ -166,7 +166,7 @@ class Conv2dBN(nnx.Module):
         self.dtype = dtype
 
     def folded(self, dtype) -> tuple[Float[Array, "kh kw i d"], Float[Array, " d"]]:
-        """Kernel [kh, kw, c / groups, d] and bias of the one convolution that both make."""
+        """Returns kernel [kh, kw, c / groups, d] and bias of the equivalent single convolution."""
         scale, shift = self.bn.scale_and_shift()
         return (self.c.kernel[...] * scale).astype(dtype), shift.astype(dtype)
 
@@ -184,7 +184,7 @@ class Conv2dBN(nnx.Module):
 
 
 class ConvTranspose2x2(nnx.Module):
-    """`torch.nn.ConvTranspose2d(kernel_size=2, stride=2)`: a matrix product, then a shuffle.
+    """`torch.nn.ConvTranspose2d(kernel_size=2, stride=2)` as a matrix product and a reordering.
 
     The kernel is stored as [2, 2, out, in], Flax's layout for `transpose_kernel=True`.
     """
@@ -202,7 +202,7 @@ class ConvTranspose2x2(nnx.Module):
         return x.reshape(*x.shape[:-5], 2 * height, 2 * width, x.shape[-1])
 
     def blocks(self, x: Float[Array, "... i"]) -> Float[Array, "... 4 o"]:
-        """The four pixels (row by row) that each pixel becomes, not yet put in their places."""
+        """Returns the four output pixels (row by row) of each input pixel, before reordering."""
         dtype = self.dtype or x.dtype
         kernel = self.kernel[...].astype(dtype)  # [2, 2, o, i]
         product = x.astype(dtype) @ kernel.reshape(-1, kernel.shape[-1]).T

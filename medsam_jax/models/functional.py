@@ -1,4 +1,4 @@
-"""A module's variables as arrays by dotted path: what is saved, trained and handed to `jax.jit`."""
+"""Variables of a module as arrays by dotted path, for saving, training and `jax.jit`."""
 
 from collections.abc import Mapping
 
@@ -15,11 +15,11 @@ from medsam_jax.ops.form import PLAIN, Form
 class Functional:
     """A module split into its static part and a flat dict of arrays, for `jax.jit` over the dict.
 
-    `nnx.jit` walks the module's graph at every call; this walks it once.
+    `nnx.jit` traverses the module's graph at every call. `Functional` traverses it once.
 
     Args:
-      module: a model, whose arrays may be abstract.
-      form: of the operations, see `ops.form`; chosen here, for whatever is jitted with the model.
+      module: a model; its arrays may be abstract.
+      form: form of the operations (`ops.form`) in every program that is jitted with the model.
     """
 
     def __init__(self, module: nnx.Module, form: Form = PLAIN):
@@ -31,11 +31,11 @@ class Functional:
         self._abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
     def state(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.State:
-        """The arrays in nnx's own structure."""
+        """Returns the arrays in the structure of `nnx.State`."""
         return jax.tree.unflatten(self._treedef, [arrays[name] for name in self.arrays])
 
     def bind(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.Module:
-        """The module with these arrays, in the chosen form; also under a trace."""
+        """Returns the module with these arrays, which may be traced, in the chosen form."""
         derived = jax.tree.map(lambda x: x, self._derived)  # variables of this trace
         module = nnx.merge(self._graphdef, derived, self.state(arrays))
         module.set_attributes(form=self.form, raise_if_not_found=False)
@@ -45,7 +45,7 @@ class Functional:
 
 
 def derive(module: nnx.Module) -> None:
-    """Computes a module's `Derived` arrays from the others, which have changed."""
+    """Computes a module's `Derived` arrays; call it after a change of the other arrays."""
     for _, part in nnx.iter_modules(module):
         if hasattr(part, "derive"):
             part.derive()
@@ -56,15 +56,15 @@ def _dotted(path: tuple) -> str:
 
 
 def flatten_state(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
-    """All variables of `module` by dotted path: parameters, statistics and buffers alike.
+    """Returns all variables of `module` by dotted path: parameters, statistics and buffers.
 
-    Derived arrays are left out: they are neither saved nor trained.
+    Derived arrays are left out, as they are neither saved nor trained.
     """
     return Functional(module).arrays
 
 
 def parameter_names(module: nnx.Module) -> list[str]:
-    """Dotted paths of what may be trained: parameters, not statistics or buffers."""
+    """Returns the dotted paths of trainable variables: parameters, not statistics or buffers."""
     keyed, _ = jax.tree.flatten_with_path(nnx.state(module, nnx.Param))
     return [_dotted(path) for path, _ in keyed]
 
@@ -73,8 +73,8 @@ def update_state(module: nnx.Module, values: Mapping[str, Array | np.ndarray]) -
     """Sets variables of `module` by dotted path.
 
     Raises:
-      KeyError: a path that the module does not have.
-      ValueError: a value whose shape differs from the variable's.
+      KeyError: the module has no variable at a path.
+      ValueError: the shape of a value differs from the variable's.
     """
     functional = Functional(module)
     for name, value in values.items():

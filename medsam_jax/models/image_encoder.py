@@ -1,8 +1,8 @@
 """SAM's ViT image encoder (segment_anything/modeling/image_encoder.py): vit_b, vit_l and vit_h.
 
-Differences from the PyTorch file: NHWC throughout; the position tables have the size of the model's
-own grid, and `resize_position_tables` fits those of a checkpoint made at another input size; the
-form that a device runs fastest is in `medsam_jax/ops`.
+Differences from the PyTorch file: arrays are NHWC. The position tables have the size of the model's
+grid; `resize_position_tables` resizes those of a checkpoint with another input size. Faster forms
+for each device are in `medsam_jax/ops`.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from medsam_jax.ops.windows import attend_in_windows
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a ViT encoder; classmethods give SAM's three."""
+    """Sizes of a ViT encoder; the classmethods return SAM's three."""
 
     embed_dim: int
     depth: int
     num_heads: int
-    global_attn_indexes: tuple[int, ...]  # blocks that attend over the whole image
+    global_attn_indexes: tuple[int, ...]  # blocks with attention over the whole image
     patch_size: int = 16
     window_size: int = 14  # tokens per side of the other blocks' windows
     mlp_ratio: float = 4.0
-    remat: bool = False  # recompute each block in the backward pass: less memory, a third more time
+    remat: bool = False  # recompute each block in the backward pass: less memory, more time
 
     @classmethod
     def vit_b(cls) -> "ViTConfig":
@@ -48,7 +48,7 @@ class ViTConfig:
 
 
 class PatchEmbed(nnx.Module):
-    """Non-overlapping patches to channels."""
+    """Projection of non-overlapping patches to channels."""
 
     def __init__(self, patch_size: int, embed_dim: int, *, dtype, rngs: nnx.Rngs):
         patch = (patch_size, patch_size)
@@ -73,7 +73,7 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Attends over all of x, which has the size of the grid."""
+        """Applies attention over all of x, which has the size of the grid."""
         qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, -1)
         q, k, v = jnp.moveaxis(qkv, 3, 0)  # [B, H, W, heads, D]
         rel_h, rel_w = get_rel_pos(self.rel_pos_h), get_rel_pos(self.rel_pos_w)
@@ -82,13 +82,13 @@ class Attention(nnx.Module):
 
 
 def get_rel_pos(table: nnx.Param) -> Float[Array, "n n d"]:
-    """Vectors by (query, key) position from a table by their offset, [2 * n - 1, d]."""
+    """Returns vectors by (query, key) position from a table [2 * n - 1, d] by their offset."""
     position = np.arange((table.shape[0] + 1) // 2)
     return table[...][position[:, None] - position + position[-1]]
 
 
 class Block(nnx.Module):
-    """Transformer block whose attention covers windows, or everything where `window_size` is 0."""
+    """Transformer block with attention in windows, or over the whole map if `window_size` is 0."""
 
     form = PLAIN
 
@@ -115,16 +115,17 @@ class Block(nnx.Module):
 
 
 class ImageEncoderViT(nnx.Module):
-    """[B, S, S, 3] normalised pixels to [B, S / patch, S / patch, out_chans].
+    """Image encoder: [B, S, S, 3] normalised pixels to [B, S / patch, S / patch, out_chans].
 
     Args:
       config: sizes.
       image_size: S, a multiple of the patch size.
       out_chans: channels of the embedding.
-      dtype: of the computation; norms' statistics and the softmax stay in float32.
+      dtype: compute dtype; the statistics of norms and the softmax stay in float32.
 
     Raises:
-      ValueError: `image_size` is no multiple of the patch size; at call, images of another size.
+      ValueError: `image_size` is not a multiple of the patch size; at a call, the images have
+        another size.
     """
 
     def __init__(
@@ -156,7 +157,10 @@ class ImageEncoderViT(nnx.Module):
 
 
 def _rematerialised(block: Block, x: Array) -> Array:
-    """`block(x)`; nnx.remat would write the block's variables, which is refused inside a branch."""
+    """Returns `block(x)` with recomputation in the backward pass.
+
+    `nnx.remat` would write the block's variables, which nnx rejects inside a branch.
+    """
     graphdef, state = nnx.split(block)
     return jax.checkpoint(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
 
@@ -167,17 +171,18 @@ def resize_position_tables(
     image_size: int,
     prefix: str = "image_encoder.",
 ) -> dict[str, np.ndarray]:
-    """Fits the position tables of a checkpoint to another input size; other entries as they are.
+    """Resizes the position tables of a checkpoint for another input size.
 
-    The absolute table is resized bilinearly and the tables of the global blocks linearly, without
-    anti-aliasing: what PyTorch SAM's `get_rel_pos` does when it runs, and fine-tuned descendants
-    (SAMed, SAM-Med2D) when they load. Windows keep their size, and so do their tables.
+    The absolute table is resized bilinearly, the tables of the global blocks linearly, both without
+    anti-aliasing. PyTorch SAM's `get_rel_pos` does the same at run time, and models fine-tuned from
+    SAM (SAMed, SAM-Med2D) when they load. The tables of windows and all other entries stay the
+    same.
 
     Args:
-      params: arrays by dotted path, all of a model.
-      config: of the encoder.
-      image_size: side of the wanted input, pixels, a multiple of the patch size.
-      prefix: of the encoder's paths.
+      params: arrays of a model by dotted path.
+      config: config of the encoder.
+      image_size: side of the new input in pixels, a multiple of the patch size.
+      prefix: start of the encoder's paths.
     """
     grid_size = image_size // config.patch_size
     pos_embed = params[f"{prefix}pos_embed"]

@@ -1,7 +1,7 @@
 """SAM's mask decoder (segment_anything/modeling/mask_decoder.py), batched over images and prompts.
 
-Differences: [B, P] leading axes instead of `repeat_interleave`, and only the masks that are asked
-for are multiplied out.
+Differences: arrays have [B, P] leading axes, without `repeat_interleave`. Only the requested masks
+are computed.
 """
 
 import itertools
@@ -45,7 +45,7 @@ class MLP(nnx.Module):
 
 
 class MaskDecoder(nnx.Module):
-    """Image embedding and prompt tokens to mask logits and predicted IoU."""
+    """Predicts mask logits and IoU from an image embedding and prompt tokens."""
 
     form = PLAIN
 
@@ -92,12 +92,12 @@ class MaskDecoder(nnx.Module):
         """Predicts masks for every prompt of every image.
 
         Args:
-          image_embeddings: from the image encoder. With one image and sparse of one image, any
-            number of prompts share it; nothing is repeated.
+          image_embeddings: from the image encoder. All prompts of an image share its embedding,
+            which is not repeated.
           image_pe: from `PromptEncoder.get_dense_pe`.
           sparse, sparse_valid, dense: from the prompt encoder.
-          multimask_output: three masks for an ambiguous prompt, or the single one; None for all,
-            the single one first, as training needs them.
+          multimask_output: True for three masks, for an ambiguous prompt; False for the single
+            mask; None for all four, the single mask first, for training.
 
         Returns:
           low_res_logits and iou_predictions; M is 3, 1 or 4.
@@ -115,7 +115,7 @@ class MaskDecoder(nnx.Module):
         sparse_valid: Bool[Array, "b p t"] | None,
         dense: Float[Array, "b2 p2 h2 w2 c"],
     ) -> tuple[Float[Array, "b p m 4*h 4*w"], Float[Array, "b p m"]]:
-        """Predicts the `chosen` of the four masks, and their IoU; other arguments as `__call__`."""
+        """Predicts the `chosen` of the four masks and their IoU; other arguments as `__call__`."""
         # Concatenate output tokens
         output_tokens = jnp.concatenate(
             [self.iou_token.embedding[...], self.mask_tokens.embedding[...]]
@@ -126,7 +126,7 @@ class MaskDecoder(nnx.Module):
             always = jnp.ones(output_tokens.shape[:3], bool)
             sparse_valid = jnp.concatenate([always, sparse_valid], axis=2)
 
-        # Add the mask prompt, which prompts may have in common
+        # Add the mask prompt, which the prompts may share
         src = image_embeddings[:, None] + dense.astype(image_embeddings.dtype)
         batch, shared, height, width, dim = src.shape
         src = src.reshape(batch, shared, height * width, dim)  # [B, P or 1, N, C]

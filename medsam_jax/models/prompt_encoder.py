@@ -1,9 +1,9 @@
 """SAM's prompt encoder (segment_anything/modeling/prompt_encoder.py) for batches of images.
 
-Differences: prompts are [B, P, ...]; those of one call may differ in kind and in number of points.
-What a prompt does not have is marked (label -2, `boxes_valid`, `masks_valid`) and comes back as
-tokens that are not valid, which the decoder's attention leaves out; the peers' padding tokens
-take part and change the result.
+Differences: prompts are [B, P, ...]. The prompts of one call may differ in kind and in number of
+points. Missing points, boxes and masks are marked (label -2, `boxes_valid`, `masks_valid`). Their
+tokens are returned as not valid, and the decoder's attention ignores them. In the PyTorch models,
+padding tokens change the result.
 """
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from medsam_jax.ops.activation import gelu
 
 
 class PositionEmbeddingRandom(nnx.Module):
-    """Positions as sines and cosines of random, fixed spatial frequencies."""
+    """Encodes positions as sines and cosines of random, fixed spatial frequencies."""
 
     def __init__(self, num_pos_feats: int, *, rngs: nnx.Rngs):
         matrix = nnx.initializers.normal(1.0)(rngs.params(), (2, num_pos_feats))
@@ -36,7 +36,8 @@ class PositionEmbeddingRandom(nnx.Module):
         return self._encode(coords / jnp.array([image_size[1], image_size[0]], coords.dtype))
 
     def _encode(self, coords: Float[Array, "... 2"]) -> Float[Array, "... c"]:
-        # An elementwise sum of two products: exact on devices that multiply matrices in bfloat16.
+        # The sum of two elementwise products is exact also on devices whose matrix products are in
+        # bfloat16.
         matrix = self.positional_encoding_gaussian_matrix[...]
         coords = 2 * coords - 1
         angle = 2 * np.pi * (coords[..., :1] * matrix[0] + coords[..., 1:] * matrix[1])
@@ -44,7 +45,7 @@ class PositionEmbeddingRandom(nnx.Module):
 
 
 class PromptEncoder(nnx.Module):
-    """Points, boxes and masks to sparse tokens and a dense map, always in float32 positions."""
+    """Embeds points and boxes as sparse tokens, masks as a dense map; positions are float32."""
 
     def __init__(
         self,
@@ -76,11 +77,11 @@ class PromptEncoder(nnx.Module):
         self.derive()
 
     def derive(self) -> None:
-        """Computes the position encoding of the image embedding's pixels, once for all calls."""
+        """Computes the position encoding of the image embedding's pixels once, for all calls."""
         self.dense_pe.set_value(self.pe_layer(self.image_embedding_size)[None])
 
     def get_dense_pe(self) -> Float[Array, "1 h w c"]:
-        """Position encoding of the image embedding's pixels."""
+        """Returns the position encoding of the image embedding's pixels."""
         return self.dense_pe[...]
 
     def __call__(
@@ -98,16 +99,16 @@ class PromptEncoder(nnx.Module):
           points: positions in pixels of the encoder input, xy, and labels: 1 foreground,
             0 background, -1 not a point, -2 padding.
           boxes: x0, y0, x1, y1 in pixels of the encoder input.
-          masks: logits of an earlier prediction, four times the embedding's sides.
-          boxes_valid, masks_valid: which prompts have one; by default all.
+          masks: logits of an earlier prediction; their sides are 4 times the embedding's.
+          boxes_valid, masks_valid: True for prompts that have one; by default all.
 
         Returns:
-          sparse: the tokens of points and boxes; T may be 0.
-          sparse_valid: which tokens count; None where all do.
-          dense: what is added to the image embedding, with size 1 wherever it does not vary.
+          sparse: tokens of points and boxes; T may be 0.
+          sparse_valid: True for valid tokens; None if all are valid.
+          dense: added to the image embedding; its size is 1 on axes along which it is constant.
 
         Raises:
-          ValueError: masks of another size.
+          ValueError: masks have another size.
         """
         batch, prompts = self._batch_shape(points, boxes, masks)
         tokens, valid = [], []
@@ -133,7 +134,7 @@ class PromptEncoder(nnx.Module):
         return (1, 1) if given is None else given.shape[:2]
 
     def _embed_points(self, coords, labels, boxes, boxes_valid):
-        """SAM adds a "not a point" token to points that come without a box."""
+        """Embeds points; points without a box get a "not a point" token, as in SAM."""
         if boxes is None or boxes_valid is not None:
             label = -1 if boxes is None else jnp.where(boxes_valid, PADDING_LABEL, -1)[..., None]
             extra = jnp.broadcast_to(label, (*labels.shape[:2], 1)).astype(labels.dtype)

@@ -1,7 +1,7 @@
-"""TinyViT image encoder of LiteMedSAM (tiny_vit_sam.py): 256 x 256 in, 64 x 64 x 256 out.
+"""TinyViT image encoder of LiteMedSAM (tiny_vit_sam.py): 256 x 256 x 3 to 64 x 64 x 256.
 
-Differences from the PyTorch file: NHWC throughout; BatchNorm is folded into its convolution; no
-stochastic depth (its rate is 0 in LiteMedSAM); the form that a device runs fastest is in
+Differences from the PyTorch file: arrays are NHWC. BatchNorm is folded into its convolution. There
+is no stochastic depth, whose rate is 0 in LiteMedSAM. Faster forms for each device are in
 `medsam_jax/ops`.
 """
 
@@ -33,8 +33,8 @@ class TinyViTConfig:
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (2, 4, 5, 10)  # stage 0 has no attention
     window_sizes: tuple[int, ...] = (7, 7, 14, 7)
-    strides: tuple[int, ...] = (2, 2, 1)  # of the patch merging after stages 0, 1, 2
-    patch_embed_stride: int = 1  # of each of its two convolutions; 2 (and 3x3 kernels) in MobileSAM
+    strides: tuple[int, ...] = (2, 2, 1)  # of patch merging after stages 0, 1, 2
+    patch_embed_stride: int = 1  # of each of its two convolutions; MobileSAM: 2 with 3x3 kernels
     mlp_ratio: float = 4.0
     mbconv_expand_ratio: float = 4.0
 
@@ -45,7 +45,7 @@ class TinyViTConfig:
 
 
 class PatchEmbed(nnx.Module):
-    """Pixels to channels by two convolutions: 1x1 at LiteMedSAM's full resolution, or 3x3."""
+    """Two convolutions from pixels to channels: 1x1 for stride 1 (LiteMedSAM), else 3x3."""
 
     def __init__(self, embed_dim: int, stride: int, *, dtype, rngs: nnx.Rngs):
         kernel_size = 1 if stride == 1 else 3
@@ -71,14 +71,14 @@ class MBConv(nnx.Module):
         self.conv3 = Conv2dBN(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """`gelu(conv3(gelu(conv2(gelu(conv1(x))))) + x)`."""
+        """Returns `gelu(conv3(gelu(conv2(gelu(conv1(x))))) + x)`."""
         return inverted_bottleneck(
             x, self.conv1, self.conv2, lambda hidden, x: gelu(self.conv3(hidden) + x), self.form
         )
 
 
 class PatchMerging(nnx.Module):
-    """To `out_dim` channels and a grid `stride` times coarser, through a depthwise convolution."""
+    """Inverted bottleneck to `out_dim` channels, on a grid coarser by `stride`."""
 
     form = PLAIN
 
@@ -88,7 +88,7 @@ class PatchMerging(nnx.Module):
         self.conv3 = Conv2dBN(out_dim, out_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        """`conv3(gelu(conv2(gelu(conv1(x)))))`."""
+        """Returns `conv3(gelu(conv2(gelu(conv1(x)))))`."""
         return inverted_bottleneck(
             x, self.conv1, self.conv2, lambda hidden, _: self.conv3(hidden), self.form
         )
@@ -115,7 +115,7 @@ class Attention(nnx.Module):
         self.num_heads, self.window_size = num_heads, window_size
 
     def __call__(self, x: Float[Array, "n y x c"]) -> Float[Array, "n y x c"]:
-        """Attends within each of n windows."""
+        """Applies attention within each of n windows."""
         windows, heads = len(x), self.num_heads
         qkv = self.qkv(self.norm(x)).reshape(windows, -1, heads, 3, x.shape[-1] // heads)
         q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
@@ -129,7 +129,7 @@ class Attention(nnx.Module):
         return self.proj(out.swapaxes(1, 2).reshape(x.shape))
 
     def _offsets(self) -> np.ndarray:
-        """Position in `attention_biases` by query and key."""
+        """Returns the index into `attention_biases` by query and key."""
         row, column = np.divmod(np.arange(self.window_size**2), self.window_size)
         rows, columns = np.abs(row[:, None] - row), np.abs(column[:, None] - column)
         return rows * self.window_size + columns

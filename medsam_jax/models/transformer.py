@@ -1,8 +1,8 @@
 """SAM's two-way transformer (segment_anything/modeling/transformer.py), batched over prompts.
 
-Differences: tokens are [B, P, T, C] and the image is [B, P or 1, N, C], so that prompts of an image
-can share it; padding tokens are masked out of every attention, so they change nothing; the last
-attention is spared the tokens that nobody reads.
+Differences: tokens are [B, P, T, C] and the image is [B, P or 1, N, C], so that the prompts of an
+image can share it. Padding tokens are masked in every attention, so they do not change the result.
+The last attention is computed only for tokens whose output is used.
 """
 
 import jax
@@ -41,7 +41,7 @@ class Attention(nnx.Module):
         v: Float[Array, "b p2 n c"],
         key_valid: Bool[Array, "b p2 n"] | None = None,
     ) -> Float[Array, "b p t c"]:
-        """Attends; `p1` and `p2` are equal or 1. Keys that are not valid get no weight."""
+        """Applies attention; `p1` and `p2` are equal or 1. Keys not valid get no weight."""
         q = self.separate_heads(self.q_proj(q)).swapaxes(-2, -3)
         k = self.separate_heads(self.k_proj(k)).swapaxes(-2, -3)
         v = self.separate_heads(self.v_proj(v)).swapaxes(-2, -3)
@@ -95,7 +95,7 @@ class TwoWayAttentionBlock(nnx.Module):
         key_pe: Float[Array, "1 1 n c"],
         query_valid: Bool[Array, "b p t"] | None,
     ) -> tuple[Float[Array, "b p t c"], Float[Array, "b p n c"]]:
-        """Updates tokens and image; an image that prompts share becomes one for each."""
+        """Updates tokens and image; a shared image becomes one image per prompt."""
         # Self attention block
         if self.skip_first_layer_pe:
             queries = self.self_attn(queries, queries, queries, query_valid)
@@ -163,10 +163,10 @@ class TwoWayTransformer(nnx.Module):
         point_valid: Bool[Array, "b p t"] | None,
         num_outputs: int,
     ) -> tuple[Float[Array, "b p t2 c"], Float[Array, "b p n c"]]:
-        """Processed tokens and image, one per prompt.
+        """Returns the processed tokens and image of each prompt.
 
         Args:
-          num_outputs: how many of the tokens to return, from the first.
+          num_outputs: number of tokens to return, from the first.
         """
         queries, keys = point_embedding, image_embedding
         for layer in self.layers:

@@ -1,17 +1,18 @@
-"""A 2D U-Net of nnU-Net's plain kind, the specialist that promptable models are compared with.
+"""2D U-Net after nnU-Net's plain architecture, the specialist baseline for promptable models.
 
-Isensee et al. 2021 (nnU-Net): per stage two 3x3 convolutions with instance norm and leaky ReLU,
-strided convolutions down, transposed convolutions up, feature counts doubled up to 512, and logits
-at the lower resolutions of the decoder for deep supervision. Differences: one class; the prompt's
-box can be an extra input channel (the fair comparison with models that are shown the box); inputs
-are scaled as the preprocessing contract says, which instance norm makes equivalent to z-scores.
+It follows Isensee et al. 2021 (nnU-Net). Each stage has two 3x3 convolutions with instance norm and
+leaky ReLU. Strided convolutions downsample, transposed convolutions upsample. The number of
+features doubles per stage, up to 512. The lower resolutions of the decoder have logits for deep
+supervision. Differences: there is one class. The prompt's box can be an input channel, for a fair
+comparison with models that get the box. Inputs are scaled by the preprocessing contract; instance
+norm makes this equivalent to z-scores.
 
-It answers through `Sam`'s own methods (`encode`, `decode`), so that the training loop and
-the evaluation take either model. `python -m weights_converter.init --model unet` writes untrained
-weights, from which training starts.
+The U-Net has the methods of `Sam` (`encode`, `decode`), so that training and evaluation accept
+either model. `python -m weights_converter.init --model unet` writes untrained weights as a start
+for training.
 
-Without the box channel nothing tells objects apart, so it is for data with one object label a
-slice, which the training checks; it then outlines all of that label.
+Without the box channel the model cannot distinguish objects. It then segments all pixels of a
+label, so the data must have one object label per slice. Training checks this.
 """
 
 import dataclasses
@@ -26,20 +27,22 @@ from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
 from medsam_jax.models.common import ConvTranspose2x2, Sequential
 
-_INIT = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # He's, as nnU-Net
+_INIT = nnx.initializers.variance_scaling(
+    2.0, "fan_in", "normal"
+)  # He initialisation, as in nnU-Net
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Everything that builds a `UNet` and tells how to feed it; stored with every checkpoint."""
+    """Architecture and preprocessing of a `UNet`; stored with every checkpoint."""
 
     name: str = "unet"
     features: tuple[int, ...] = (32, 64, 128, 256, 512, 512, 512)  # per stage; each halves the size
-    box_channel: bool = True  # the box as a binary fourth channel
-    supervised: int = 4  # decoder stages with logits of their own, the last one included
+    box_channel: bool = True  # the box is a binary fourth input channel
+    supervised: int = 4  # decoder stages with logits, the last one included
     image_size: int = 256  # side of the square input, pixels
     preprocessing: Preprocessing = PREPROCESSING["lite"]
-    dtype: str = "float32"  # of the computation; parameters stay float32
+    dtype: str = "float32"  # compute dtype; parameters stay float32
 
     def __post_init__(self) -> None:
         stride = 2 ** (len(self.features) - 1)
@@ -50,12 +53,12 @@ class UNetConfig:
 
     @classmethod
     def tiny(cls) -> "UNetConfig":
-        """In miniature, for tests."""
+        """Returns a small configuration for tests."""
         preprocessing = dataclasses.replace(PREPROCESSING["lite"], image_size=32)
         return cls("tiny_unet", (4, 8, 8), True, 2, 32, preprocessing)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Returns the configuration in JSON types."""
         fields = dataclasses.asdict(self)
         return fields | {
             "features": list(self.features),
@@ -64,14 +67,14 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "UNetConfig":
-        """Reads what `to_dict` gives."""
+        """Returns the configuration for the result of `to_dict`."""
         preprocessing = Preprocessing.from_dict(values["preprocessing"])
         features = tuple(values["features"])
         return cls(**values | {"features": features, "preprocessing": preprocessing})
 
 
 class UNet(nnx.Module):
-    """The network. Without the box channel it ignores the prompt and answers for the slice."""
+    """U-Net; without the box channel it ignores the prompt and segments the whole slice."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -83,7 +86,7 @@ class UNet(nnx.Module):
                 for level, (n_in, n_out) in enumerate(zip(inputs, features, strict=True))
             )
         )
-        upper = list(reversed(features[:-1]))  # of the skips, from the bottom up
+        upper = list(reversed(features[:-1]))  # of the skip connections, from the bottom up
         lower = list(reversed(features))[:-1]
         self.upsampling = Sequential(
             *(ConvTranspose2x2(n_in, n_out, **kw) for n_in, n_out in zip(lower, upper, strict=True))
@@ -95,7 +98,7 @@ class UNet(nnx.Module):
     def encode(
         self, images: UInt8[Array, "b s s 3"], valid_shape: Int[Array, "b 2"]
     ) -> Float[Array, "b n n 3"]:
-        """The normalised pixels: this model has no embedding apart from its answer."""
+        """Returns the normalised pixels, because this model has no image embedding."""
         return encoder_input(images, valid_shape, self.config.preprocessing)
 
     def decode(
@@ -107,10 +110,10 @@ class UNet(nnx.Module):
         multimask_output: bool = False,
         **valid: Any,
     ) -> tuple[Float[Array, "b p 1 s s"], Float[Array, "b p 1"]]:
-        """Logits at full size for each box; the predicted IoU is unknown, NaN.
+        """Returns logits at full size for each box, and NaN as the predicted IoU.
 
         Raises:
-          ValueError: a prompt that this model cannot take.
+          ValueError: the model does not support the prompt.
         """
         logits = self.supervised_logits(image_embeddings, points, boxes, masks)[-1]
         return logits, jnp.full(logits.shape[:3], jnp.nan)
@@ -122,10 +125,10 @@ class UNet(nnx.Module):
         boxes: Float[Array, "b p 4"] | None = None,
         masks: Any = None,
     ) -> list[Float[Array, "b p 1 h w"]]:
-        """Logits of the supervised decoder stages, the full size last, each twice the one before.
+        """Returns the logits of the supervised decoder stages, from the smallest to full size.
 
         Raises:
-          ValueError: a prompt that this model cannot take.
+          ValueError: the model does not support the prompt.
         """
         if self.config.box_channel and boxes is None:
             raise ValueError("a U-Net with a box channel needs boxes; prompt with --prompt box")
@@ -159,7 +162,7 @@ class UNet(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Two convolutions with instance norm and leaky ReLU; the first one may halve the size."""
+    """Two convolutions with instance norm and leaky ReLU; the first halves the size if strided."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, *, dtype=None, rngs: nnx.Rngs):
         kw = {"kernel_init": _INIT, "padding": 1, "dtype": dtype, "rngs": rngs}
@@ -174,7 +177,7 @@ class Stage(nnx.Module):
 
 
 class InstanceNorm(nnx.Module):
-    """Norm of each image and channel over rows and columns, in float32; epsilon 1e-5."""
+    """Instance norm over rows and columns, in float32; epsilon 1e-5."""
 
     def __init__(self, features: int):
         self.scale = nnx.Param(jnp.ones((features,)))
@@ -189,7 +192,7 @@ class InstanceNorm(nnx.Module):
 
 
 def box_mask(boxes: Float[Array, "n 4"], size: int) -> Float[Array, "n s s"]:
-    """1 inside each box (x_min, y_min, x_max, y_max), its far sides included, 0 outside."""
+    """Returns 1 inside each box (x_min, y_min, x_max, y_max; all sides included), 0 outside."""
     position = jnp.arange(size)
     x_min, y_min, x_max, y_max = (boxes[:, i, None] for i in range(4))
     rows = (position >= y_min) & (position <= y_max)
