@@ -1,9 +1,9 @@
-"""Rows of the comparison, and how one row is measured.
+"""Rows of the comparison, and the measurement of a row.
 
-Each contender of a row runs in a process of its own, so that its thread pools, its allocator and
-its peak memory are its own and idle ones sleep. The parent lets each do the row's work once,
-compares the outputs, and only then times: in rounds, one call of every contender per round, the
-order rotated. A busy minute on the machine then falls on all of them.
+Each contender of a row runs in a process of its own, with its own thread pools, allocator and peak
+memory, and sleeps while others run. First every contender does the row's work once, and the outputs
+are compared. Then the calls are timed in rounds. Every contender makes one call per round, in
+rotated order, so that other load on the machine affects all contenders.
 """
 
 import itertools
@@ -21,10 +21,10 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 
-SETTLE_SECONDS = 0.05  # between two calls: thread pools of the last one stop spinning
-_LEAST_ROUNDS = 3  # before the time for a row may end it
-# A second call before the timed ones: the first may have left lazy work behind, which is little
-# beside calls of this many seconds.
+SETTLE_SECONDS = 0.05  # between two calls, so that thread pools stop spinning
+_LEAST_ROUNDS = 3  # before the time limit of a row applies
+# A second untimed call follows if the first took less than this many seconds: it may have left lazy
+# work, which is negligible for longer calls.
 _LONG_CALL = 5.0
 
 
@@ -40,10 +40,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the same work by several contenders, ours first.
+    """One row of the table: the same work by several contenders, ours first.
 
-    With `compared` False the contenders are variants of ours whose outputs cannot be compared,
-    such as batch sizes; ratios are then of the time of one item.
+    If `compared` is False, the contenders are variants of ours whose outputs cannot be compared,
+    such as batch sizes. Ratios are then those of the time per item.
     """
 
     name: str
@@ -52,33 +52,35 @@ class Row:
     targets: Mapping[str, float] = field(
         default_factory=dict
     )  # contender -> ours / theirs, at most
-    memory_targets: Mapping[str, float] = field(default_factory=dict)  # likewise, peak memory
+    memory_targets: Mapping[str, float] = field(default_factory=dict)  # the same for peak memory
     tolerance: float = 1e-4  # largest difference of outputs, as a fraction of the largest value
     compared: bool = True
     rounds: int = 15  # at most
-    precision: str = "float32"  # whose matrix peak is the limit
+    precision: str = "float32"  # type whose matrix peak is the limit
 
 
 @dataclass
 class Work:
-    """What a contender's setup returns."""
+    """Result of a contender's setup: the function to time and its least work."""
 
     run: Callable[[int], object]  # index of one of several inputs -> array or tuple of arrays
-    operations: float | None = None  # in matrix products of one call, where counted
-    bytes: float | None = None  # that one call must at least read and write, where counted
+    operations: float | None = None  # in matrix products of one call, if counted
+    bytes: float | None = None  # read and written at least by one call, if counted
     items: int = 1  # images, slices or prompts of one call
-    peak_memory: Callable[[], int] | None = None  # of an accelerator; the process's by default
+    peak_memory: Callable[[], int] | None = (
+        None  # of an accelerator; by default that of the process
+    )
 
 
 @dataclass
 class Measurement:
-    """One contender of one row. Times in seconds, memory in bytes."""
+    """Result of one contender in one row; times in seconds, memory in bytes."""
 
     name: str
     seconds: list[float]
     first_call: float  # the first call, compilation included
     peak_memory: int  # of the whole process, interpreter and libraries included
-    difference: float | None  # of outputs from ours, as a fraction of the largest value
+    difference: float | None  # between its outputs and ours, as a fraction of the largest value
     operations: float | None
     bytes: float | None
     items: int
@@ -91,7 +93,7 @@ class Measurement:
 
 
 class _Worker:
-    """A contender's process: one JSON request per line in, one JSON answer per line out."""
+    """Process of a contender; requests and answers are JSON, one per line."""
 
     def __init__(self, contender: Contender, cores: int, folder: Path):
         self.contender = contender
@@ -109,7 +111,7 @@ class _Worker:
             )
 
     def ask(self, **request) -> dict:
-        """Raises UserError with the end of the process's log when it died."""
+        """Sends a request, returns the answer; UserError with the log's end if the process died."""
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -132,13 +134,13 @@ def measure(row: Row, *, rounds: int, seconds: float, cores: int) -> list[Measur
     """Measures every contender of a row.
 
     Args:
-      rounds: calls of each contender, at most; the row's own number where that is smaller.
-      seconds: after three rounds, none begins when this long has been spent on them.
-      cores: of the CPU, for each contender.
+      rounds: largest number of calls of each contender; a smaller number of the row applies.
+      seconds: time limit of the row; no round starts after it, except the first three.
+      cores: CPU cores of each contender.
 
     Raises:
         UserError: a contender's process died, or its outputs differ from ours by more than the
-            row's tolerance; nothing is timed then.
+            row's tolerance. The row is not timed then.
     """
     rounds = min(rounds, row.rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +170,7 @@ def measure(row: Row, *, rounds: int, seconds: float, cores: int) -> list[Measur
 
 
 def _prepare(row: Row, workers: list[_Worker], folder: Path) -> list[Measurement]:
-    """Sets every contender up, lets it run once and compares what it returned."""
+    """Sets every contender up, runs it once and compares its outputs."""
     results, ours = [], None
     for number, (contender, worker) in enumerate(zip(row.contenders, workers, strict=True)):
         output = str(folder / f"{number}.npz")
@@ -209,7 +211,7 @@ def _checked_difference(row: Row, contender: Contender, ours, theirs) -> float:
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """The largest |ours - theirs| over the largest |theirs|, of the worst of paired arrays.
+    """Returns the largest |ours - theirs| over the largest |theirs|, of the worst pair of arrays.
 
     Raises:
         UserError: the numbers of arrays or their shapes differ.

@@ -1,4 +1,4 @@
-"""What the launchers share: training command, checks before a job waits in a queue, submitting."""
+"""Shared code of the launchers: training command, checks before submission, submission."""
 
 import importlib.util
 import shlex
@@ -22,14 +22,14 @@ REQUIRED = ("config", "workdir", "data_dir")
 
 
 def training_command(devices: int, more: Sequence[str]) -> list[str]:
-    """`python -m medsam_jax.train` as the flags say, its configuration checked for `devices`.
+    """Returns the command `python -m medsam_jax.train` for the flags, after checking the config.
 
     Args:
-      devices: of all hosts together.
-      more: flags that tell a process its place among the others.
+      devices: number of devices on all hosts.
+      more: flags that give a process its index among the others.
 
     Raises:
-      UserError: no such recipe or field, or a batch that the devices do not divide.
+      UserError: the config or a field does not exist, or the devices do not divide the batch.
     """
     fields = [f"data_dir={_DATA_DIR.value}", *_SET.value]
     _check(_read_config(Path(_CONFIG.value)), fields, devices)
@@ -69,14 +69,14 @@ def _check(config: ml_collections.ConfigDict, fields: Sequence[str], devices: in
 
 
 def check_positive(*names: str) -> None:
-    """Refuses flags below 1."""
+    """Raises UserError if one of the flags is below 1."""
     for name in names:
         if flags.FLAGS[name].value < 1:
             raise UserError(f"--{name}: {flags.FLAGS[name].value} given; it must be at least 1")
 
 
 def submit(command: Sequence[str], text: str = "") -> None:
-    """Runs `command` with `text` on its standard input; with --dry_run only prints both.
+    """Runs `command` with `text` as its standard input; --dry_run only prints both.
 
     Raises:
       UserError: the command is not installed, or fails.

@@ -1,10 +1,9 @@
-"""Writes `report.html` from what the other steps of the demo left in its folder.
+"""Writes `report.html` from the outputs of the demo's other steps.
 
     python scripts/demo_report.py --folder demo
 
-Self-contained: pictures are inside the file. Scores come from the tables that
-`medsam_jax.evaluate` wrote, curves from the training's `metrics.csv`; only the pictures of single
-slices are predicted here, by both models.
+The file contains its pictures. Scores come from the tables of `medsam_jax.evaluate`, curves from
+the training's `metrics.csv`. Only the pictures of single slices are predicted here, by both models.
 """
 
 import base64
@@ -44,7 +43,7 @@ pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto }}
 
 def main(argv) -> None:
     del argv
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every array it reads
     folder = Path(_FOLDER.value)
     before, after = (
         {split: _read_scores(folder / when / split / "per_object.csv") for split in SPLITS}
@@ -85,7 +84,7 @@ def _read_scores(path: Path) -> list[dict[str, str]]:
 
 
 def _only(folder: Path, name: str) -> Path:
-    """The one file of that name below a folder."""
+    """Returns the only file of that name below a folder."""
     found = sorted(folder.rglob(name))
     if len(found) != 1:
         raise UserError(f"{folder}: holds {len(found)} files {name}, expected one; run make demo")
@@ -139,7 +138,7 @@ def _table(header, rows) -> str:
 
 
 def _curves(path: Path):
-    """Loss by step, and DSC and NSD of the tune split, side by side."""
+    """Draws the loss by step next to DSC and NSD of the tune split."""
     from matplotlib.figure import Figure
 
     series = defaultdict(list)
@@ -158,7 +157,7 @@ def _curves(path: Path):
 
 
 def _slices(folder: Path, labels: dict) -> list[str]:
-    """Figures of one object of each case and label, with both models' predictions."""
+    """Returns figures of one object per case and label, with both models' predictions."""
     objects = _largest_objects(folder / "data")
     predictions = [
         _predict(name, objects) for name in ("lite_medsam", folder / "training" / "best")
@@ -172,7 +171,7 @@ def _slices(folder: Path, labels: dict) -> list[str]:
 
 
 def _largest_objects(data_dir: Path) -> list[dict]:
-    """The largest object of every case and label of the splits that were not trained on."""
+    """Returns the largest object of every case and label in the splits without training cases."""
     from medsam_jax.data.input_pipeline import eval_objects
 
     chosen = {}
@@ -186,7 +185,7 @@ def _largest_objects(data_dir: Path) -> list[dict]:
 
 
 def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
-    """`dice`, `nsd` and `prediction` of each object, from its exact box."""
+    """Returns `dice`, `nsd` and `prediction` of each object, from its exact box."""
     import jax
 
     from medsam_jax import load_model
@@ -204,7 +203,7 @@ def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
 
 
 def _panels(item: dict, old: dict, new: dict):
-    """Draws the truth, the prediction before and the one after, in a square around the object."""
+    """Draws the truth and the predictions before and after training, cropped to the object."""
     from matplotlib.figure import Figure
 
     height, width = item["valid_shape"]

@@ -1,13 +1,13 @@
-"""Makes the tables of docs/results.md: several models on the same objects with the same prompts.
+"""Writes the tables of docs/results.md: several models on the same objects with the same prompts.
 
     python scripts/results.py --internal sarcoma/cases.csv --external demo/scans/cases.csv \
         --model "LiteMedSAM=lite_medsam" --model "fine-tuned=runs/a/best+runs/b/best" \
         --output runs/results --page docs/results.md
 
-Scores by `python -m medsam_jax.evaluate`, once over the validation rows of `--internal` and once
-over all rows of the `--external` manifests; that goes on after a kill. A model may be several
-checkpoints, one per seed, joined by +: its cells hold the mean of their scores, and the range.
-The tables replace what stands between the markers in the page; the rest of it is kept.
+The script runs `python -m medsam_jax.evaluate` once on the validation rows of `--internal` and once
+on all rows of the `--external` manifests. After an interruption it resumes. A model may be several
+checkpoints, one per seed, joined by +. Its cells then hold the mean and the range of their scores.
+The tables replace the text between the markers in the page.
 """
 
 import csv

@@ -59,9 +59,7 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
     """Holds a file lock: one process converts, other processes that need the same weights wait."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.parent / f".{directory.name}.lock", "w") as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # released when the file closes, also when the process dies
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes or the process dies
         yield
 
 

@@ -196,7 +196,7 @@ def abstract_model(config: Any) -> nnx.Module:
 
 
 class _OneKey(nnx.Rngs):
-    """Constant key in place of `nnx.Rngs`, for values that are not used: counters trace slowly."""
+    """Constant key instead of `nnx.Rngs`, for unused values: its counters are slow to trace."""
 
     def __init__(self):
         """Creates no streams."""

@@ -27,9 +27,7 @@ from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
 from medsam_jax.models.common import ConvTranspose2x2, Sequential
 
-_INIT = nnx.initializers.variance_scaling(
-    2.0, "fan_in", "normal"
-)  # He initialisation, as in nnU-Net
+_INIT = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # He, as in nnU-Net
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,9 +133,8 @@ def depthwise_of_strip(
     batch, height, width, channels = x.shape
     height, row_length = height - 2, width + 2
     terms = _shifted(x, height * row_length)
-    kernel = kernel.astype(
-        jnp.float32
-    )  # in x's type XLA:CPU would round after each of the nine terms
+    # In the type of x, XLA:CPU would round after each of the nine terms.
+    kernel = kernel.astype(jnp.float32)
     sums = sum(term * kernel[i, j] for (i, j), term in terms.items()).astype(x.dtype)
     return sums.reshape(batch, height, row_length, channels)[:, ::stride, :width:stride]
 
