@@ -1,4 +1,4 @@
-"""What a command line says when it fails, and its exit status."""
+"""Error messages and exit status of a command line that fails."""
 
 import shutil
 import subprocess

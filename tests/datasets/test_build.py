@@ -1,4 +1,4 @@
-"""What is stored, against the files it came from; the same for any workers; and interruptions."""
+"""Stored slices equal their source files, for any number of workers and after interruptions."""
 
 import filecmp
 import json

@@ -1,4 +1,4 @@
-"""What the LiteMedSAM golden files hold, for the script that makes them and the tests."""
+"""Cases of the LiteMedSAM golden files, for the script that makes them and the tests."""
 
 from collections.abc import Mapping
 from pathlib import Path

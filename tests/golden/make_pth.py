@@ -30,7 +30,7 @@ def tensors() -> OrderedDict:
 
 
 def training_checkpoint() -> dict:
-    """What a training script saves: a wrapped DistributedDataParallel model beside other things."""
+    """A training script's checkpoint: a DistributedDataParallel model next to other entries."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     with torch.no_grad():

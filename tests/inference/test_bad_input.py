@@ -1,4 +1,4 @@
-"""What users get wrong on the predict command line: one line each, status 1, nothing written."""
+"""Bad input to the predict command: one line of error each, status 1, nothing written."""
 
 import dataclasses
 import json

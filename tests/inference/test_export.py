@@ -15,7 +15,7 @@ from medsam_jax.models.functional import flatten_state
 
 @pytest.fixture(scope="module")
 def directory(model, tmp_path_factory):
-    """By the command line, from a checkpoint."""
+    """Exports a checkpoint with the command line."""
     folder = tmp_path_factory.mktemp("export")
     save_model(folder / "checkpoint", flatten_state(model), model.config, {})
     command = [sys.executable, "-m", "medsam_jax.export", "--prompts=3", "--points=2"]

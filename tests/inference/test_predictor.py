@@ -122,7 +122,7 @@ def test_intensities_by_the_recipe(predictor):
 
 
 def test_ct_in_the_window_of_the_checkpoint(model):
-    """Where none is named; "wide" is the recipe's first."""
+    """Without a named window the recipe's first applies, which is "wide"."""
     hounsfield = np.linspace(-300, 500, 64 * 64).reshape(64, 64)
     plain = Predictor(model)
     contract = dataclasses.replace(model.config.preprocessing, ct_windows=("soft_tissue", "lung"))

@@ -134,7 +134,7 @@ def test_nothing_tapers_between_prompts():
 
 @pytest.mark.parametrize("order", [(0, 4), (4, 0)])
 def test_slices_between_prompts_are_answered_from_the_nearer_one(order):
-    """By the lower one half-way; the order of the prompts has no effect."""
+    """The lower prompt decides half-way; the order of the prompts has no effect."""
     boxes = {0: [17, 12, 32, 27], 4: [12, 12, 37, 27]}  # on the object, and 5 wider at both sides
     predictor = Threshold(margin=0)
     predictor.set_volume(cone([8] * 5))

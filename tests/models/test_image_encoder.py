@@ -47,7 +47,7 @@ def test_equals_pytorch(golden, params, image_size):
 
 @pytest.mark.parametrize("form", [CPU, ACCELERATOR], ids=lambda form: form.device)
 def test_the_forms_of_devices_equal_the_plain_one(golden, params, monkeypatch, form):
-    """In small strips, single heads among them, as large images are computed on a CPU."""
+    """Small strips, also of single heads, as used for large images on a CPU."""
     monkeypatch.setattr(windows, "_STRIP_BYTES", 1)
     monkeypatch.setattr(strips, "_TOKENS", 36)
     monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (1 << 12, 1 << 14))

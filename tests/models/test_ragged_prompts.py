@@ -87,7 +87,7 @@ def test_batch_equals_single(decode, embeddings):
 
 
 def test_padding_is_not_read(decode, embeddings):
-    """What stands in the padding changes nothing, not a bit."""
+    """The values in the padding change no bit of the result."""
     prompts = together()
     coords, labels = prompts["points"]
     other = dict(prompts)

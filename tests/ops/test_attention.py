@@ -17,7 +17,7 @@ def random_inputs(batch, rows, columns, heads, head_dim):
 
 
 def whole(q, k, v, rel_h, rel_w):
-    """In float64, as SAM's code states it: scores and bias of every pair of positions."""
+    """Computes scores and bias of every pair of positions in float64, as in SAM's code."""
     q, k, v, rel_h, rel_w = (np.asarray(x, np.float64) for x in (q, k, v, rel_h, rel_w))
     scores = np.einsum("byxnd,bijnd->bnyxij", q, k) * q.shape[-1] ** -0.5
     scores += np.einsum("byxnd,yid->bnyxi", q, rel_h)[..., :, None]

@@ -17,7 +17,7 @@ X, KERNEL, WEIGHTS = random(0, 2, 5, 6, 3), random(1, 3, 3, 3, 4), random(2, 2, 
 
 
 def by_definition(x, kernel):
-    """In float64, output pixel by output pixel."""
+    """Computes each output pixel in float64."""
     x, kernel = (np.asarray(a, np.float64) for a in (x, kernel))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     out = np.empty((*x.shape[:3], kernel.shape[-1]))

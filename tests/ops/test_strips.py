@@ -18,7 +18,7 @@ def random(*shape):
 
 
 def depthwise(x, kernel, stride):
-    """In float64, output pixel by output pixel."""
+    """Computes each output pixel in float64."""
     x, kernel = (np.asarray(a, np.float64) for a in (x, kernel))
     batch, height, width, channels = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -1,4 +1,4 @@
-"""How many of one set of masks are found in another, one to one."""
+"""Matches two sets of masks one to one."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is frozen stays bit-identical and has no optimiser state; what is trained is what we say."""
+"""Frozen parameters stay bit-identical without optimiser state; the config selects the trained."""
 
 import math
 

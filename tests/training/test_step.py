@@ -1,4 +1,4 @@
-"""What a step makes of boxes and points: who is asked what, and what answers it."""
+"""A step's prompts: which object gets a box or a point, and which mask is trained for it."""
 
 import re
 

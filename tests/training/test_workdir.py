@@ -1,4 +1,4 @@
-"""What is refused before anything is compiled or written, and what a workdir tells of its run."""
+"""Errors before anything is compiled or written, and the records of a run in its workdir."""
 
 import dataclasses
 import json
