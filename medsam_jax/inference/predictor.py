@@ -68,10 +68,7 @@ class Predictor:
         self.set_images([image], modality, window)
 
     def set_images(
-        self,
-        images: Sequence[np.ndarray],
-        modality: str | None = None,
-        window: str | None = None,
+        self, images: Sequence[np.ndarray], modality: str | None = None, window: str | None = None
     ) -> None:
         """Encodes several images of any sizes, as `set_image`; then use `predict_batch`."""
         self.set_normalised([self.normalise(image, modality, window) for image in images])
