@@ -209,8 +209,10 @@ def torch_step(encoder: str, batch: int, trained: str, backend: str = "inductor"
 def _functional(config):
     from medsam_jax.models.checkpoint import build_model
     from medsam_jax.models.functional import Functional
+    from medsam_jax.ops.form import local_form
 
-    return Functional(build_model(config, random_arrays(config), "random weights"))
+    model = build_model(config, random_arrays(config), "random weights")
+    return Functional(model, local_form())
 
 
 def _normalised(pictures: np.ndarray) -> np.ndarray:

@@ -27,19 +27,21 @@ def images(batch: int) -> list[np.ndarray]:
 
 
 def jax_encoder(batch: int, dtype: str = "float32") -> Work:
-    """`model.image_encoder` under one jit, as our predictor and trainer call it."""
+    """The image encoder under one jit, as `Sam.encode` calls it."""
     import jax
 
     from medsam_jax.ops.compile import jit
+    from medsam_jax.ops.strips import image_by_image
 
     functional = jax_lite_medsam(dtype)
     arrays = {k: x for k, x in functional.arrays.items() if k.startswith("image_encoder.")}
     others = {k: x for k, x in functional.arrays.items() if k not in arrays}
 
     def encoder(arrays, x):
-        return functional.bind({**others, **arrays}).image_encoder(x).astype(x.dtype)
+        model = functional.bind({**others, **arrays})
+        return image_by_image(model.image_encoder, x, functional.form).astype(x.dtype)
 
-    encode = jit(encoder)
+    encode = jit(encoder, functional.form)
     inputs = [jax.device_put(image) for image in images(batch)]
     counted = least_work(encoder, arrays, inputs[0])
     return Work(

@@ -13,17 +13,19 @@ KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 INPUTS = 4  # different inputs that calls take turns with
 
 
-def jax_lite_medsam(dtype: str = "float32"):
+def jax_lite_medsam(dtype: str = "float32", devices: int = 1):
     """Our LiteMedSAM with the released weights, as a `Functional` that computes in `dtype`."""
     import dataclasses
 
     from medsam_jax.hub import resolve
     from medsam_jax.models.checkpoint import build_model, read_config, read_params
     from medsam_jax.models.functional import Functional
+    from medsam_jax.ops.form import local_form
 
     directory = resolve("lite_medsam")
     config = dataclasses.replace(read_config(directory), dtype=dtype)
-    return Functional(build_model(config, read_params(directory), str(directory)))
+    model = build_model(config, read_params(directory), str(directory))
+    return Functional(model, local_form(devices))
 
 
 def torch_lite_medsam():

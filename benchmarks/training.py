@@ -61,7 +61,7 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     config = base_config()
     config.update({"batch_size": batch_size, "frozen": tuple(frozen), "learning_rate": RATE})
     config.update({"weight_decay": DECAY, "clip_norm": CLIP})
-    functional = jax_lite_medsam()
+    functional = jax_lite_medsam(devices=devices)
     model = functional.bind(functional.arrays)
     names = parameter_names(model)
     labels = opt.label_parameters(functional.arrays, names, config.frozen)
@@ -70,10 +70,11 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     mesh = sharding.make_mesh(config)
     by_item, whole = sharding.batch_sharding(mesh), sharding.shard_state(mesh, state)
     state = jax.tree.map(sharding.place, state, whole)
-    parts = parts_of_batch(model, config, "cpu", devices)
+    parts = parts_of_batch(model, config, functional.form, devices)
     plain = make_train_step(functional, tx, labels, config, parts)
     step = jit(
         plain,
+        functional.form,
         in_shardings=(whole, by_item),
         out_shardings=(whole, sharding.replicated(mesh)),
         donate_argnums=0,

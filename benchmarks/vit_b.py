@@ -26,13 +26,14 @@ def jax_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
     from medsam_jax.models.functional import Functional
     from medsam_jax.models.image_encoder import ImageEncoderViT
     from medsam_jax.ops.compile import jit
+    from medsam_jax.ops.form import local_form
 
     config = sam_config(encoder, dtype)
     sizes = config.encoder, config.image_size, config.embed_dim
     abstract = nnx.eval_shape(lambda: ImageEncoderViT(*sizes, dtype=dtype, rngs=nnx.Rngs(0)))
-    functional = Functional(abstract)
+    functional = Functional(abstract, local_form())
     arrays = {name: jax.device_put(value) for name, value in _encoder_arrays(config).items()}
-    encode = jit(lambda arrays, x: functional.bind(arrays)(x).astype(x.dtype))
+    encode = jit(lambda arrays, x: functional.bind(arrays)(x).astype(x.dtype), functional.form)
     inputs = [jax.device_put(x) for x in images()]
     return Work(
         lambda i: encode(arrays, inputs[i % INPUTS]).block_until_ready(),

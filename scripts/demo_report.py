@@ -191,9 +191,10 @@ def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
 
     from medsam_jax import load_model
     from medsam_jax.models.functional import Functional
+    from medsam_jax.ops.form import local_form
     from medsam_jax.training.step import make_eval_step
 
-    functional = Functional(load_model(checkpoint))
+    functional = Functional(load_model(checkpoint), local_form())
     step = jax.jit(make_eval_step(functional, TOLERANCE))
     results = []
     for item in progress(objects, f"predicting, {Path(checkpoint).name}"):

@@ -26,8 +26,8 @@ from medsam_jax.cli import progress
 from medsam_jax.data.datasets import DatasetInfo
 from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.distributed import wait_for_all
-from medsam_jax.errors import UserError
-from medsam_jax.io.files import disk_space, require_space, write_json, write_whole
+from medsam_jax.errors import UserError, disk_space
+from medsam_jax.io.files import require_space, write_json, write_whole
 
 SLICES_PER_SHARD = 32
 KEY_FILE = "key.json"

@@ -1,7 +1,6 @@
 """Files and directories written whole or not at all, hashes, versions, disk space, the cache."""
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -36,20 +35,6 @@ def keep_compiled_programs() -> None:
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-
-
-@contextlib.contextmanager
-def disk_space(place: str | os.PathLike) -> Iterator[None]:
-    """Turns a disk that is full while the block writes into a `UserError` that names `place`."""
-    try:
-        yield
-    except Exception as error:  # ArrayRecord and TensorStore raise kinds of their own
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error) and "quota exceeded" not in str(error):
-            raise
-        raise UserError(
-            f"{place}: the disk is full; free some space and give the same command again"
-        ) from None
 
 
 def require_space(place: str | os.PathLike, needed: int, what: str) -> None:

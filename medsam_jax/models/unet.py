@@ -55,7 +55,7 @@ class UNetConfig:
         return cls("tiny_unet", (4, 8, 8), True, 2, 32, preprocessing)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """JSON types, for model.json."""
         fields = dataclasses.asdict(self)
         return fields | {
             "features": list(self.features),

@@ -89,7 +89,7 @@ def tokens_to_pixels(
     key_kernel: Float[Array, "c heads d"],
     value_kernel: Float[Array, "c heads d"],
 ) -> Float[Array, "b p t heads d"]:
-    """What tokens gather from pixels; `q` is projected, `keys` and `values` are not."""
+    """Sums of values over pixels; `q` is projected, `keys` and `values` are not."""
     q = jnp.einsum("bpthd,chd->bpthc", q * q.shape[-1] ** -0.5, key_kernel)
     gathered = _gather(_merged(q), keys, values).reshape(q.shape)
     return jnp.einsum("bpthc,chd->bpthd", gathered, value_kernel)
@@ -99,7 +99,7 @@ def tokens_to_pixels(
 def _gather(
     q: Float[Array, "b p k c"], keys: Float[Array, "b p n c"], values: Float[Array, "b p n c"]
 ) -> Float[Array, "b p k c"]:
-    """What tokens gather, of merged heads and without projections."""
+    """Attention of merged tokens and heads to pixels, without projections."""
     return _gather_forward(q, keys, values)[0]
 
 
@@ -131,10 +131,10 @@ def pixels_to_tokens(
     out_bias: Float[Array, "c"],
     key_valid: Bool[Array, "b p t"] | None,
 ) -> Float[Array, "b p n c"]:
-    """What pixels gather from tokens, after the output's projection; `k` and `v` are projected.
+    """Sums of values over tokens, projected out; `k` and `v` are projected, `queries` are not.
 
     Args:
-      queries: pixels, not projected; with `p2` 1 the same for all prompts of an image.
+      queries: pixels; with `p2` 1 the same for all prompts of an image.
       key_valid: tokens that are not valid get no weight.
     """
     k = k * k.shape[-1] ** -0.5
@@ -154,7 +154,7 @@ def _distribute(
     bias: Float[Array, "b p t heads"],
     v: Float[Array, "b p k c"],
 ) -> Float[Array, "b p n c"]:
-    """What pixels gather, of merged heads and without projections."""
+    """Attention of pixels to merged tokens and heads, without projections."""
     return _distribute_forward(queries, k, bias, v)[0]
 
 
@@ -169,7 +169,7 @@ def _distribute_backward(saved, gradient):
     queries, k, v, weights = saved
     shares = weights * _scores(gradient, v).reshape(weights.shape)
     # Token by token: XLA:CPU gives a sum to library kernels, which are slow where only the heads
-    # lie behind the axis, 4.4 ms for 4096 pixels, 7 tokens and 8 heads.
+    # lie behind the axis.
     total = sum(shares[..., token, :] for token in range(shares.shape[-2]))
     by_scores = shares - weights * total[..., None, :]
     by_bias = jnp.sum(by_scores, axis=2)
@@ -199,8 +199,8 @@ def _sum_over_pixels(
 ) -> Float[Array, "b p k c"]:
     """Sums of pixels by weights.
 
-    The weights are turned round first, behind a barrier: XLA:CPU has its fast product for rows by
-    columns only. Left to itself it took 1.2 to 1.9 times as long for 4096 pixels.
+    The weights are transposed first, behind a barrier: XLA:CPU has its fast product for rows by
+    columns only.
     """
     return jax.lax.optimization_barrier(weights.swapaxes(-1, -2)) @ pixels
 
