@@ -35,7 +35,7 @@ def encoded_slices(count: int) -> Work:
     image, _ = ct_slice(512)
 
     def run(index):
-        encoded = predictor.encode([image] * count)
+        encoded = predictor.engine.encode([image] * count)
         jax.block_until_ready([slice_.embedding for slice_ in encoded])
         return np.zeros(1)
 

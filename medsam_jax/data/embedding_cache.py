@@ -45,8 +45,8 @@ class Embeddings(Sequence):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, position: int) -> np.ndarray:
-        return np.frombuffer(self._records[position], self._dtype).reshape(self._shape)
+    def __getitem__(self, position: Any) -> np.ndarray:
+        return np.frombuffer(self._records[int(position)], self._dtype).reshape(self._shape)
 
 
 class WithEmbeddings(Sequence):
@@ -58,7 +58,7 @@ class WithEmbeddings(Sequence):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: Any) -> dict[str, Any]:
         return {**self._records[position], "embedding": self._embeddings[position]}
 
 

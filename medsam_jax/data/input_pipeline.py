@@ -82,19 +82,6 @@ class DrawPrompts:
         return drawn
 
 
-class _Subset:
-    """Some records of a data source, for grain: random access and picklable."""
-
-    def __init__(self, source: Sequence[dict[str, Any]], positions: np.ndarray):
-        self._source, self._positions = source, positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        return self._source[int(self._positions[index])]
-
-
 def train_loader(
     data_dir: str | pathlib.Path,
     split: str,
@@ -170,7 +157,7 @@ def train_loader(
         name: np.add.outer(positions * variants, np.arange(variants)).ravel()
         for name, positions in info.groups(split, task).items()
     }
-    slices = _shuffled(source, groups, seed, temperature)
+    slices = _shuffled(list(groups.values()), seed, temperature).map(source.__getitem__)
     draw = DrawPrompts(
         box_jitter, prompts_per_image, positive_points, negative_points, point_share, augmentation
     )
@@ -192,26 +179,17 @@ def _check_settings(batch_size: int, prompts_per_image: int, temperature: float)
         raise UserError(f"temperature: {temperature}; use 1 (as the data are) or more (more even)")
 
 
-def _shuffled(
-    source: Sequence[Any],
-    groups: dict[tuple[str, str], np.ndarray],
-    seed: int,
-    temperature: float,
-) -> Any:
-    """An endless grain MapDataset of the groups' records, reshuffled at each pass."""
+def _shuffled(groups: list[np.ndarray], seed: int, temperature: float) -> Any:
+    """An endless grain MapDataset of the groups' positions, reshuffled at each pass."""
     import grain.python as grain
 
     if temperature == 1.0:
-        positions = np.sort(np.concatenate(list(groups.values())))
-        return grain.MapDataset.source(_Subset(source, positions)).shuffle(seed).repeat()
-    weights = [len(positions) ** (1 / temperature) for positions in groups.values()]
-    return grain.MapDataset.mix(
-        [
-            grain.MapDataset.source(_Subset(source, positions)).shuffle(seed).repeat()
-            for positions in groups.values()
-        ],
-        weights=weights,
-    )
+        groups = [np.sort(np.concatenate(groups))]
+    shuffled = [grain.MapDataset.source(part).shuffle(seed).repeat() for part in groups]
+    if temperature == 1.0:
+        return shuffled[0]
+    weights = [len(part) ** (1 / temperature) for part in groups]
+    return grain.MapDataset.mix(shuffled, weights=weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,15 +240,9 @@ class EvalObjects:
             "weight": self.weights[at],
             "index": self.indices[at],
             "label": int(self.labels[at]),
-            "case_id": _text(record["case_id"]),
-            "task": _text(record["task"]),
-            "modality": _text(record["modality"]),
             "slice_index": int(record["slice_index"]),
+            **{name: record[name].decode() for name in ("case_id", "task", "modality")},
         }
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

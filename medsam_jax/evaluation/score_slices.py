@@ -150,7 +150,7 @@ class SplitEvaluation(Evaluation):
     def _entry(self, position: int, objects: list[_Object], masks: list[np.ndarray]) -> Entry:
         rows = []
         for one, mask in zip(objects, masks, strict=True):
-            names = {name: _text(one.record[name]) for name in ("case_id", "task", "modality")}
+            names = {name: one.record[name].decode() for name in ("case_id", "task", "modality")}
             names |= {"slice_index": int(one.record["slice_index"]), "label": one.label}
             names |= {"reference": FIRST, "unit": self.unit, "runs": encode_runs(mask)}
             names |= {"prompt": one.protocol.prompt, "box_shift": one.protocol.box_shift}
@@ -160,8 +160,4 @@ class SplitEvaluation(Evaluation):
 
 
 def _name(record: dict[str, Any]) -> str:
-    return f"case {_text(record['case_id'])}, slice {int(record['slice_index'])}"
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return f"case {record['case_id'].decode()}, slice {int(record['slice_index'])}"

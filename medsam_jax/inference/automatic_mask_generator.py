@@ -18,7 +18,7 @@ from medsam_jax.cli import progress
 from medsam_jax.data.run_lengths import compress_rle, decode_rle, encode_rle
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
-from medsam_jax.inference.engine import EncodedImage
+from medsam_jax.inference.engine import EncodedImage, one_ahead
 from medsam_jax.inference.mask_filters import (
     Filtered,
     Thresholds,
@@ -235,30 +235,22 @@ class AutomaticMaskGenerator:
     def _of_crop(self, image: np.ndarray, crop_box, layer: int) -> list[_Candidate]:
         x0, y0, x1, y1 = crop_box
         [crop] = self._engine.encode([image[y0:y1, x0:x1]])
-        to_crop = jax.device_put(
-            enlargement(
-                self._engine.mask_side,
-                crop.valid_shape,
-                crop.original_shape,
-                self._engine.preprocessing,
-            )
-        )
-        shape = crop.original_shape
+        side, shape = self._engine.mask_side, crop.original_shape
+        steps = enlargement(side, crop.valid_shape, shape, self._engine.preprocessing)
+        to_crop = jax.device_put(steps)
         if self.prompts == "points":
             grid = self.point_grids[layer] * shape[::-1]
         else:
             grid = records.box_grid(shape, self.box_sides)
             for _ in range(self.box_rounds):
                 grid = self._boxes_of_masks(crop, grid)
+        launched = (
+            (batch, self._launch(crop, batch, to_crop, crop_box, image))
+            for batch in self._batches(grid)
+        )
         found: list[_Candidate] = []
-        launched = None
-        for batch in self._batches(grid):
-            filtered = self._launch(crop, batch, to_crop, crop_box, image)
-            before, launched = launched, (batch, filtered)
-            if before:  # read what is ready while the device works on the next
-                found += self._collect(*before, crop_box, image.shape[:2])
-        if launched:
-            found += self._collect(*launched, crop_box, image.shape[:2])
+        for batch, filtered in one_ahead(launched):
+            found += self._collect(batch, filtered, crop_box, image.shape[:2])
         return _keep(found, [c.predicted_iou for c in found], self.box_nms_thresh)
 
     def _batches(self, grid: np.ndarray) -> Iterable[np.ndarray]:

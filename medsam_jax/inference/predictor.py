@@ -100,14 +100,10 @@ class Predictor:
         """Encodes uint8 images that `normalise` returned, or crops and slices of them."""
         if len(images) == 0:
             raise UserError("images: none given")
-        self.use(self.encode(images))
-
-    def encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
-        """Encodes images as `set_normalised`, without setting them."""
-        return self.engine.encode(images)
+        self.use(self.engine.encode(images))
 
     def use(self, images: Sequence[EncodedImage]) -> None:
-        """Sets images that `encode` returned, now or earlier."""
+        """Sets images that `Engine.encode` returned, now or earlier."""
         self._images = list(images)
 
     @property

@@ -21,7 +21,6 @@ Point = tuple[float, float, float]
 
 # Corners of a cell in array order (z, y, x). Corner i is bit i of the code.
 CORNERS = tuple(product((0, 1), repeat=3))
-FULL_CODE = {2: 15, 3: 255}
 
 
 @lru_cache(maxsize=256)

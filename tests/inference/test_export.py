@@ -84,6 +84,8 @@ def test_places_and_bad_prompts(exported):
         exported.decode(embedding, boxes=np.zeros((4, 4)))
     with pytest.raises(UserError, match="1 prompts .* up to 2 points"):
         exported.decode(embedding, coords=np.zeros((1, 3, 2)), labels=np.ones((1, 3)))
+    with pytest.raises(UserError, match="coords, labels: one given without the other"):
+        exported.decode(embedding, coords=np.zeros((1, 2, 2)))
 
 
 def test_bad_exports(model, directory, tmp_path):

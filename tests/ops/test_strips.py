@@ -95,8 +95,8 @@ def test_maps_are_the_function_of_each_part(form):
     found = strips.map_strips(lambda part: part[:, ::-1] * 2, x)
     np.testing.assert_array_equal(found, x[..., ::-1] * 2)
     images = random(3, 40, 64, 2)
-    found = strips.image_by_image(lambda images: images[..., None] + 1, images, form)
-    np.testing.assert_array_equal(found, images[..., None] + 1)
+    found = strips.image_by_image(lambda images: images + 1, images, form)
+    np.testing.assert_array_equal(found, images + 1)
     np.testing.assert_array_equal(strips.token_wise(jnp.exp, images, form), jnp.exp(images))
 
 
