@@ -60,8 +60,8 @@ def job_script() -> str:
     )
 
 
-# A preemption signals the script too. The script must outlive the step to requeue the job. It sets a
-# handler because the step would inherit an ignored signal.
+# A preemption signals the script too. The script must outlive the step to requeue the job. It sets
+# a handler because the step would inherit an ignored signal.
 _BODY = """
 set -uo pipefail
 trap : TERM
