@@ -339,8 +339,8 @@ def slice_axis(scan: Scan) -> int:
     """Returns the out-of-plane array axis (0, 1 or 2), across which a volume is cut into slices.
 
     It is the axis whose spacing is largest by more than 10 %. If there is none, it is the axis
-    along the patient's feet-to-head direction, or 0 without geometry. If one
-    axis has length 1, it is that axis.
+    along the patient's feet-to-head direction, or 0 without geometry. If one axis has
+    length 1, it is that axis.
     """
     singles = [axis for axis in range(3) if scan.array.shape[axis] == 1]
     if len(singles) == 1:
