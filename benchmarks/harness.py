@@ -51,7 +51,7 @@ class Row:
     contenders: tuple[Contender, ...]
     targets: Mapping[str, float] = field(
         default_factory=dict
-    )  # contender -> largest ours / theirs
+    )  # contender -> ours / theirs, at most
     memory_targets: Mapping[str, float] = field(default_factory=dict)  # the same for peak memory
     tolerance: float = 1e-4  # largest difference of outputs, as a fraction of the largest value
     compared: bool = True
