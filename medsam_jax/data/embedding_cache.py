@@ -102,13 +102,10 @@ def open_or_build(
     processes of a multi-host run share the shards and wait for one another.
 
     Args:
-      directory: of the cache.
       key: of `cache_key`.
       records: of the split, or its `Variants`.
-      split: its name.
       encode: images uint8 [B, S, S, 3] and valid shapes [B, 2] to embeddings [B, h, w, C]; always
         called with `batch_size` slices.
-      batch_size: slices that are encoded together.
 
     Raises:
       UserError: the directory holds embeddings of another encoder, data set, contract or type, or

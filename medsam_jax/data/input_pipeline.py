@@ -92,7 +92,6 @@ def train_loader(
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    recipe: str | None = None,
     task: str = "",
     prompts_per_image: int = 1,
     positive_points: int = 0,
@@ -106,7 +105,7 @@ def train_loader(
     """Returns an endless grain iterator over shuffled batches, with `get_state` and `set_state`.
 
     Args:
-      data_dir, split, recipe: see `open_dataset`.
+      data_dir, split: see `open_dataset`.
       batch_size: examples of this process in a batch; the global batch is that times
         `process_count`, and consists of the same examples however many processes share it.
       seed: of order, labels, boxes, points and augmentation.
@@ -147,7 +146,7 @@ def train_loader(
         raise UserError("augmentation: embeddings are of unchanged slices; use one of the two")
     if variants > 1 and (embeddings is None or augmentation is None):
         raise UserError(f"variants: {variants}; several need embeddings and augmentation")
-    source, info = open_dataset(data_dir, split, recipe)
+    source, info = open_dataset(data_dir, split)
     if variants > 1:
         source, augmentation = Variants(source, augmentation, variants), None
     if embeddings is not None:
@@ -264,7 +263,6 @@ def eval_objects(
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    recipe: str | None = None,
     task: str = "",
     embeddings: Sequence[np.ndarray] | None = None,
 ) -> EvalObjects:
@@ -274,7 +272,7 @@ def eval_objects(
     filled with repeated objects of weight 0.
 
     Args:
-      data_dir, split, recipe: see `open_dataset`.
+      data_dir, split: see `open_dataset`.
       batch_size: objects of this process in a batch.
       box_jitter: see `train_loader`; 0 gives exact boxes.
       one_point: adds a point of the object, drawn uniformly, as `points` [B, 1, 2] and
@@ -288,7 +286,7 @@ def eval_objects(
       spacing float32 [B, 2], original_shape int32 [B, 2], weight float32 [B], index int64 [B], and
       the lists label, case_id, task, modality, slice_index.
     """
-    source, info = open_dataset(data_dir, split, recipe)
+    source, info = open_dataset(data_dir, split)
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
     positions, labels = info.objects(split, task)

@@ -31,6 +31,7 @@ from medsam_jax.io.files import sha256_of_json
 from medsam_jax.metrics import mask_scores
 from medsam_jax.metrics.checks import Spacing
 
+PIXELS = (1.0, 1.0)  # spacing of scores in pixels
 _ROWS_VERSION = 4  # raise when the content of rows changes: old journals are then not read
 
 
@@ -244,11 +245,7 @@ class Evaluation(abc.ABC):
         return gather("objects")
 
     def _object_score(
-        self,
-        prediction: np.ndarray,
-        truth: np.ndarray,
-        spacing: Spacing,
-        **fields: Any,
+        self, prediction: np.ndarray, truth: np.ndarray, spacing: Spacing, **fields: Any
     ) -> ObjectScore:
         return ObjectScore(
             truth_size=int(np.count_nonzero(truth)),

@@ -20,11 +20,9 @@ from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
+from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
-
-PIXELS = (1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,11 +95,8 @@ class FilePredictor:
 
         Args:
           image: as `read_scan` takes it.
-          name: of the outputs.
+          name: of the outputs, which are returned, the record last.
           mask: a mask whose labels' boxes are the prompts.
-
-        Returns:
-          The files written, the record last.
 
         Raises:
           FatalError: no model, or no place to write: other images would fail alike.

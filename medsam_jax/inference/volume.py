@@ -121,11 +121,7 @@ class VolumePredictor:
         self._encoded = dict(zip(notes["slices"].tolist(), self.predictor.images, strict=True))
 
     def add_prompt(
-        self,
-        slice_index: int,
-        point_coords: Any = None,
-        point_labels: Any = None,
-        box: Any = None,
+        self, slice_index: int, point_coords: Any = None, point_labels: Any = None, box: Any = None
     ) -> None:
         """Sets points or a box of the object on one slice, arguments as of `Predictor.predict`.
 

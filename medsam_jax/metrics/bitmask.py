@@ -87,15 +87,16 @@ def surface_cells(words: np.ndarray) -> np.ndarray:
     """
     some = every = words
     for axis in range(1, words.ndim - 1):
-        low, high = _halves(axis)
+        low, high = _ends(axis, 1)
         some, every = some[low] | some[high], every[low] & every[high]
     some, every = some | shift_up(some, 1), every & shift_up(every, 1)
     return some & ~every
 
 
-def _halves(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def _ends(axis: int, steps: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Returns indices of all but the last `steps` places along an axis, and all but the first."""
     before = (slice(None),) * axis
-    return (*before, slice(None, -1)), (*before, slice(1, None))
+    return (*before, slice(None, -steps)), (*before, slice(steps, None))
 
 
 def set_bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,8 +161,7 @@ def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
 def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) -> None:
     """ORs into `result` the words moved by `steps` along an axis, in both directions."""
     if steps < words.shape[axis]:
-        before = (slice(None),) * axis
-        low, high = (*before, slice(None, -steps)), (*before, slice(steps, None))
+        low, high = _ends(axis, steps)
         result[low] |= words[high]
         result[high] |= words[low]
 

@@ -1,5 +1,6 @@
 """Every field of a training configuration, with its meaning. Configs in `configs/` change some."""
 
+import dataclasses
 import math
 
 import ml_collections
@@ -45,15 +46,9 @@ def base_config() -> ml_collections.ConfigDict:
     config.positive_points = 1  # a point prompt has 1 to this many points on the object
     config.negative_points = 0  # and 0 to this many points beside it
 
-    # Random changes of a training slice, drawn at every step, or cached in `embedding_variants`.
-    config.augmentation = ml_collections.ConfigDict(
-        {
-            "flip": 0.0,  # probability of each of the left-right and up-down flips
-            "rotation": 0.0,  # largest angle, degrees
-            "scale": 0.0,  # largest relative change of size
-            "intensity": 0.0,  # largest relative change of contrast, and of brightness in 255
-        }
-    )
+    # Random changes of a training slice, drawn at every step, or cached in `embedding_variants`:
+    # flip, rotation, scale and intensity of `data.augment.Augmentation`. By default none.
+    config.augmentation = ml_collections.ConfigDict(dataclasses.asdict(Augmentation()))
 
     # A parameter is frozen if one of these regexes matches its whole path; the rest is trained.
     config.frozen = (r"image_encoder\..*", r"prompt_encoder\..*")
