@@ -6,7 +6,15 @@ Imports are inside: most tests need neither.
 import os
 import pathlib
 
+import jaxtyping
 import pytest
+
+# Shapes, dtypes and types of annotations are checked in every call; an int passes for a float. The
+# hook sees only modules that are imported after it, and each worker of xdist installs its own.
+jaxtyping.install_import_hook(
+    ["medsam_jax", "weights_converter", "datasets"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 def pytest_configure(config):
@@ -27,6 +35,14 @@ def pytest_configure(config):
     ):
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked: for wrong types that the function itself refuses."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import signal
 import sys
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -71,14 +70,6 @@ def _mutate(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.fixture
-def unchecked():
-    """Without the checks of annotations, which take most of the time of ten thousand readings."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture
 def safetensors_bytes(tmp_path, lazily) -> bytes:
     path = tmp_path / "a.safetensors"
     arrays = {"mask_decoder.iou_token.weight": np.ones((1, 32), np.float32), "b": np.arange(3)}
@@ -86,7 +77,7 @@ def safetensors_bytes(tmp_path, lazily) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked")  # checks take most of the time of ten thousand readings
 @pytest.mark.parametrize(
     "name", ["no_checksums.pth", "legacy.pth", "training_legacy.pth", "safetensors"]
 )
