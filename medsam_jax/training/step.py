@@ -47,7 +47,7 @@ class TrainState:
         return {**self.arrays, **self.ema}
 
 
-def encode(model: Sam, images: jax.Array, valid_shape: jax.Array) -> jax.Array:
+def encode(model: Sam | UNet, images: jax.Array, valid_shape: jax.Array) -> jax.Array:
     """Image embeddings [B, h, w, C] of stored slices."""
     return model.image_encoder(encoder_input(images, valid_shape, model.config.preprocessing))
 
