@@ -13,6 +13,7 @@ from medsam_jax.metrics import (
     hausdorff_distance,
     normalized_surface_dice,
     nsd_batch,
+    surface_elements,
 )
 
 MAKER = Path(__file__).parents[1] / "golden" / "make_metrics.py"
