@@ -136,7 +136,11 @@ def train_loader(
     """
     import grain.python as grain
 
-    _check_settings(batch_size, prompts_per_image, temperature)
+    for name, value in (("batch_size", batch_size), ("prompts_per_image", prompts_per_image)):
+        if value < 1:
+            raise UserError(f"{name}: {value}; use 1 or more")
+    if not temperature >= 1:
+        raise UserError(f"temperature: {temperature}; use 1 (as the data are) or more (more even)")
     if point_share is not None and not (0 <= point_share <= 1 and positive_points >= 1):
         raise UserError(
             f"point_share: {point_share} with positive_points {positive_points}; the share is in "
@@ -167,15 +171,6 @@ def train_loader(
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which a notebook never parses
         loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return iter(loader)
-
-
-def _check_settings(batch_size: int, prompts_per_image: int, temperature: float) -> None:
-    if batch_size < 1:
-        raise UserError(f"batch_size: {batch_size}; use 1 or more")
-    if prompts_per_image < 1:
-        raise UserError(f"prompts_per_image: {prompts_per_image}; use 1 or more")
-    if not temperature >= 1:
-        raise UserError(f"temperature: {temperature}; use 1 (as the data are) or more (more even)")
 
 
 def _shuffled(groups: list[np.ndarray], seed: int, temperature: float) -> Any:

@@ -245,7 +245,7 @@ class AutomaticMaskGenerator:
             for _ in range(self.box_rounds):
                 grid = self._boxes_of_masks(crop, grid)
         launched = (
-            (batch, self._launch(crop, batch, to_crop, crop_box, image))
+            (batch, self._launch(crop, batch, to_crop, crop_box, image.shape[:2]))
             for batch in self._batches(grid)
         )
         found: list[_Candidate] = []
@@ -295,7 +295,7 @@ class AutomaticMaskGenerator:
         return logits[0], scores[0]
 
     def _launch(
-        self, crop: EncodedImage, batch: np.ndarray, to_crop, crop_box, image: np.ndarray
+        self, crop: EncodedImage, batch: np.ndarray, to_crop, crop_box, image_shape
     ) -> Filtered:
         """Starts decoder and filters on a batch."""
         logits, scores = self._decode(crop, batch)
@@ -311,7 +311,7 @@ class AutomaticMaskGenerator:
             np.arange(len(scores)) < len(batch),
             to_crop,
             np.array(crop_box, np.int32),
-            np.array(image.shape[:2], np.int32),
+            np.array(image_shape, np.int32),
             thresholds,
             upsample=self._engine.preprocessing.upsample,
         )
@@ -326,22 +326,19 @@ class AutomaticMaskGenerator:
         packed = np.asarray(filtered.packed[: min(bucket(count), len(filtered.packed))])
         scores, stability = np.asarray(filtered.scores), np.asarray(filtered.stability)
         boxes = np.asarray(filtered.boxes)
+        kind = "point_coords" if self.prompts == "points" else "prompt_box"
+        corner = np.tile(crop_box[:2], batch.shape[1] // 2)
         return [
             _Candidate(
                 counts=records.encode_packed(packed[i], boxes[i], crop_box, image_shape),
                 box=tuple(boxes[i].tolist()),
                 predicted_iou=float(scores[i]),
                 stability_score=float(stability[i]),
-                prompt=self._prompt_record(batch[prompt], crop_box),
+                prompt={kind: [(batch[prompt] + corner).tolist()]},
                 crop_box=crop_box,
             )
             for i, prompt in enumerate(np.asarray(filtered.prompts)[:count])
         ]
-
-    def _prompt_record(self, prompt: np.ndarray, crop_box) -> dict[str, list[list[float]]]:
-        name = "point_coords" if self.prompts == "points" else "prompt_box"
-        corner = np.tile(crop_box[:2], len(prompt) // 2)
-        return {name: [(prompt + corner).tolist()]}
 
     def _without_small_regions(self, found: list[_Candidate], shape) -> list[_Candidate]:
         """Cleans masks, then drops duplicates that arose; masks left unchanged are preferred."""

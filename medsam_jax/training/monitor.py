@@ -100,7 +100,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 class FiniteWatch:
-    """Stops a run whose loss is not finite and saves the batch for inspection.
+    """Stops a run whose loss or gradient is not finite and saves the batch for inspection.
 
     The loss of a step is read after the next step has started, so the device never waits. Each
     process of several saves its own share of the batch under a name of its own.
@@ -120,12 +120,13 @@ class FiniteWatch:
             return
         step, scalars, batch = self._pending
         self._pending = None
-        if not np.isfinite(scalars["loss"]) or not np.isfinite(scalars["gradient_norm"]):
-            np.savez(self._path, **batch)
-            raise UserError(
-                f"step {step}: loss {float(scalars['loss'])} is not finite; the batch is in "
-                f"{self._path}: look at it, or lower config.learning_rate"
-            )
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(scalars[name]):
+                np.savez(self._path, **batch)
+                raise UserError(
+                    f"step {step}: {name} {float(scalars[name])} is not finite; the batch is in "
+                    f"{self._path}: look at it, or lower config.learning_rate"
+                )
 
 
 class MetricWriter:
