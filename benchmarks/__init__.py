@@ -1,1 +1,1 @@
-"""Side-by-side timings of this library and its peers: `python -m benchmarks.run --help`."""
+"""Timings of this library and its peers side by side: `python -m benchmarks.run --help`."""

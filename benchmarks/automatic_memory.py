@@ -1,10 +1,10 @@
-"""Peak memory of automatic masks by a grid of points on an abdominal CT slice, in a fresh process.
+"""Measures the peak memory of automatic masks from a grid of points on an abdominal CT slice.
 
     python -m benchmarks.automatic_memory --scans demo/scans --points_per_side 128
 
-The peak is the kernel's of the whole process (VmHWM), Python and libraries included, so each run
-measures one setting. With `--open` every mask passes the filters and counts as a mask of its own:
-most that can be kept.
+The peak is the kernel's VmHWM of the whole process, including Python and libraries. Each run
+therefore measures one setting. With `--open` every mask passes the filters and none is a duplicate:
+the largest number of masks is kept.
 """
 
 import time

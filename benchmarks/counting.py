@@ -1,4 +1,4 @@
-"""What a jitted function must at least do: its matrix products, and its arguments and results."""
+"""Counts the minimum work of a jitted function: matrix products, arguments and results."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def least_work(function: Callable[..., Any], *arguments: Any) -> dict[str, float]:
-    """`operations` and `bytes` of a call, as `Work` takes them.
+    """Returns `operations` and `bytes` of a call as keyword arguments of `Work`.
 
-    Operations are those of matrix products and convolutions as the function states them, loops
-    unrolled; elementwise work is not counted, as it is not what the measured peak is a peak of.
-    Bytes are those of arguments and results, each once.
+    Operations are those of matrix products and convolutions, with loops unrolled. Elementwise work
+    is not counted, because the measured peak is that of a matrix product. Bytes are those of
+    arguments and results, each once.
     """
     closed, results = jax.make_jaxpr(function, return_shape=True)(*arguments)
     arrays = jax.tree.leaves((arguments, results))
@@ -40,7 +40,7 @@ def _of_equation(equation) -> int:
         return 2 * inputs_of_output * equation.outvars[0].aval.size // dilated
     inner = [_operations(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name in ("cond", "switch"):
-        return max(inner, default=0)  # forms of the same work for different devices
+        return max(inner, default=0)  # alternative forms of the same work, one per device type
     return sum(inner) * params.get("length", 1)  # `length` of a scan
 
 

@@ -1,4 +1,4 @@
-"""Rows that compare storing a slice with MedSAM's own steps: skimage's resize, then np.save."""
+"""Rows that compare storing a slice with MedSAM's steps: skimage's resize, then np.save."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.harness import Contender, Row, Work
 
 
 def ct_slice(side: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """A CT-like slice, uint8, and a label map: a body with organs, smooth texture and noise."""
+    """Returns a CT-like uint8 slice and its label map: a body with organs, texture and noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side] / side - 0.5
     body = (x / 0.42) ** 2 + (y / 0.3) ** 2 < 1
@@ -25,7 +25,7 @@ def ct_slice(side: int = 512) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(recipe: str) -> Work:
-    """Resize, encode as PNG and append to an ArrayRecord file, as `datasets.build` does."""
+    """Resizes, encodes as PNG and appends to an ArrayRecord file, as `datasets.build` does."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     from datasets.medical_slices.slices import encode_image, encode_mask
@@ -33,7 +33,7 @@ def ours(recipe: str) -> Work:
     from medsam_jax.data.recipes import RECIPES
 
     image, labels = ct_slice()
-    folder = tempfile.TemporaryDirectory()  # `run` holds it until the process ends
+    folder = tempfile.TemporaryDirectory()  # `run` keeps it until the process ends
     writer = ArrayRecordWriter(str(Path(folder.name) / "slices"), "group_size:1")
 
     def run(index, folder=folder):
@@ -47,7 +47,7 @@ def ours(recipe: str) -> Work:
 
 
 def medsam(size: int) -> Work:
-    """The steps of MedSAM's `pre_CT_MR.py` (v2) after the window: github.com/bowang-lab/MedSAM."""
+    """Runs the steps after windowing of `pre_CT_MR.py` (v2), github.com/bowang-lab/MedSAM."""
     from skimage import transform
 
     image, labels = ct_slice()

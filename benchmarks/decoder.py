@@ -16,18 +16,18 @@ from benchmarks.models import (
     torch_lite_medsam,
 )
 
-SIDE = 512  # of the image that is set, pixels
+SIDE = 512  # pixels, of the image passed to `set_image`
 
 
 def point_prompts(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Single foreground points: coordinates [P, 1, 2] in pixels of the input, labels [P, 1]."""
+    """Returns single foreground points: coordinates [P, 1, 2] in input pixels, labels [P, 1]."""
     rng = np.random.default_rng(1)
     labels = np.ones((count, 1), np.int32)
     return [(rng.uniform(0, 255, (count, 1, 2)).astype(np.float32), labels) for _ in range(INPUTS)]
 
 
 def jax_decoder(prompts: int) -> Work:
-    """Point prompts on one embedding: prompt encoder and decoder, three masks each."""
+    """Runs our prompt encoder and decoder for points on one embedding, three masks per point."""
     import jax
 
     functional = jax_lite_medsam()
@@ -54,7 +54,7 @@ def jax_decoder(prompts: int) -> Work:
 
 
 def torch_decoder(prompts: int) -> Work:
-    """As `jax_decoder`."""
+    """Runs the work of `jax_decoder` in PyTorch."""
     from tests.parity.torch_models import torch_decode
 
     model, embedding = torch_lite_medsam(), stand_in_embedding()
@@ -63,17 +63,17 @@ def torch_decoder(prompts: int) -> Work:
 
 
 def boxes() -> list[np.ndarray]:
-    """Boxes [4] in pixels of the image."""
+    """Returns boxes [4] in pixels of the image."""
     return [np.array([60.0 + 20 * i, 80.0, 300.0 + 20 * i, 330.0]) for i in range(INPUTS)]
 
 
 def _answer(masks, scores, low_res_logits) -> tuple[np.ndarray, ...]:
-    """Masks by area: one pixel on the threshold may fall on either side."""
+    """Replaces masks by their areas, because a pixel at the threshold may differ between sides."""
     return masks.mean(axis=(1, 2)), scores, low_res_logits
 
 
 def jax_prediction() -> Work:
-    """`Predictor.predict` with a box on an image that is set, masks at the image's size."""
+    """Runs `Predictor.predict` with a box after `set_image`; masks have the image's size."""
     import jax
 
     from medsam_jax import Predictor, load_model
@@ -91,7 +91,7 @@ def jax_prediction() -> Work:
 
 
 def torch_prediction() -> Work:
-    """`SamPredictor.predict` with the same embedding set."""
+    """Runs `SamPredictor.predict` on the same embedding."""
     import torch
 
     predictor = _sam_predictor(0.0, 1.0)
@@ -114,13 +114,13 @@ def _sam_predictor(pixel_mean: float, pixel_std: float):
     return SamPredictor(segment_anything_lite_medsam(pixel_mean, pixel_std))
 
 
-# LiteMedSAM answers points with predicted IoUs of 0.1 to 0.2, so SAM's 0.88 would leave nothing to
-# filter, enlarge or compare.
+# LiteMedSAM predicts IoUs of 0.1 to 0.2 for points. SAM's threshold of 0.88 would keep no mask to
+# filter, upsample or compare.
 AUTOMATIC = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.5, "points_per_batch": 64}
 
 
 def jax_automatic(points: int) -> Work:
-    """`AutomaticMaskGenerator` by a grid of points on a CT-like slice."""
+    """Runs `AutomaticMaskGenerator` with a grid of points on a CT-like slice."""
     from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
 
     model = jax_lite_medsam().bind(jax_lite_medsam().arrays)
@@ -130,7 +130,7 @@ def jax_automatic(points: int) -> Work:
 
 
 def torch_automatic(points: int) -> Work:
-    """`SamAutomaticMaskGenerator` of the same model; it is given our resized image."""
+    """Runs `SamAutomaticMaskGenerator` with the same model on our resized image."""
     from medsam_jax.data.preprocess import resize_image
     from medsam_jax.data.recipes import get_recipe
     from tests.parity.torch_models import stub_torchvision
@@ -148,7 +148,7 @@ def torch_automatic(points: int) -> Work:
 
 
 def _best(records: list[dict], count: int = 8) -> np.ndarray:
-    """The highest predicted IoUs. A mask on a threshold's edge may be kept by one side only."""
+    """Returns the highest predicted IoUs; masks near a threshold may be kept by one side only."""
     found = sorted((record["predicted_iou"] for record in records), reverse=True)
     return np.array((found + [0.0] * count)[:count])
 
@@ -175,13 +175,13 @@ def _decoder_row(prompts: int, targets: dict[str, float]) -> Row:
 
 
 def automatic_row(points: int) -> Row:
-    """Automatic masks with `points` per side; SAM's own default is 32."""
+    """Returns the row of automatic masks with `points` per side; SAM's default is 32."""
     return Row(
         *_both(f"automatic masks, {points} x {points} points", "automatic", {"points": points}),
         targets={"PyTorch": 0.5},
         memory_targets={"PyTorch": 1.0},
         tolerance=0.05,  # see `_best`
-        rounds=1,  # PyTorch takes a minute and more
+        rounds=1,  # PyTorch takes more than a minute
     )
 
 

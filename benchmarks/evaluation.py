@@ -1,9 +1,9 @@
-"""Time that scoring, prompts, reading and the journal add to the model's own in an evaluation.
+"""Measures the time that an evaluation adds to the model: scoring, prompts, reading, saving rows.
 
     python -m benchmarks.evaluation --data_dir data --checkpoint lite_medsam
 
-The model's own time: the same slices and prompts, ready in memory, through `SlicePredictor` with
-the masks thrown away. Rounds of both alternate.
+The model's time is that of `SlicePredictor` on the same slices and prompts, held in memory; its
+masks are dropped. Rounds of both alternate.
 """
 
 import tempfile
@@ -50,7 +50,7 @@ def main(_) -> None:
                 journal.append(entries)
 
         seconds = {model_alone: [], evaluate: []}
-        model_alone()  # compiles
+        model_alone()  # compilation, not timed
         for _ in range(_ROUNDS.value):
             for function, found in seconds.items():
                 start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Rows of the comparison, and how one row is measured.
+"""Defines the rows of the comparison and measures one row.
 
-Each contender of a row runs in a process of its own, so that its thread pools, its allocator and
-its peak memory are its own and idle ones sleep. The parent lets each do the row's work once,
-compares the outputs, and only then times: in rounds, one call of every contender per round, the
-order rotated. A busy minute on the machine then falls on all of them.
+Each contender of a row runs in its own process. It thus has its own thread pools, allocator and
+peak memory, and it sleeps while another is timed. The parent lets each contender do the work once
+and compares the outputs. Timing follows in rounds: one call of every contender per round, in
+rotated order, so that load on the machine affects all contenders.
 """
 
 import itertools
@@ -21,10 +21,10 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 
-SETTLE_SECONDS = 0.05  # between two calls: thread pools of the last one stop spinning
-_LEAST_ROUNDS = 3  # before the time for a row may end it
-# A second call before the timed ones: the first may have left lazy work behind, which is little
-# beside calls of this many seconds.
+SETTLE_SECONDS = 0.05  # between two calls, until the thread pools of the last one stop spinning
+_LEAST_ROUNDS = 3  # at least, also when a row's time is used up
+# Shorter calls get a second call before the timed ones, as the first may leave lazy work behind. In
+# longer calls that work is negligible. Seconds.
 _LONG_CALL = 5.0
 
 
@@ -35,15 +35,15 @@ class Contender:
     name: str
     setup: str  # "module:function"; called with `arguments`, it returns a `Work`
     arguments: Mapping = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)  # such as allocator settings
+    environment: Mapping[str, str] = field(default_factory=dict)  # for example allocator settings
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the same work by several contenders, ours first.
+    """Line of the table: the same work by several contenders, ours first.
 
-    With `compared` False the contenders are variants of ours whose outputs cannot be compared,
-    such as batch sizes; ratios are then of the time of one item.
+    With `compared` False the contenders are variants of ours whose outputs cannot be compared, for
+    example batch sizes. Ratios are then those of the time per item.
     """
 
     name: str
@@ -52,32 +52,32 @@ class Row:
     targets: Mapping[str, float] = field(
         default_factory=dict
     )  # contender -> ours / theirs, at most
-    memory_targets: Mapping[str, float] = field(default_factory=dict)  # likewise, peak memory
+    memory_targets: Mapping[str, float] = field(default_factory=dict)  # the same for peak memory
     tolerance: float = 1e-4  # largest difference of outputs, as a fraction of the largest value
     compared: bool = True
     rounds: int = 15  # at most
-    precision: str = "float32"  # whose matrix peak is the limit
+    precision: str = "float32"  # type whose matrix peak is the limit
 
 
 @dataclass
 class Work:
-    """What a contender's setup returns."""
+    """Result of a contender's setup: the call to time and its size."""
 
     run: Callable[[int], object]  # index of one of several inputs -> array or tuple of arrays
-    operations: float | None = None  # in matrix products of one call, where counted
-    bytes: float | None = None  # that one call must at least read and write, where counted
+    operations: float | None = None  # in matrix products of one call; None if not counted
+    bytes: float | None = None  # least that one call reads and writes; None if not counted
     items: int = 1  # images, slices or prompts of one call
-    peak_memory: Callable[[], int] | None = None  # of an accelerator; the process's by default
+    peak_memory: Callable[[], int] | None = None  # of an accelerator; default: of the process
 
 
 @dataclass
 class Measurement:
-    """One contender of one row. Times in seconds, memory in bytes."""
+    """Measurement of one contender of one row; times in seconds, memory in bytes."""
 
     name: str
     seconds: list[float]
-    first_call: float  # the first call, compilation included
-    peak_memory: int  # of the whole process, interpreter and libraries included
+    first_call: float  # includes compilation
+    peak_memory: int  # of the whole process, including interpreter and libraries
     difference: float | None  # of outputs from ours, as a fraction of the largest value
     operations: float | None
     bytes: float | None
@@ -91,7 +91,7 @@ class Measurement:
 
 
 class _Worker:
-    """A contender's process: one JSON request per line in, one JSON answer per line out."""
+    """Process of a contender; takes a JSON request per line, returns a JSON answer per line."""
 
     def __init__(self, contender: Contender, cores: int, folder: Path):
         self.contender = contender
@@ -109,7 +109,7 @@ class _Worker:
             )
 
     def ask(self, **request) -> dict:
-        """Raises UserError with the end of the process's log when it died."""
+        """Returns the answer to a request. Raises UserError with the log's end if it died."""
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -132,13 +132,13 @@ def measure(row: Row, *, rounds: int, seconds: float, cores: int) -> list[Measur
     """Measures every contender of a row.
 
     Args:
-      rounds: calls of each contender, at most; the row's own number where that is smaller.
-      seconds: after three rounds, none begins when this long has been spent on them.
-      cores: of the CPU, for each contender.
+      rounds: largest number of calls per contender; the row's own number applies if smaller.
+      seconds: time limit; after three rounds, no round begins once it is used up.
+      cores: CPU cores per contender.
 
     Raises:
         UserError: a contender's process died, or its outputs differ from ours by more than the
-            row's tolerance; nothing is timed then.
+            row's tolerance. The row is then not timed.
     """
     rounds = min(rounds, row.rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +168,7 @@ def measure(row: Row, *, rounds: int, seconds: float, cores: int) -> list[Measur
 
 
 def _prepare(row: Row, workers: list[_Worker], folder: Path) -> list[Measurement]:
-    """Sets every contender up, lets it run once and compares what it returned."""
+    """Sets up every contender, runs it once and compares the outputs."""
     results, ours = [], None
     for number, (contender, worker) in enumerate(zip(row.contenders, workers, strict=True)):
         output = str(folder / f"{number}.npz")
@@ -209,7 +209,7 @@ def _checked_difference(row: Row, contender: Contender, ours, theirs) -> float:
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """The largest |ours - theirs| over the largest |theirs|, of the worst of paired arrays.
+    """Returns the largest |ours - theirs| / largest |theirs| over all pairs of arrays.
 
     Raises:
         UserError: the numbers of arrays or their shapes differ.

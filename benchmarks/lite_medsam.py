@@ -1,4 +1,4 @@
-"""Rows that compare LiteMedSAM here with PyTorch and ONNX Runtime, same weights and inputs."""
+"""Rows that compare LiteMedSAM with PyTorch and ONNX Runtime on equal weights and inputs."""
 
 import multiprocessing
 import os
@@ -20,14 +20,14 @@ ONNX_FOLDER = Path("benchmarks/results/onnx")
 
 
 def images(batch: int) -> list[np.ndarray]:
-    """Normalised images [B, 256, 256, 3] in [0, 1]: blocks of noise, so not constant anywhere."""
+    """Returns images [B, 256, 256, 3] in [0, 1] of noise blocks, so that no region is constant."""
     rng = np.random.default_rng(0)
     coarse = rng.random((INPUTS, batch, 32, 32, 3), np.float32)
     return list(coarse.repeat(8, axis=2).repeat(8, axis=3))
 
 
 def jax_encoder(batch: int, dtype: str = "float32") -> Work:
-    """The image encoder under one jit, as `Sam.encode` calls it."""
+    """Runs the image encoder under one jit, as `Sam.encode` calls it."""
     import jax
 
     from medsam_jax.ops.compile import jit
@@ -54,11 +54,11 @@ def torch_encoder(batch: int, dtype: str = "float32") -> Work:
 
 
 def onnx_encoder(batch: int) -> Work:
-    """PyTorch's encoder exported for this batch, all graph optimisations on."""
+    """Runs PyTorch's encoder exported to ONNX for this batch, with all graph optimisations."""
     import onnxruntime
 
     path = ONNX_FOLDER / f"lite_medsam_encoder_{batch}.onnx"
-    if not path.exists():  # in a process of its own: its memory is not the runtime's
+    if not path.exists():  # in its own process, so that its memory is not counted
         export = multiprocessing.get_context("spawn").Process(
             target=_export_encoder, args=(path, batch)
         )
@@ -100,7 +100,7 @@ def _encoder_row(batch: int, targets: dict[str, float], dtype: str = "float32") 
     ]
     name = f"LiteMedSAM encoder, batch {batch}"
     if dtype != "float32":
-        # Either side differs by 4 to 6 % of the largest value from float32.
+        # Each side differs from float32 by 4 to 6 % of the largest value.
         precision = {"precision": dtype, "tolerance": 0.1}
         return Row(f"{name}, {dtype}", "cpu", tuple(contenders), targets, **precision)
     contenders.append(Contender("ONNX Runtime", f"{_HERE}onnx_encoder", {"batch": batch}))

@@ -1,4 +1,4 @@
-"""Images per second of the input pipeline alone, and bytes a slice of a built data set.
+"""Measures images per second of the input pipeline, and bytes per slice of a built data set.
 
 Example:
   python -m benchmarks.loader --data_dir data --recipe lite --workers 0,1,2
@@ -23,7 +23,7 @@ _SECONDS = flags.DEFINE_float("seconds", 10.0, "Time spent on each number of wor
 
 
 def images_per_second(data_dir: Path, workers: int) -> float:
-    """Steady rate: the first batches, which start the workers, are not counted."""
+    """Returns the steady rate, without the first batches, which start the workers."""
     loader = train_loader(
         data_dir,
         "train",

@@ -1,9 +1,9 @@
-"""What the numbers were measured on: the machine's name and its physical limits.
+"""Describes the machine of the measurements: its name and its measured limits.
 
     python -m benchmarks.machine
 
-prints the limits as JSON; the benchmarks ask for them so, in a process that then gives its memory
-back.
+prints the limits as JSON. The benchmarks run this command in its own process, which frees its
+memory at the end.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def describe(cores: int) -> dict[str, str]:
-    """Processor, cores used, memory, system and Python, as text."""
+    """Returns processor, cores used, memory, system and Python as text."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -32,24 +32,24 @@ def describe(cores: int) -> dict[str, str]:
 
 
 def gpu() -> str | None:
-    """The name of jax's first GPU, or None without one."""
+    """Returns the name of jax's first GPU, or None if there is none."""
     import jax
 
     return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else None
 
 
 def limits(repeats: int = 5) -> dict[str, float]:
-    """Measured peaks of the default jax device.
+    """Measures the peaks of the default jax device.
 
     Returns `operations` and `operations_bf16` per second of a matrix product in either type, and
-    `bytes` per second read and written while adding one to an array; the best of a few calls each.
+    `bytes` per second read and written while adding one to an array. Each is the best of `repeats`.
     """
     import jax
     import jax.numpy as jnp
 
     side = {"gpu": 8192}.get(jax.default_backend(), 2048)
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((side, side), np.float32))
-    array = jnp.zeros(2**26, jnp.float32)  # 256 MiB, in place: a fresh one is paged in first
+    array = jnp.zeros(2**26, jnp.float32)  # 256 MiB, in place: new arrays cause page faults
     exact = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     half = jax.jit(lambda a: jnp.matmul(a, a))
     add = jax.jit(lambda a: a + 1, donate_argnums=0)
@@ -61,7 +61,7 @@ def limits(repeats: int = 5) -> dict[str, float]:
 
 
 def _best(function, argument, repeats: int, chained: bool = False) -> float:
-    """The least seconds of a call; `chained` calls take the result of the one before."""
+    """Returns the shortest seconds of a call; `chained` calls take the previous result."""
     result = function(argument).block_until_ready()
     times = []
     for _ in range(repeats):

@@ -12,7 +12,7 @@ TOLERANCE = 2.0
 def ellipsoids(
     shape: Sequence[int], semi_axes: Sequence[float], count: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs [count, *shape] of an ellipsoid and its copy, moved by three pixels."""
+    """Returns pairs [count, *shape] of an ellipsoid and its copy, moved by three pixels."""
     centres = np.random.default_rng(0).uniform(-4, 4, (count, len(shape))) + np.array(shape) / 2
     grids = np.ogrid[tuple(slice(n) for n in shape)]
     masks = [
@@ -24,7 +24,7 @@ def ellipsoids(
 
 
 def numpy_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
-    """Our NumPy form."""
+    """Runs our NSD in NumPy."""
     from medsam_jax.metrics import normalized_surface_dice
 
     (pred,), (target,) = ellipsoids(shape, semi_axes)
@@ -38,7 +38,7 @@ def numpy_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
 
 
 def surface_distance_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
-    """DeepMind's package, with the aliases it needs that NumPy and SciPy have dropped."""
+    """Runs DeepMind's package, with the aliases that NumPy and SciPy have removed."""
     metrics = _surface_distance()
     (pred,), (target,) = ellipsoids(shape, semi_axes)
 
@@ -52,7 +52,7 @@ def surface_distance_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
 
 
 def numpy_dice(shape, semi_axes) -> Work:
-    """Our NumPy form."""
+    """Runs our Dice in NumPy."""
     from medsam_jax.metrics import dice
 
     (pred,), (target,) = ellipsoids(shape, semi_axes)
@@ -66,7 +66,7 @@ def surface_distance_dice(shape, semi_axes) -> Work:
 
 
 def monai_dice(shape, semi_axes, count=1) -> Work:
-    """MONAI's `compute_dice` of one or several pairs."""
+    """Runs MONAI's `compute_dice` on one or several pairs."""
     import torch
     from monai.metrics import compute_dice
 
@@ -75,7 +75,7 @@ def monai_dice(shape, semi_axes, count=1) -> Work:
 
 
 def jitted_dice(shape, semi_axes, count) -> Work:
-    """Our jitted form, masks already on the device."""
+    """Runs our jitted Dice on masks that are on the device."""
     import jax.numpy as jnp
 
     from medsam_jax.metrics import dice_batch
@@ -89,7 +89,7 @@ def jitted_dice(shape, semi_axes, count) -> Work:
 
 
 def numpy_distances(shape, semi_axes, spacing) -> Work:
-    """Our HD95."""
+    """Runs our HD95."""
     from medsam_jax.metrics import hausdorff_distance
 
     (pred,), (target,) = ellipsoids(shape, semi_axes)
@@ -99,7 +99,7 @@ def numpy_distances(shape, semi_axes, spacing) -> Work:
 
 
 def surface_distance_distances(shape, semi_axes, spacing) -> Work:
-    """DeepMind's robust Hausdorff distance."""
+    """Runs DeepMind's robust Hausdorff distance."""
     metrics = _surface_distance()
     (pred,), (target,) = ellipsoids(shape, semi_axes)
 
@@ -111,7 +111,7 @@ def surface_distance_distances(shape, semi_axes, spacing) -> Work:
 
 
 def jitted_batch(size, radius, count) -> Work:
-    """Our jitted form, masks already on the device."""
+    """Runs our jitted NSD on masks that are on the device."""
     import jax.numpy as jnp
 
     from medsam_jax.metrics import nsd_batch
@@ -139,7 +139,7 @@ def surface_distance_batch(size, radius, count) -> Work:
 
 
 def monai_batch(size, radius, count) -> Work:
-    """MONAI's `compute_surface_dice` with sub-voxel elements, its form of the same definition."""
+    """Runs MONAI's `compute_surface_dice` with sub-voxel elements: the same definition."""
     import torch
     from monai.metrics import compute_surface_dice
 

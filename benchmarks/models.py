@@ -1,4 +1,4 @@
-"""The models that rows compare: ours and PyTorch's, with the same weights."""
+"""Models that rows compare: ours and PyTorch's, with the same weights."""
 
 import os
 from functools import cache
@@ -7,14 +7,14 @@ import numpy as np
 
 from benchmarks.harness import Work
 
-# PyTorch returns large buffers to the system after each layer and faults their pages in again;
-# with these settings glibc keeps them. Both ways of running it are in the table.
+# PyTorch returns large buffers to the system after each layer, and new ones cause page faults. With
+# these settings glibc keeps the buffers. The table has PyTorch with and without them.
 KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-INPUTS = 4  # different inputs that calls take turns with
+INPUTS = 4  # number of inputs that the calls alternate between
 
 
 def jax_lite_medsam(dtype: str = "float32", devices: int = 1):
-    """Our LiteMedSAM with the released weights, as a `Functional` that computes in `dtype`."""
+    """Returns our LiteMedSAM with the released weights, as a `Functional` in `dtype`."""
     import dataclasses
 
     from medsam_jax.hub import resolve
@@ -29,7 +29,7 @@ def jax_lite_medsam(dtype: str = "float32", devices: int = 1):
 
 
 def torch_lite_medsam():
-    """The authors' LiteMedSAM with the released weights, on as many threads as there are cores."""
+    """Returns the authors' LiteMedSAM with the released weights; uses one thread per core."""
     import torch
 
     from tests.parity.torch_models import load_torch_lite_medsam
@@ -39,9 +39,9 @@ def torch_lite_medsam():
 
 
 def torch_encoder_work(encode, images: list[np.ndarray], dtype: str = "float32") -> Work:
-    """`encode` of images [B, S, S, 3], handed to PyTorch as [B, 3, S, S].
+    """Runs `encode` on images [B, S, S, 3], passed to PyTorch as [B, 3, S, S].
 
-    In bfloat16 under autocast, which leaves norms and softmax in float32, as ours does.
+    bfloat16 uses autocast, which keeps norms and softmax in float32, as our model does.
     """
     import torch
 
@@ -59,10 +59,10 @@ def torch_encoder_work(encode, images: list[np.ndarray], dtype: str = "float32")
 
 
 def segment_anything_lite_medsam(pixel_mean: float, pixel_std: float):
-    """PyTorch LiteMedSAM inside segment_anything's `Sam`, which its predictor and generator need.
+    """Wraps PyTorch LiteMedSAM in segment_anything's `Sam`, as its predictor and generator need.
 
     Args:
-      pixel_mean, pixel_std: one image's least value and its range; then `Sam.preprocess` is
+      pixel_mean, pixel_std: minimum and range of one image, so that `Sam.preprocess` equals
         LiteMedSAM's normalisation of that image.
     """
     from tests.parity.torch_models import stub_torchvision
@@ -81,5 +81,5 @@ def segment_anything_lite_medsam(pixel_mean: float, pixel_std: float):
 
 @cache
 def stand_in_embedding() -> np.ndarray:
-    """[64, 64, 256] with the spread of real embeddings, which a LayerNorm ends."""
+    """Returns a random embedding [64, 64, 256] scaled like a real one, which ends in LayerNorm."""
     return np.random.default_rng(2).standard_normal((64, 64, 256), np.float32)

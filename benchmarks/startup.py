@@ -1,4 +1,4 @@
-"""Rows of what a user waits for before the first mask: imports, compilation. Whole processes."""
+"""Rows of start-up time: whole processes with imports and compilation, up to the first mask."""
 
 import os
 import resource
@@ -50,12 +50,12 @@ print(mask.float().mean().item())
 
 
 def process(code: str) -> Work:
-    """A Python process that runs `code`."""
+    """Runs a Python process with `code`."""
     return Work(lambda index: np.array([_last_number(code, os.environ)]), peak_memory=_peak_memory)
 
 
 def first_mask(code: str, cold: bool = False) -> Work:
-    """A process from its start to a mask; when `cold`, nothing is compiled beforehand."""
+    """Runs a process from its start to a mask; with `cold`, the compilation cache is empty."""
     folder = tempfile.TemporaryDirectory()
 
     def run(index, folder=folder):
@@ -69,7 +69,7 @@ def first_mask(code: str, cold: bool = False) -> Work:
 
 
 def _peak_memory() -> int:
-    """Of the largest process that was run."""
+    """Returns the peak memory of the largest child process in bytes."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
@@ -104,7 +104,7 @@ ROWS = (
             _first_mask("medsam_jax, nothing compiled before", "medsam_jax", cold=True),
             _first_mask("PyTorch", "PyTorch"),
         ),
-        tolerance=1e-3,  # one pixel on the threshold may fall on either side
+        tolerance=1e-3,  # a pixel at the threshold may differ
         rounds=3,
     ),
 )

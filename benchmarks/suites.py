@@ -1,4 +1,4 @@
-"""The rows of both suites."""
+"""Rows of both suites."""
 
 from benchmarks import (
     data,
@@ -16,7 +16,7 @@ from benchmarks.harness import Row
 
 
 def every_row(points: int) -> list[Row]:
-    """Of both suites; `points` per side of automatic masks."""
+    """Returns the rows of both suites; automatic masks use `points` per side."""
     return [
         *lite_medsam.ROWS,
         *vit_b.ROWS,

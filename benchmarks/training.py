@@ -1,8 +1,8 @@
 """Rows of the training step on LiteMedSAM, against the same step written in PyTorch.
 
-The same step: forward pass, soft Dice and cross-entropy, gradients of the same parameters, clipping
-to a norm of 1, AdamW with decay of kernels. Compared are loss and gradient norm of the second step,
-which holds the first one's update too.
+Both steps consist of forward pass, soft Dice and cross-entropy, gradients of the same parameters,
+clipping to a norm of 1, and AdamW with decay of kernels. The rows compare loss and gradient norm of
+the second step, which depend on the first update too.
 """
 
 import re
@@ -20,7 +20,7 @@ PROMPT_ENCODER = (r"prompt_encoder\..*",)
 
 
 def batches(size: int, cached: bool) -> list[dict[str, np.ndarray]]:
-    """Ellipses with their boxes on noise, or on embeddings of the spread that real ones have."""
+    """Returns batches of ellipses with boxes, on noise or on embeddings scaled like real ones."""
     rng = np.random.default_rng(0)
     return [_batch(rng, size, cached) for _ in range(INPUTS)]
 
@@ -46,7 +46,7 @@ def _batch(rng, size: int, cached: bool) -> dict[str, np.ndarray]:
 
 
 def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int = 1) -> Work:
-    """The step of `medsam_jax.train`, with its recipe's defaults, over all devices of jax."""
+    """Runs the step of `medsam_jax.train` with its recipe's defaults on all devices of jax."""
     import jax
 
     from medsam_jax.models.functional import parameter_names
@@ -92,7 +92,7 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
 
 
 def torch_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS) -> Work:
-    """The same in PyTorch; BatchNorm on its stored statistics, as here."""
+    """Runs the same step in PyTorch; BatchNorm uses its stored statistics, as ours does."""
     import torch
 
     model = torch_lite_medsam()
@@ -128,7 +128,7 @@ def torch_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS) -> Work:
 
 
 def torch_loss(logits, target):
-    """MedSAM's loss of logits and target [B, H, W]: soft Dice plus cross-entropy."""
+    """Returns MedSAM's loss for logits and target [B, H, W]: soft Dice plus cross-entropy."""
     import torch
 
     probability = torch.sigmoid(logits)
@@ -146,7 +146,7 @@ def _torch_optimizer(model, frozen):
         parameter.requires_grad = not any(re.fullmatch(regex, name) for regex in frozen)
         if parameter.requires_grad:
             kernel = name.endswith("weight") and parameter.ndim > 1 and "token.w" not in name
-            kernel = kernel and "mask_tokens" not in name  # like iou_token, an embedding
+            kernel = kernel and "mask_tokens" not in name  # an embedding, like iou_token
             (decayed if kernel else undecayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": DECAY},
@@ -189,7 +189,7 @@ def _against_pytorch(name: str, targets: dict[str, float], **arguments) -> Row:
         ),
         targets=targets,
         memory_targets={"PyTorch": 1.0},
-        tolerance=1e-3,  # Adam's first update is a sign, also of gradients that are mere rounding
+        tolerance=1e-3,  # Adam's first update is the gradient's sign, also for rounding errors
         rounds=9,
     )
 

@@ -1,16 +1,16 @@
-"""The U-Net of `medsam_jax.models.unet` in PyTorch, trained by the same recipe on the same batches.
+"""Trains `medsam_jax.models.unet` in PyTorch with the same recipe on the same batches.
 
-What it needs to be a fair peer: initial weights, batches, augmentation, loss, optimiser, schedule
-and average of the weights are those of `python -m medsam_jax.train` with the same configuration;
-the model and the training step are PyTorch's. The best weights by tune DSC are written as a
-checkpoint of ours, so that both are scored by one command:
+Initial weights, batches, augmentation, loss, optimiser, schedule and weight averaging are those of
+`python -m medsam_jax.train` with the same configuration. The model and the training step are
+PyTorch's. The best weights by tune DSC are written as a checkpoint of this library, so that one
+command scores both:
 
   python -m benchmarks.unet_pytorch --config configs/unet_small.py --workdir runs/unet/torch \
       --config.data_dir=DATA --config.checkpoint=runs/unet/init
   python -m medsam_jax.evaluate --checkpoint runs/unet/box/best,runs/unet/torch/best \
       --data_dir DATA --output results/unet_pytorch
 
-Runs where `tests/parity` does (torch beside this library).
+It needs the environment of `tests/parity`: torch and this library.
 """
 
 import copy
@@ -40,12 +40,12 @@ from medsam_jax.training.optimizer import learning_rate_schedule
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where scores and the best weights go.")
 
-# Kernels of (transposed) convolutions: Flax's layout to PyTorch's, and back.
+# Axis orders of (transposed) convolution kernels: Flax to PyTorch, and back.
 TO_TORCH, TO_FLAX = (3, 2, 0, 1), (2, 3, 1, 0)
 
 
 class Stage(nn.Module):
-    """Two convolutions with instance norm and leaky ReLU."""
+    """Block of two convolutions with instance norm and leaky ReLU."""
 
     def __init__(self, n_in: int, n_out: int, stride: int):
         super().__init__()
@@ -60,7 +60,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Pixels [B, 3 or 4, S, S], the box as fourth channel, to logits [B, h, w] of each stage."""
+    """U-Net from pixels [B, 3 or 4, S, S] (fourth channel: box) to logits [B, h, w] per stage."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -103,7 +103,7 @@ def load_flax(model: nn.Module, params: Mapping[str, np.ndarray]) -> None:
 
 
 def to_flax(model: nn.Module) -> dict[str, np.ndarray]:
-    """The inverse of `load_flax`."""
+    """Returns the model's arrays in Flax's layout, the inverse of `load_flax`."""
     params = {}
     for name, value in model.state_dict().items():
         stem, leaf = name.rsplit(".", 1)
@@ -115,7 +115,7 @@ def to_flax(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def inputs(batch: Mapping[str, np.ndarray], config: UNetConfig) -> torch.Tensor:
-    """A loader's batch as the network's input; pixels by the one preprocessing there is."""
+    """Converts a loader's batch to the network's input with our preprocessing."""
     pixels = encoder_input(batch["image"], batch["valid_shape"], config.preprocessing)
     x = torch.tensor(np.array(pixels)).permute(0, 3, 1, 2)
     if config.box_channel:
@@ -129,13 +129,13 @@ def inputs(batch: Mapping[str, np.ndarray], config: UNetConfig) -> torch.Tensor:
 
 
 def on_stored_grid(logits: torch.Tensor, size: int) -> torch.Tensor:
-    """Logits [B, h, w] at the size of the stored slices."""
+    """Resizes logits [B, h, w] to the size of the stored slices."""
     resized = F.interpolate(logits[:, None], (size, size), mode="bilinear", align_corners=False)
     return resized[:, 0]
 
 
 def loss_of(stages: list[torch.Tensor], batch: Mapping[str, np.ndarray]) -> torch.Tensor:
-    """Soft Dice and cross-entropy over what is not padding, at every supervised stage."""
+    """Returns soft Dice plus cross-entropy over all supervised stages, without padding."""
     size = batch["mask"].shape[-1]
     truth = torch.tensor(batch["mask"] > 0).float()
     valid = torch.tensor(_valid(batch["valid_shape"], size)).float()
@@ -160,7 +160,7 @@ def _valid(valid_shape: np.ndarray, size: int) -> np.ndarray:
 
 
 def make_optimizer(model: nn.Module, config) -> torch.optim.Optimizer:
-    """AdamW that decays kernels alone, as `training.optimizer` does."""
+    """Returns AdamW with decay of kernels only, as in `training.optimizer`."""
     kernels = [value for value in model.parameters() if value.ndim == 4]
     others = [value for value in model.parameters() if value.ndim < 4]
     groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others}]
@@ -175,7 +175,7 @@ def step_once(
     config,
     learning_rate: float,
 ) -> tuple[float, float]:
-    """One step; returns the loss and the gradient's norm before clipping."""
+    """Runs one step; returns the loss and the gradient norm before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad()
@@ -187,7 +187,7 @@ def step_once(
 
 
 def train(config, workdir: Path) -> None:
-    """Trains by the configuration; writes `tune.csv` and `best/` in `workdir`."""
+    """Trains with the configuration; writes `tune.csv` and `best/` to `workdir`."""
     origin = resolve(config.checkpoint)
     model_config = read_config(origin)
     if not isinstance(model_config, UNetConfig):
@@ -239,7 +239,7 @@ def _move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def tune_dice(model: nn.Module, model_config: UNetConfig, config) -> float:
-    """Mean DSC over the tune split's objects, with the boxes that our training draws there."""
+    """Returns the mean DSC over the tune split's objects, with the boxes of our training."""
     return float(np.mean(list(_tune_scores(model, model_config, config))))
 
 

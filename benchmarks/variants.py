@@ -1,4 +1,4 @@
-"""Rows of ours alone: how cost grows with batch, image, slices, workers and devices."""
+"""Rows of this library alone: cost by batch, image, slices, workers and devices."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks.training import contender as step
 
 
 def first_prediction(side: int) -> Work:
-    """`set_image` and `predict` with a box, on an image of `side` x `side` pixels."""
+    """Runs `set_image` and `predict` with a box on an image of `side` x `side` pixels."""
     from medsam_jax import Predictor, load_model
 
     predictor = Predictor(load_model("lite_medsam"))
@@ -26,7 +26,7 @@ def first_prediction(side: int) -> Work:
 
 
 def encoded_slices(count: int) -> Work:
-    """`Predictor.encode` of slices of 512 x 512."""
+    """Runs `Predictor.encode` on slices of 512 x 512 pixels."""
     import jax
 
     from medsam_jax import Predictor, load_model
@@ -43,13 +43,13 @@ def encoded_slices(count: int) -> Work:
 
 
 def loader(workers: int, batch_size: int = 8) -> Work:
-    """Batches of the input pipeline from a data set of synthetic scans, built here."""
+    """Reads batches with the input pipeline from a data set of synthetic scans, built here."""
     import SimpleITK as sitk
 
     from datasets.medical_slices import building, slices
     from medsam_jax.data.input_pipeline import train_loader
 
-    folder = tempfile.TemporaryDirectory()  # `run` holds it until the process ends
+    folder = tempfile.TemporaryDirectory()  # `run` keeps it until the process ends
     path, data_dir = Path(folder.name), str(Path(folder.name) / "data")
     image, labels = ct_slice(256)
     rows = ["case_id,image,mask,modality,task,split"]
@@ -64,7 +64,7 @@ def loader(workers: int, batch_size: int = 8) -> Work:
     batches = train_loader(
         data_dir, "train", batch_size=batch_size, seed=0, box_jitter=5, num_workers=workers
     )
-    for _ in range(2 + workers):  # workers have started, and hold batches ready
+    for _ in range(2 + workers):  # after these, workers have started and prefetched
         next(batches)
 
     def run(index, folder=folder):

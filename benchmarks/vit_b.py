@@ -1,6 +1,6 @@
 """Rows of SAM's ViT-B encoder at 1024 pixels on a CPU: ours, segment_anything's, transformers'.
 
-Random weights, the same for all: the published ones are no faster, and need no download here.
+All sides have the same random weights, which need no download; weights do not change the speed.
 """
 
 import numpy as np
@@ -13,13 +13,13 @@ _PREFIX = "image_encoder."
 
 
 def images() -> list[np.ndarray]:
-    """Normalised images [1, 1024, 1024, 3]: blocks of noise."""
+    """Returns normalised images [1, 1024, 1024, 3] of noise blocks."""
     coarse = np.random.default_rng(0).standard_normal((INPUTS, 1, 64, 64, 3), np.float32)
     return list(coarse.repeat(16, axis=2).repeat(16, axis=3))
 
 
 def jax_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
-    """`model.image_encoder` under one jit."""
+    """Runs `model.image_encoder` under one jit."""
     import jax
     from flax import nnx
 
@@ -42,7 +42,7 @@ def jax_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
 
 
 def segment_anything_encoder(encoder: str = "vit_b") -> Work:
-    """`ImageEncoderViT` of segment_anything."""
+    """Runs segment_anything's `ImageEncoderViT`."""
     import torch
 
     from tests.parity.torch_models import stub_torchvision
@@ -69,7 +69,7 @@ def segment_anything_encoder(encoder: str = "vit_b") -> Work:
 
 
 def transformers_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
-    """`SamModel.vision_encoder` of transformers, whose attention is PyTorch's fused one."""
+    """Runs transformers' `SamModel.vision_encoder` with PyTorch's fused attention."""
     model = transformers_sam(sam_config(encoder, "float32"))
     found = model.vision_encoder.config._attn_implementation
     if found != "sdpa":

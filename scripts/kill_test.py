@@ -1,13 +1,13 @@
-"""Kills a training run at random moments; what it computes must equal an undisturbed run's bits.
+"""Kills a training run at random moments; results must be bit-identical to an undisturbed run's.
 
-Example, on what `make demo` leaves:
+Example, on the outputs of `make demo`:
   python scripts/kill_test.py --config=configs/demo.py --workdir=runs/kills --kills=10 \\
       --set=data_dir=demo/data --set=embedding_cache=demo/embeddings --set=num_steps=60 \\
       --set=eval_every=20 --set=checkpoint_every=2 --set=log_every=1
 
-Every third kill (SIGKILL) comes while a checkpoint is being written, every third at a random time
-after a random step, every third at a random time after the start: imports, compilation, restoring.
-Afterwards every loss, norm and tune score of every step and every exported array are compared.
+One third of the kills (SIGKILL) occur while a checkpoint is written, one third at a random time
+after a random step, and one third at a random time after the start (imports, compilation,
+restoring). The script then compares all losses, norms and tune scores and all exported arrays.
 """
 
 import contextlib
@@ -59,14 +59,14 @@ def main(_) -> None:
 
 
 def finish(command: Sequence[str], log) -> None:
-    """Runs to the end. Raises UserError where that fails."""
+    """Runs a command to its end. Raises UserError if it fails."""
     if subprocess.run(command, stdout=log, stderr=log).returncode:
         raise errors.UserError(f"{log.name}: the run failed; see its end")
 
 
 @dataclasses.dataclass
 class Disturbed:
-    """A run that is started again and again."""
+    """Training run that is killed and restarted."""
 
     command: Sequence[str]
     workdir: Path
@@ -86,15 +86,16 @@ class Disturbed:
         delay: float = 1.0,
         start_seconds: float = 10.0,
     ) -> str:
-        """Starts the run and sends it a signal; tells in words when that was.
+        """Starts the run and sends it a signal; returns a text that says when.
 
         Args:
-          moment: "start": up to `start_seconds` after it; "step": up to `delay` seconds after one
-            of the next `ahead` steps is logged; "write": once a checkpoint is half written then.
-          number: of the signal.
+          moment: "start": up to `start_seconds` after the start; "step": up to `delay` seconds
+            after one of the next `ahead` steps is logged; "write": after such a step, when a
+            checkpoint is half written.
+          number: signal number.
 
         Raises:
-          UserError: the run came to its end before.
+          UserError: the run ended before the signal.
         """
         target = max(last_step(self.workdir), 0) + int(self._rng.integers(1, ahead + 1))
         started = time.time()
@@ -122,23 +123,23 @@ class Disturbed:
 
 
 def last_step(workdir: Path) -> int:
-    """The last step whose loss is logged; -1 before any."""
+    """Returns the last step whose loss is logged; -1 if there is none."""
     rows = read_metrics(workdir)
     return max((step for step, name in rows if name == "train/loss"), default=-1)
 
 
 def half_written(workdir: Path, since: float) -> list[Path]:
-    """Checkpoints, begun after a time, that have their temporary name yet."""
+    """Returns checkpoints begun after `since` that still have their temporary name."""
     found = []
     for path in (workdir / "checkpoints").glob("*tmp*"):
-        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # renamed in the meantime
             if path.stat().st_mtime > since:
                 found.append(path)
     return found
 
 
 def read_metrics(workdir: Path) -> dict[tuple[int, str], str]:
-    """(step, name) -> value, in all its digits. Raises UserError for a step written twice."""
+    """Maps (step, name) to the value's text. Raises UserError for a step written twice."""
     path = workdir / "metrics.csv"
     if not path.exists():
         return {}
@@ -151,10 +152,10 @@ def read_metrics(workdir: Path) -> dict[tuple[int, str], str]:
 
 
 def compare(undisturbed: Path, disturbed: Path) -> int:
-    """How many numbers the two runs logged, all equal, but for speeds, which are not compared.
+    """Compares the numbers and arrays of two runs, except speeds; returns the count of numbers.
 
     Raises:
-      UserError: a number or an array that differs, the first one named.
+      UserError: a number or an array differs; the message has the first one.
     """
     expected, found = (
         {key: value for key, value in read_metrics(run).items() if not key[1].startswith("speed/")}

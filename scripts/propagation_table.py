@@ -1,12 +1,12 @@
-"""DSC of whole volumes by how they were prompted: every slice, one slice propagated, key slices.
+"""Compares DSC of volumes by prompting: every slice, one slice propagated, key slices.
 
     python scripts/propagation_table.py --manifest cases.csv --task sarcoma_ct,sarcoma_mr \\
         --embeddings /tmp/propagation_embeddings --output results/propagation
 
-Every label of every scan is an object. Its prompts are the exact boxes of its mask on some slices:
-on each slice that it is in; on the middle one of them, propagated; on the first, middle and last,
-interpolated. Writes `propagation.csv`, a row per object, and `propagation.md`. Embeddings (4 MB a
-slice) are kept in `--embeddings`: a second run encodes only slices that it has not met.
+Every label of every scan is an object. Its prompts are the exact boxes of its mask on some of its
+slices: on every slice; on the middle slice, propagated; on the first, middle and last slice,
+interpolated. The outputs are `propagation.csv`, with a row per object, and `propagation.md`.
+Embeddings (4 MB per slice) are stored in `--embeddings`: a second run encodes only new slices.
 """
 
 import csv
@@ -57,7 +57,7 @@ def main(argv) -> None:
 
 
 def score_case(predictor: VolumePredictor, case: Case) -> list[dict]:
-    """Rows of all objects of a scan."""
+    """Returns the rows of all objects of a scan."""
     scan = read_scan(case.image)
     axis = slice_axis(scan)
     labels = np.moveaxis(read_mask(case.masks[FIRST], scan), axis, 0)
@@ -79,7 +79,7 @@ def score_case(predictor: VolumePredictor, case: Case) -> list[dict]:
 
 
 def _embeddings(case: Case) -> Path | None:
-    """Where the encoded slices of a scan are kept."""
+    """Returns the file for a scan's embeddings; None without `--embeddings`."""
     if _EMBEDDINGS.value is None:
         return None
     folder = Path(_EMBEDDINGS.value)
@@ -88,7 +88,7 @@ def _embeddings(case: Case) -> Path | None:
 
 
 def segment(predictor: VolumePredictor, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """The object's mask by each method."""
+    """Returns the object's mask by each method."""
     present = np.flatnonzero(truth.any(axis=(1, 2)))
     middle = present[len(present) // 2]
     prompts = {
@@ -111,7 +111,7 @@ def segment(predictor: VolumePredictor, truth: np.ndarray) -> dict[str, np.ndarr
 
 
 def table(rows: list[dict]) -> str:
-    """Medians, quartiles and the loss against a box on every slice, per task."""
+    """Returns medians, quartiles and the DSC loss against a box on every slice, per task."""
     lines = [
         "| task | prompts | n | median DSC | quartiles | median loss |",
         "|---|---|---|---|---|---|",

@@ -4,10 +4,10 @@
         --model "LiteMedSAM=lite_medsam" --model "fine-tuned=runs/a/best+runs/b/best" \
         --output runs/results --page docs/results.md
 
-Scores by `python -m medsam_jax.evaluate`, once over the validation rows of `--internal` and once
-over all rows of the `--external` manifests; that goes on after a kill. A model may be several
-checkpoints, one per seed, joined by +: its cells hold the mean of their scores, and the range.
-The tables replace what stands between the markers in the page; the rest of it is kept.
+The script runs `python -m medsam_jax.evaluate` on the validation rows of `--internal` and on all
+rows of the `--external` manifests; a killed evaluation is resumed. A model may have several
+checkpoints, one per seed, joined by +. Its cells have the mean and the range of their scores. The
+tables replace the text between the markers in the page; the rest of the page is kept.
 """
 
 import csv
@@ -82,7 +82,7 @@ def parse_models(given: Sequence[str]) -> dict[str, list[str]]:
 def merge_manifests(
     manifests: Sequence[Path], path: Path, split: str | None, leave_out: Sequence[str]
 ) -> None:
-    """Writes one manifest of the wanted rows: absolute paths, CT windows and all annotators."""
+    """Writes one manifest of the selected rows: absolute paths, CT windows, all annotators."""
     rows = []
     for manifest in manifests:
         cases, problems = read_manifest(manifest)
@@ -96,7 +96,7 @@ def merge_manifests(
 
 
 def against_first(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows scored against the first annotator, whose masks make the prompts."""
+    """Returns the rows scored against the first annotator, whose masks define the prompts."""
     return [row for row in rows if row["reference"] == FIRST]
 
 

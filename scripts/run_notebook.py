@@ -1,9 +1,9 @@
-"""Runs a notebook from top to bottom; fails where a cell does, or where it has grown too large.
+"""Runs a notebook from top to bottom; fails if a cell fails or the file is too large.
 
     python scripts/run_notebook.py --notebook docs/quickstart.ipynb [--write]
 
-With `--write` the file keeps the new outputs; without, it stays as it is and its outputs are only
-checked to run.
+With `--write` the new outputs are written to the file. Without it the file is not changed; the run
+is only a check.
 """
 
 import re
@@ -19,7 +19,7 @@ from medsam_jax.io.files import write_text
 _NOTEBOOK = flags.DEFINE_string("notebook", "docs/quickstart.ipynb", "File to run.")
 _WRITE = flags.DEFINE_bool("write", False, "Keep the outputs.")
 
-LARGEST = 1_500_000  # bytes, outputs included: it lies in the repository
+LARGEST = 1_500_000  # bytes including outputs, as the repository stores them
 
 
 def main(argv) -> None:
@@ -51,7 +51,7 @@ def main(argv) -> None:
 
 
 def _tidy(notebook, root: str) -> None:
-    """Drops what differs between runs and machines: progress bars, times, paths."""
+    """Removes output that differs between runs and machines: progress bars, times, paths."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":

@@ -1,4 +1,4 @@
-"""What a command line says when it fails, and its exit status."""
+"""Tests of a failing command's message and exit status."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Checkpoints of the SAM family in and out: PyTorch `.pth`, safetensors, Orbax. Needs no torch.
+"""Converts SAM checkpoints between PyTorch `.pth`, safetensors and Orbax. Does not need torch.
 
-`python -m weights_converter.convert --help` is the command line; `conversion.convert` the function.
+Command line: `python -m weights_converter.convert --help`. Function: `convert.convert`.
 """

@@ -1,4 +1,4 @@
-"""Which model a set of tensors belongs to, told from names and shapes."""
+"""Recognises the model that a set of tensors belongs to by their names and shapes."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ _TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A model we have, and the tensor (name, PyTorch shape) that only its checkpoints hold."""
+    """A supported model, and a tensor (name, PyTorch shape) that only its checkpoints hold."""
 
     config: Callable[[], SamConfig]
     tensor: str
@@ -32,9 +32,9 @@ ARCHITECTURES = {
 
 
 def at_size_of(config: SamConfig, tensors: Mapping[str, LazyTensor]) -> SamConfig:
-    """`config` with the input size that the position table of a ViT in `tensors` was made for.
+    """Returns `config` with the input size that the ViT position embedding in `tensors` implies.
 
-    Fine-tuned descendants of SAM (SAMed, SAM-Med2D) keep its tensors but for these tables.
+    Fine-tuned SAM models (SAMed, SAM-Med2D) have SAM's tensors, except for the size of these.
     """
     table = tensors.get("image_encoder.pos_embed")
     if table is None or len(table.shape) != 4 or table.shape[1] != table.shape[2]:
@@ -47,10 +47,10 @@ def at_size_of(config: SamConfig, tensors: Mapping[str, LazyTensor]) -> SamConfi
 
 
 def detect(tensors: Mapping[str, LazyTensor], path: str) -> str:
-    """The name of the architecture of `tensors`, which carry segment_anything's names.
+    """Returns the architecture name of `tensors`, which have segment_anything's names.
 
     Raises:
-      UserError: none of ours, or no image encoder to tell it from.
+      UserError: not a supported architecture, or no image encoder to recognise it by.
     """
     for name, architecture in ARCHITECTURES.items():
         tensor = tensors.get(architecture.tensor)

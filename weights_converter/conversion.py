@@ -1,7 +1,8 @@
-"""From a checkpoint file to our parameters and back, as functions.
+"""Converts a checkpoint file to this library's parameters and back.
 
-In between lies `StateDict`: all tensors under segment_anything's names in PyTorch's axis order,
-still unread. Reading a file checks it against a model and ends there; writing starts there.
+The intermediate form is `StateDict`: all tensors, not read yet, with segment_anything's names and
+PyTorch's axis order. Reading a file checks it against a model and returns a `StateDict`; writing
+starts from one.
 """
 
 import dataclasses
@@ -23,11 +24,11 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """A SAM's tensors as PyTorch holds them, and where they came from.
+    """Tensors of a SAM in PyTorch's layout, and their source.
 
     Attributes:
       config: the model they were checked against.
-      tensors: by segment_anything's names, in the order of their source; extras included.
+      tensors: keyed by segment_anything's names, in the source's order; extra entries included.
       source: `source` of model.json: file, format, naming, wrapper, prefix, keys, sha256.
       metadata: further entries of model.json (licence, training facts).
     """
@@ -39,7 +40,7 @@ class StateDict:
 
 
 class Params(Mapping[str, np.ndarray]):
-    """Our parameters as a mapping that reads and transposes each tensor when it is asked for."""
+    """Mapping of our parameters that reads and transposes a tensor on access."""
 
     def __init__(self, state: StateDict):
         self.leaves = _leaves(state.config)
@@ -59,11 +60,11 @@ class Params(Mapping[str, np.ndarray]):
 
 
 def state_dict_from_file(file: TensorFile, config: SamConfig | None = None) -> StateDict:
-    """Checks the tensors of a file against a model, recognised from their names if not given.
+    """Checks the tensors of a file against a model, recognised by their names if not given.
 
     Raises:
-      UserError: not a SAM's tensors, or some unknown, missing, of the wrong shape or type: all of
-        them are listed.
+      UserError: not a SAM's tensors, or tensors that are unknown, missing or of the wrong shape or
+        type. The message lists all of them.
     """
     naming = names.detect_naming(file.tensors)
     if naming is None:
@@ -86,7 +87,7 @@ def state_dict_from_file(file: TensorFile, config: SamConfig | None = None) -> S
 
 
 def state_dict_from_directory(directory: str) -> StateDict:
-    """The tensors of one of our checkpoint directories. Raises UserError where it is damaged."""
+    """Reads the tensors of a checkpoint directory. Raises UserError if it is damaged."""
     metadata = checkpoint.read_metadata(directory)
     config = checkpoint.read_config(directory)
     if not isinstance(config, SamConfig):
@@ -118,11 +119,11 @@ def save_directory(state: StateDict, directory: str, overwrite: bool = False) ->
 
 
 def in_naming(state: StateDict, naming: str) -> dict[str, LazyTensor]:
-    """The tensors under the names of `naming`: the very keys and order of the source where it used
-    the same naming.
+    """Returns the tensors with the names of `naming`. If the source used the same naming, keys and
+    order are those of the source.
 
     Raises:
-      UserError: a tensor has no name there (LiteMedSAM in `transformers`).
+      UserError: a tensor has no name in `naming` (LiteMedSAM in `transformers`).
     """
     renamed = {names.to_naming(name, naming): tensor for name, tensor in state.tensors.items()}
     if None in renamed:
@@ -140,7 +141,7 @@ def in_naming(state: StateDict, naming: str) -> dict[str, LazyTensor]:
 
 @functools.cache
 def _leaves(config: SamConfig) -> dict[str, tuple[str, names.Leaf, tuple[int, ...]]]:
-    """Our path -> segment_anything's name, the rule for its values, our shape."""
+    """Maps our path to segment_anything's name, the rule for its values and our shape."""
     template = flatten_state(checkpoint.abstract_model(config))
     return {
         path: (*names.torch_leaf(path, len(variable.shape)), variable.shape)
@@ -149,7 +150,7 @@ def _leaves(config: SamConfig) -> dict[str, tuple[str, names.Leaf, tuple[int, ..
 
 
 def _under_our_names(file: TensorFile, naming: str) -> tuple[dict[str, LazyTensor], list[str]]:
-    """Tensors by segment_anything's names, and the names that the naming does not know."""
+    """Returns tensors keyed by segment_anything's names, and the names that `naming` lacks."""
     tensors: dict[str, LazyTensor] = {}
     unknown = []
     for key, tensor in file.tensors.items():

@@ -1,4 +1,4 @@
-"""Converts a checkpoint of the SAM family, in or out, or says what it is.
+"""Imports, exports or describes a SAM checkpoint.
 
 python -m weights_converter.convert --input lite_medsam --output weights/lite_medsam
 python -m weights_converter.convert --input sam_vit_b_01ec64.pth --output weights/sam_vit_b
@@ -58,8 +58,8 @@ def convert(
     """Converts one checkpoint; the arguments are those of the command line.
 
     Raises:
-      UserError: anything wrong with the input, or the output exists. Nothing is left behind then,
-        and an existing output stays as it is.
+      UserError: the input is invalid, or the output exists. No partial output remains, and an
+        existing output is not changed.
     """
     _demand_free(output, format, overwrite)
     state = open_checkpoint(source, model)

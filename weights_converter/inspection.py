@@ -1,4 +1,4 @@
-"""Says what a checkpoint is, whether it fits a model of ours or not."""
+"""Describes a checkpoint, including one that fits no supported model."""
 
 import collections
 import os
@@ -11,9 +11,9 @@ from weights_converter.registry import by_sha256
 
 
 def inspect(source: str, model: str = "auto") -> str:
-    """A table of lines: format, naming, wrapper, architecture, parameters by part, types, licence.
+    """Returns a text: format, naming, wrapper, architecture, parameters by part, types, licence.
 
-    A file that fits no model of ours is described all the same; the last line says what is amiss.
+    A file that fits no supported model is described too; the last line states the mismatch.
 
     Raises:
       UserError: not a readable checkpoint.

@@ -1,4 +1,4 @@
-"""Known weights by name, as a checkpoint directory that is made once and kept."""
+"""Converts known weights to a checkpoint directory in the cache, once for each name."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from weights_converter.registry import REGISTRY, KnownWeights
 
 
 def known_config(name: str) -> SamConfig:
-    """The configuration of known weights, with the preprocessing they were trained with."""
+    """Returns the configuration of known weights, with the preprocessing of their training."""
     known = REGISTRY[name]
     return dataclasses.replace(
         ARCHITECTURES[known.architecture].config(),
@@ -28,15 +28,15 @@ def known_config(name: str) -> SamConfig:
 
 
 def known_metadata(known: KnownWeights) -> dict[str, str]:
-    """What model.json says of known weights beside their source."""
+    """Returns the entries of model.json for known weights, except `source`."""
     return {"licence": known.licence, "credit": known.credit}
 
 
 def converted_directory(name: str) -> Path:
-    """The checkpoint directory of known weights in the cache; fetched and converted if need be.
+    """Returns the cached checkpoint directory of known weights; downloads and converts if needed.
 
     Raises:
-      UserError: unknown name, or no verified file to be had.
+      UserError: unknown name, or no verified file is available.
     """
     known = fetch.lookup(name)
     directory = cache_directory() / "models" / name
@@ -54,20 +54,20 @@ def converted_directory(name: str) -> Path:
 
 @contextlib.contextmanager
 def _one_at_a_time(directory: Path) -> Iterator[None]:
-    """Processes of one run ask for the same weights at once; the first makes them, others wait."""
+    """Lets one process convert the weights while the other processes of a run wait."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.parent / f".{directory.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, also when a process dies
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes or the process dies
         yield
 
 
 def _is_current(directory: Path, name: str, known: KnownWeights) -> bool:
-    """Whether a directory was made from this file for this configuration."""
+    """Returns whether a directory was converted from this file for this configuration."""
     if not directory.is_dir():
         return False
     try:
         source = checkpoint.read_metadata(directory).get("source", {})
         config = checkpoint.read_config(directory)
     except UserError:
-        return False  # of another version of this program: made anew
+        return False  # written by another version of this program
     return config == known_config(name) and known.sha256 in (None, source.get("sha256"))

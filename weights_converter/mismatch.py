@@ -1,22 +1,22 @@
-"""The report of a checkpoint that does not fit: every name, grouped, with a near known one."""
+"""Reports a checkpoint that does not fit: all names, grouped, each with the nearest known name."""
 
 import difflib
 import math
 import re
 from collections.abc import Iterable
 
-_MAX_SUGGESTIONS = 40  # groups that are searched for a near name; each search looks at all names
-_MAX_NUMBERS = 8  # in a name worth grouping
+_MAX_SUGGESTIONS = 40  # groups with a search for a near name; each search compares all names
+_MAX_NUMBERS = 8  # in a name that is grouped
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def describe(unused: list[str], unfilled: list[str], wrong: list[str], known: Iterable[str]) -> str:
-    """A multi-line text: counts first, then each list in groups.
+    """Returns a text of several lines: counts first, then each list in groups.
 
     Args:
-      unused: names of the file that the model has no place for.
-      unfilled: names of the model that the file lacks.
-      wrong: complaints about single tensors, shown as they are.
+      unused: names in the file that the model lacks.
+      unfilled: names in the model that the file lacks.
+      wrong: messages about single tensors, shown unchanged.
       known: all names of the model, for suggestions.
     """
     counts = [
@@ -50,13 +50,13 @@ def _section(title: str, names: list[str], known_patterns: list[str]) -> list[st
 
 
 def _words(name: str) -> tuple[str, ...]:
-    """What stands between the parts of a name that are numbers."""
+    """Returns the parts of a name between its numbers."""
     words = tuple(_NUMBER.split(name))
     return words if len(words) <= _MAX_NUMBERS + 1 else (name,)
 
 
 def _list(words: tuple[str, ...], members: list[str]) -> list[str]:
-    """The members in short: numbers that occur in all combinations go into braces."""
+    """Returns the members abbreviated: numbers that occur in all combinations go into braces."""
     numbers = [tuple(_NUMBER.findall(member)) if len(words) > 1 else () for member in members]
     return [_printable(_join(words, columns)) for columns in _boxes(numbers)]
 

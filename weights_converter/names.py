@@ -1,8 +1,8 @@
-"""Name tables: how each naming calls the tensors of a SAM, and how values change on the way.
+"""Tables of the tensor names in each naming, and of the axis order of the values.
 
-Everything goes through segment_anything's names, which MedSAM, LiteMedSAM and MobileSAM share:
-another naming is a table of pairs, and our own paths differ from them by the last part and the axis
-order.
+segment_anything's names are the common form; MedSAM, LiteMedSAM and MobileSAM use them. Another
+naming is a table of pairs. Our own paths differ from the common form in the last part and in the
+axis order.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ NAMINGS = (SEGMENT_ANYTHING, TRANSFORMERS)
 # Fields of the patterns below. Every pattern matches whole names only.
 _FIELDS = {"i": r"\d+", "j": r"\d+", "leaf": r"weight|bias", "rest": r"[a-z_0-9.]+"}
 
-# segment_anything <-> transformers `SamModel` (convert_sam_to_hf.py); the first match counts.
+# segment_anything <-> transformers `SamModel` (convert_sam_to_hf.py); the first match applies.
 _TRANSFORMERS_TABLE = (
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
     ("image_encoder.patch_embed.proj.{leaf}", "vision_encoder.patch_embed.projection.{leaf}"),
@@ -81,14 +81,14 @@ _TRANSFORMERS_TABLE = (
     ),
 )
 
-# Second names of one and the same tensor: transformers ties the prompt encoder's copy.
+# Second names of one tensor: transformers ties the prompt encoder's copy.
 ALIASES = {
     "prompt_encoder.shared_embedding.positional_embedding": (
         "shared_image_embedding.positional_embedding"
     ),
 }
 
-# Entries of PyTorch files that the model does not use; kept, so that an export gives them back.
+# Entries of PyTorch files that the model does not use; kept, so that an export contains them.
 EXTRAS = re.compile(
     r".+\.num_batches_tracked"  # BatchNorm's counter of training steps
     r"|image_encoder\.(norm_head|head)\.(weight|bias)"  # MobileSAM: TinyViT's ImageNet classifier
@@ -115,19 +115,19 @@ def _rename(name: str, table: list[tuple[re.Pattern[str], str]]) -> str | None:
 
 
 def from_naming(name: str, naming: str) -> str | None:
-    """segment_anything's name of what `naming` calls `name`; None if the naming has no such."""
+    """Returns segment_anything's name for the tensor `name` of `naming`; None if there is none."""
     if naming == SEGMENT_ANYTHING:
         return name
     return _rename(ALIASES.get(name, name), _FROM_TRANSFORMERS)
 
 
 def to_naming(name: str, naming: str) -> str | None:
-    """The name in `naming` of a tensor that segment_anything calls `name`; None if it has none."""
+    """Returns the name in `naming` for segment_anything's `name`; None if there is none."""
     return name if naming == SEGMENT_ANYTHING else _rename(name, _TO_TRANSFORMERS)
 
 
 def detect_naming(names: Mapping[str, object]) -> str | None:
-    """Which naming `names` follow; None if they are not of a SAM."""
+    """Returns the naming that `names` follow; None if they are not a SAM's."""
     if any(name.startswith(("vision_encoder.", "shared_image_embedding.")) for name in names):
         return TRANSFORMERS
     parts = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
@@ -136,7 +136,7 @@ def detect_naming(names: Mapping[str, object]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """How PyTorch calls the last part of one of our paths, and the axis order of its values.
+    """PyTorch's name for the last part of our path, and the axis order of the values.
 
     `axes` is the transposition from PyTorch's order to ours.
     """
@@ -178,10 +178,10 @@ _LEAVES = (
 
 
 def torch_leaf(path: str, rank: int) -> tuple[str, Leaf]:
-    """segment_anything's name for our `path`, and the rule for its values.
+    """Returns segment_anything's name for our `path`, and the rule for its values.
 
     Raises:
-      ValueError: no rule fits, so a model file has a variable of a new kind.
+      ValueError: no rule matches: a model file has a new kind of variable.
     """
     for leaf in _LEAVES:
         match = leaf.pattern.fullmatch(f"{path}/{rank}")

@@ -1,8 +1,8 @@
-"""Reads PyTorch `.pth` files, zip format and the older one, without torch and without running them.
+"""Reads PyTorch `.pth` files (zip and legacy format) without torch and without running their code.
 
 Tensors are views of the memory-mapped file. Formats: `torch/serialization.py` (`_save`,
 `_legacy_save`). Differences: pickles are interpreted, not run (`unpickler.py`), stored sizes are
-checked against the file before any memory is asked for, and checksums are verified.
+checked against the file before memory is allocated, and checksums are verified.
 """
 
 import functools
@@ -29,10 +29,10 @@ _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOF
 
 
 def read_pth(path: str) -> TensorFile:
-    """Reads the names, shapes and types of a `.pth` file; values follow on demand.
+    """Reads the names, shapes and types of a `.pth` file; values are read on demand.
 
     Raises:
-      UserError: not a PyTorch file, damaged, or its pickle asks for more than tensors.
+      UserError: not a PyTorch file, damaged, or its pickle needs more than tensors and containers.
     """
     data = _map(path)
     if data[:4] == b"PK\x03\x04":
@@ -66,7 +66,7 @@ def _describe(head: bytes) -> str:
 
 
 class _ZipArchive:
-    """The zip file `torch.save` writes: `NAME/data.pkl` and one stored member per storage."""
+    """Zip file as `torch.save` writes it: `NAME/data.pkl` and one stored member per storage."""
 
     def __init__(self, path: str, data: memoryview):
         self.path, self.data = path, data
@@ -103,7 +103,7 @@ class _ZipArchive:
         return self.member(name)
 
     def check(self, storage: unpickler.Storage) -> None:
-        """Raises `UserError` unless the member of `storage` has exactly the claimed size."""
+        """Raises `UserError` unless the member of `storage` has exactly the declared size."""
         name = f"{self.root}data/{storage.key}"
         member = self.members.get(name)
         if member is None:
@@ -120,10 +120,10 @@ class _ZipArchive:
         return np.frombuffer(self.member(f"{self.root}data/{storage.key}"), storage.dtype)
 
     def member(self, name: str) -> memoryview:
-        """The bytes of a member, its checksum verified at the first call."""
+        """Returns the bytes of a member; the first call verifies its checksum."""
         start, end = self._span(name)
         content, checksum = self.data[start:end], self.members[name].CRC
-        # torch.serialization.set_crc32_options(False) writes zeros.
+        # With torch.serialization.set_crc32_options(False) the checksums are zero.
         if name not in self.verified and checksum and zlib.crc32(content) != checksum:
             raise UserError(f"{self.path}: {_short(name)} is damaged (checksum); get it again")
         self.verified.add(name)
@@ -148,7 +148,7 @@ class _ZipArchive:
 
 
 class _LegacyStorages:
-    """Storages behind the pickles of the older format: 8 bytes of count, then the elements."""
+    """Storages after the pickles of the legacy format: 8 bytes of count, then the elements."""
 
     def __init__(self, path: str, data: memoryview, keys: list[str], start: int):
         self.path, self.data, self.order = path, data, keys
@@ -161,7 +161,7 @@ class _LegacyStorages:
             raise UserError(f"{self.path}: storage {_short(storage.key)} is claimed in two sizes")
 
     def locate(self) -> None:
-        """Finds where each storage begins, once all are checked: their types give the sizes."""
+        """Finds the offset of each storage after all are checked; element types give the sizes."""
         for key in self.order:
             storage = self.known.pop(key, None)
             if storage is None:
@@ -216,7 +216,7 @@ def _tensor_file(
 
 
 def _unwrap(path: str, content: Any) -> tuple[str, dict[str, unpickler.TensorView]]:
-    """Finds the state dict: the content itself, or under a usual key beside other things."""
+    """Finds the state dict: the content itself, or an entry of it under a usual key."""
     if type(content) is not dict:
         raise UserError(f"{path}: holds no dictionary of tensors; save model.state_dict()")
     wrapper = next((key for key in _WRAPPERS if type(content.get(key)) is dict), "")
@@ -237,7 +237,7 @@ def _unwrap(path: str, content: Any) -> tuple[str, dict[str, unpickler.TensorVie
 
 
 def _all_views(content: Any) -> list[unpickler.TensorView]:
-    """Every tensor of a checkpoint, the optimiser's included, each container visited once."""
+    """Returns all tensors of a checkpoint, including the optimiser's; visits a container once."""
     found, seen, pending = [], set(), [content]
     while pending:
         value = pending.pop()

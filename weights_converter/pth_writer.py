@@ -1,4 +1,4 @@
-"""Writes a state dict as `torch.save` does (zip format), without torch.
+"""Writes a state dict in the zip format of `torch.save`, without torch.
 
 The result loads with `torch.load(weights_only=True)` and memory-maps with `mmap=True`: members are
 stored, 64-byte aligned and named as PyTorch names them. Tensors are read and written one at a time.
@@ -31,7 +31,7 @@ _STORAGE_TYPES = {
 
 
 def write_pth(path: str, tensors: Mapping[str, LazyTensor]) -> None:
-    """Writes `tensors` in their order to `path`, which is overwritten."""
+    """Writes `tensors` in their order to `path`; an existing file is overwritten."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         _write_member(archive, "data.pkl", _pickle(tensors))
         _write_member(archive, "byteorder", b"little")
@@ -42,7 +42,7 @@ def write_pth(path: str, tensors: Mapping[str, LazyTensor]) -> None:
 
 
 def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:
-    # A fixed date: the same tensors give the same file.
+    # The date is fixed, so that equal tensors give equal files.
     info = zipfile.ZipInfo(f"{_ROOT}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
     start = archive.fp.tell() + 30 + len(info.filename) + 4  # 4: header of the padding field
     padding = -start % _ALIGNMENT
@@ -51,7 +51,7 @@ def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray)
 
 
 def _pickle(tensors: Mapping[str, LazyTensor]) -> bytes:
-    """Protocol 2 pickle of an `OrderedDict` from name to tensor."""
+    """Returns the protocol 2 pickle of an `OrderedDict` from name to tensor."""
     ordered_dict = _name("collections", "OrderedDict") + b")R"
     parts = [b"\x80\x02", ordered_dict, b"("]
     for key, (name, tensor) in enumerate(tensors.items()):

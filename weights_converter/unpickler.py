@@ -1,9 +1,9 @@
-"""A pickle interpreter that can build tensors' descriptions and plain containers, nothing else.
+"""Pickle interpreter that builds only tensor descriptions and plain containers.
 
-A pickle is a program. Python's own `pickle` runs it with every importable function at hand; here
-the few instructions that `torch.save` writes are interpreted, and a name such as `os.system` is
-only ever looked up in the table below. Nothing is imported, called or set on behalf of the file, so
-damage causes no more than an error, and sizes are checked against the file before memory is spent.
+A pickle is a program. Python's `pickle` lets it call every importable function. This interpreter
+supports only the instructions that `torch.save` writes. It looks names such as `os.system` up in
+the table below; it never imports, calls or sets anything that the file names. A damaged file causes
+only an error. Sizes are checked against the file before memory is allocated.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 
-_MAX_INSTRUCTIONS = 5_000_000  # 100 times a ViT-H with its optimiser: bounds the time for any file
+_MAX_INSTRUCTIONS = 5_000_000  # 100 times a ViT-H with its optimiser; limits the reading time
 _INTEGER_BYTES = 16  # the magic number of the legacy format needs 10
 
 
 @dataclasses.dataclass(frozen=True)
 class StorageType:
-    """`torch.FloatStorage` and its kin."""
+    """A storage class such as `torch.FloatStorage`."""
 
     dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A run of `size` elements that lies elsewhere in the file under `key`."""
+    """An array of `size` elements, stored elsewhere in the file under `key`."""
 
     key: str
     dtype: np.dtype
@@ -38,7 +38,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class TensorView:
-    """Arguments of `torch._utils._rebuild_tensor_v2`: a strided window on a storage."""
+    """Arguments of `torch._utils._rebuild_tensor_v2`: a strided view of a storage."""
 
     storage: Storage
     offset: int
@@ -48,18 +48,18 @@ class TensorView:
 
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """Stands for a callable of the file; `apply` is ours and checks what it is given."""
+    """Replaces a callable that the file names; `apply` is our code and checks its arguments."""
 
     name: str
     apply: Callable[..., Any]
 
 
 class _Mark:
-    """Where a list of arguments begins on the stack."""
+    """Marks the start of an argument list on the stack."""
 
 
 class _DamagedPickle(Exception):
-    """Internal: turned into a `UserError` that names the file."""
+    """Internal error; `load` converts it to a `UserError` that names the file."""
 
 
 def _demand(condition: bool, message: str) -> None:
@@ -72,7 +72,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorView:
-    # What follows (requires_grad, hooks, metadata) does not change the values.
+    # The remaining arguments (requires_grad, hooks, metadata) do not change the values.
     _demand(isinstance(storage, Storage), "a tensor without storage")
     _demand(_is_size(offset), "a tensor with an impossible offset")
     for sizes in (shape, strides):
@@ -95,7 +95,7 @@ def _ordered_dict(items: Any = ()) -> dict:
 
 
 def _encode(text: Any, encoding: Any = "") -> bytes:
-    # `_codecs.encode(text, "latin1")` is how protocol 2 spells bytes.
+    # Protocol 2 writes bytes as `_codecs.encode(text, "latin1")`.
     _demand(isinstance(text, str) and encoding == "latin1", "bytes in an unknown spelling")
     try:
         return text.encode("latin1")
@@ -128,7 +128,7 @@ _STORAGES = {
     "BoolStorage": np.bool_,
 }
 
-# Every name a file may mention. All others end the reading.
+# All names that a file may use. Any other name is an error.
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Function("OrderedDict", _ordered_dict),
     ("torch._utils", "_rebuild_tensor"): _Function("_rebuild_tensor", _rebuild_tensor),
@@ -147,7 +147,7 @@ def load(data: memoryview, path: str, start: int = 0) -> tuple[Any, int]:
     Returns the object, its tensors as `TensorView`, and the offset just after the pickle.
 
     Raises:
-      UserError: the pickle is damaged, or asks for anything but tensors and plain containers.
+      UserError: the pickle is damaged, or needs more than tensors and plain containers.
     """
     machine = _Machine(data, path, start)
     try:
@@ -237,7 +237,7 @@ class _Machine:
             "the pickle fills what is no dictionary",
         )
         keys = items[::2]
-        # Plain keys only: hashing nested tuples can be made to take for ever.
+        # Plain keys only: a crafted nested tuple can take unlimited time to hash.
         _demand(all(type(key) in (str, int) for key in keys), "a dictionary with unusual keys")
         self.stack[-1].update(zip(keys, items[1::2], strict=True))
 
@@ -278,7 +278,7 @@ class _Machine:
     def build(self) -> None:
         state = self.pop()
         target = self.stack[-1]
-        # A state dict carries its modules' versions (`_metadata`), a numpy dtype its byte order.
+        # A state dict stores its modules' versions (`_metadata`), a numpy dtype its byte order.
         if isinstance(target, np.dtype):
             _demand(type(state) is tuple and len(state) > 1, "a damaged numpy type")
             _demand(state[1] in ("<", "|"), "numbers in big-endian order")
@@ -304,7 +304,7 @@ _HANDLERS: dict[int, Callable[[_Machine], Any]] = {
     ord(code): handler
     for code, handler in {
         "\x80": lambda m: _demand(2 <= m.number("<B") <= 5, "a pickle of unknown protocol"),
-        "\x95": lambda m: m.take(8),  # FRAME: the reader's business, not the program's
+        "\x95": lambda m: m.take(8),  # FRAME: a hint for buffered readers, ignored
         "(": lambda m: m.stack.append(_Mark),
         "0": lambda m: m.stack.pop(),
         "1": lambda m: m.pop_to_mark(),

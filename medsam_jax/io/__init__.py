@@ -1,1 +1,1 @@
-"""Files in and out: scans, pictures, tensors, and writing them whole."""
+"""Reading and writing of files: scans, pictures, tensors, and atomic writes."""

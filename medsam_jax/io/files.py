@@ -1,4 +1,4 @@
-"""Files and directories written whole or not at all, hashes, versions, disk space, the cache."""
+"""Atomic writes of files and directories, hashes, versions, disk space and the cache folder."""
 
 import contextlib
 import hashlib
@@ -16,12 +16,12 @@ from medsam_jax.errors import OutputError, UserError
 
 
 def cache_directory() -> Path:
-    """`$MEDSAM_JAX_CACHE`, or `~/.cache/medsam_jax`."""
+    """Returns `$MEDSAM_JAX_CACHE`, or `~/.cache/medsam_jax` if it is not set."""
     return Path(os.environ.get("MEDSAM_JAX_CACHE") or Path.home() / ".cache" / "medsam_jax")
 
 
 def keep_compiled_programs() -> None:
-    """Turns on jax's persistent compilation cache: the next start of a command compiles nothing.
+    """Turns on jax's persistent compilation cache, so that the next start compiles nothing.
 
     jax's own environment variables, such as `$JAX_COMPILATION_CACHE_DIR`, take precedence.
     """
@@ -29,7 +29,7 @@ def keep_compiled_programs() -> None:
 
     settings = {
         "jax_compilation_cache_dir": str(cache_directory() / "xla"),
-        # By default jax keeps what takes a second to compile; the decoder may take less.
+        # By default jax keeps programs that take a second to compile; the decoder may take less.
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     for name, value in settings.items():
@@ -38,10 +38,10 @@ def keep_compiled_programs() -> None:
 
 
 def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
-    """Refuses to start writing `needed` bytes into a directory whose disk has less left.
+    """Checks that the disk of a directory has `needed` free bytes.
 
     Raises:
-      UserError: naming the directory and both sizes.
+      UserError: too little space; the message has the directory and both sizes.
     """
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -52,10 +52,10 @@ def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file under another name, then renames it; the suffix selects the format.
+    """Calls `write` on a temporary file, then renames it; the suffix selects the format.
 
     Raises:
-      OutputError: the folder cannot be made or written to.
+      OutputError: the folder cannot be created or written to.
     """
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -73,7 +73,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(output: Path) -> None:
-    """Raises OutputError, before any work, where a folder can be neither made nor written to."""
+    """Raises OutputError if a folder cannot be created or written to; call it before any work."""
     existing = output
     while not existing.exists():
         existing = existing.parent
@@ -89,24 +89,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON; numbers that are not finite become null."""
+    """Writes JSON; NaN and infinity become null."""
     text = json.dumps(jsonable(content), indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Returns the SHA-256 of a file, as hexadecimal digits."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(content: Any) -> str:
-    """Returns the SHA-256 of JSON-able data, as hexadecimal digits; the order of keys is free."""
+    """Returns the SHA-256 of JSON-able data in hexadecimal; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Returns the versions of those packages that are installed."""
+    """Returns the versions of the installed ones among `packages`."""
     found = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -115,7 +115,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def jsonable(value: Any) -> Any:
-    """Returns what `json.loads` gives back: string keys, lists, None for NaN and infinity."""
+    """Converts a value to JSON types: string keys, lists, None for NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -125,7 +125,7 @@ def jsonable(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary sibling that takes the place of `directory` when the block succeeds."""
+    """Yields a temporary sibling folder that replaces `directory` when the block succeeds."""
     if directory.exists() and not overwrite:
         raise UserError(f"{directory}: exists; choose another place, or overwrite it")
     directory.parent.mkdir(parents=True, exist_ok=True)

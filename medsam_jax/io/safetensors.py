@@ -1,7 +1,7 @@
-"""safetensors files: read by their library, written tensor by tensor.
+"""Reads safetensors files with their library, and writes them tensor by tensor.
 
-The library's writer wants all tensors in memory and sorts them; the format is a JSON header and the
-bytes, so writing it here keeps the order and needs memory for one tensor only.
+The library's writer needs all tensors in memory and sorts them. The format is a JSON header and the
+bytes. The writer here keeps the order and holds one tensor in memory.
 """
 
 import functools
@@ -19,7 +19,7 @@ def read_safetensors(path: str) -> TensorFile:
     """Reads names, shapes and types; values are read on demand, each as a copy.
 
     Raises:
-      UserError: not a safetensors file, damaged, or with an element type no SAM has.
+      UserError: not a safetensors file, damaged, or an element type that no SAM has.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -55,7 +55,7 @@ def _read(file, path: str, name: str) -> np.ndarray:
 
 
 def write_safetensors(path: str, tensors: Mapping[str, LazyTensor]) -> None:
-    """Writes `tensors` in their order to `path`, which is overwritten."""
+    """Writes `tensors` in their order to `path`; an existing file is overwritten."""
     header, position = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         end = position + tensor.size * tensor.dtype.itemsize

@@ -1,8 +1,8 @@
 """Reads scans and label maps of any common format into arrays with their geometry.
 
-Medical formats (NIfTI, NRRD, MetaImage, DICOM) come through SimpleITK, pictures (PNG, JPEG, TIFF)
-through Pillow, MedSAM's `.npz` through NumPy. Arrays are in (z, y, x) order, spacings too: the
-peers' worst scores come from spacings kept in (x, y, z) beside such arrays.
+SimpleITK reads medical formats (NIfTI, NRRD, MetaImage, DICOM), Pillow reads pictures (PNG, JPEG,
+TIFF), NumPy reads MedSAM's `.npz`. Arrays and spacings are both in (z, y, x) order; spacings in
+another order would make surface metrics wrong.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from medsam_jax.io import nifti, pictures
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A volume or a picture with its geometry.
+    """Volume or picture with its geometry.
 
-    A picture is a volume of one slice. `affine` is what SimpleITK needs to place the array in the
-    patient (origin, spacing and direction in x, y, z order), None where the file has no geometry.
+    A picture is a volume of one slice. `affine` holds SimpleITK's origin, spacing and direction in
+    x, y, z order; None if the file has no geometry.
     """
 
     array: np.ndarray  # [Z, Y, X] or [Z, Y, X, 3]
@@ -31,7 +31,7 @@ class Scan:
     path: str
 
     def to_image(self, array: np.ndarray) -> Any:
-        """A SimpleITK image of `array` [Z, Y, X] on this scan's grid, for writing or resampling."""
+        """Returns a SimpleITK image of `array` [Z, Y, X] on this scan's grid."""
         import SimpleITK as sitk
 
         image = sitk.GetImageFromArray(array)
@@ -44,14 +44,14 @@ class Scan:
 
 
 def read_scan(path: str | pathlib.Path) -> Scan:
-    """Reads an image file, or a DICOM series folder (`FOLDER#SERIES_UID` where it holds several).
+    """Reads an image file or a DICOM series folder (`FOLDER#SERIES_UID` if it holds several).
 
     Returns:
       `Scan` in the file's own orientation and intensities.
 
     Raises:
       UserError: missing, empty, unreadable or truncated file, 4D, no or several series, NaN or
-        infinite voxels; one line that names the file and the remedy.
+        infinite voxels. The message is one line with the file and the remedy.
     """
     scan = _read(str(path), as_labels=False)
     if not np.issubdtype(scan.array.dtype, np.floating):
@@ -65,15 +65,15 @@ def read_scan(path: str | pathlib.Path) -> Scan:
 def read_mask(path: str | pathlib.Path, scan: Scan) -> np.ndarray:
     """Reads a label map onto the grid of `scan`.
 
-    A mask on the same grid is used as it is; one on another grid (flipped, cropped, coarser) is
+    A mask on the same grid is not resampled. A mask on another grid (flipped, cropped, coarser) is
     resampled by nearest neighbour in physical space.
 
     Returns:
-      int32 [Z, Y, X], 0 is background.
+      int32 [Z, Y, X]; 0 is background.
 
     Raises:
-      UserError: as `read_scan`, and for negative or fractional labels, no labelled voxel, grids
-        that do not overlap, or different sizes where a file has no geometry.
+      UserError: the errors of `read_scan`; negative or fractional labels; no labelled voxel; grids
+        that do not overlap; different sizes if a file has no geometry.
     """
     mask = _read(str(path), as_labels=True)
     labels = _as_labels(mask.array, str(path))
@@ -95,7 +95,7 @@ def _size(array: np.ndarray) -> str:
 
 
 def _read(path: str, as_labels: bool) -> Scan:
-    """Dispatches by what the path is. See `read_scan`; colours become labels for `as_labels`."""
+    """Calls the reader for the type of the path; with `as_labels`, colours become labels."""
     file = pathlib.Path(path.split("#")[0])
     if not file.exists():
         raise UserError(f"{path}: does not exist; correct the path")
@@ -129,13 +129,13 @@ def _read_sitk(path: str) -> Scan:
 
 
 def _reason(error: Exception) -> str:
-    """The last informative line of ITK's many-line exception."""
+    """Returns the last informative line of an ITK exception."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("sitk::ERROR:").strip()[:160] if lines else "unknown reason"
 
 
 def _from_sitk(image: Any, path: str) -> Scan:
-    """Array and geometry of a SimpleITK image; 2D becomes one slice, 4D is refused."""
+    """Returns array and geometry of a SimpleITK image; 2D becomes one slice, 4D is refused."""
     import SimpleITK as sitk
 
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
@@ -159,13 +159,13 @@ def _from_sitk(image: Any, path: str) -> Scan:
 
 
 def is_dicom(path: str) -> bool:
-    """Whether a path is read as DICOM: a folder, or a file named .dcm."""
+    """Returns whether a path is read as DICOM: a folder, or a file with suffix .dcm."""
     file = pathlib.Path(path.split("#")[0])
     return file.is_dir() or file.suffix.lower() == ".dcm"
 
 
 def list_series(folder: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
-    """UID -> files in the order of slices, of each DICOM series directly in a folder."""
+    """Maps the UID of each DICOM series directly in a folder to its files in slice order."""
     import SimpleITK as sitk
 
     with _no_itk_warnings():
@@ -176,7 +176,7 @@ def list_series(folder: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
 
 
 def dicom_files(path: str) -> tuple[str, ...]:
-    """The files of a DICOM path (`is_dicom`), one a slice, in the order of the array's slices.
+    """Returns the files of a DICOM path (`is_dicom`), one per slice, in the array's slice order.
 
     Raises:
       UserError: no series, or several and none chosen.
@@ -215,7 +215,7 @@ def _read_dicom_series(path: str) -> Scan:
 
 
 def _choose_series(path: str, wanted: str, found: dict[str, tuple[str, ...]]) -> str:
-    """The series to read; raises UserError for none, several, or another than is there."""
+    """Returns the series to read; raises UserError for none, several or an unknown one."""
     if not found:
         raise UserError(f"{path}: no DICOM series in this folder; name a file or another folder")
     if not wanted and len(found) > 1:
@@ -231,7 +231,7 @@ def _choose_series(path: str, wanted: str, found: dict[str, tuple[str, ...]]) ->
 
 @contextlib.contextmanager
 def _no_itk_warnings() -> Iterator[None]:
-    """ITK prints several lines where it finds no series or uneven slices; we say it in one."""
+    """Turns off ITK's warnings about missing series and uneven slices; our errors replace them."""
     import SimpleITK as sitk
 
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -243,7 +243,7 @@ def _no_itk_warnings() -> Iterator[None]:
 
 
 def _read_npz(path: str, key: str) -> Scan:
-    """MedSAM's `.npz`: `imgs` and `gts` [Z, Y, X] or a picture, `spacing` in (x, y, z) order."""
+    """Reads MedSAM's `.npz`: `imgs` and `gts` [Z, Y, X] or a picture, `spacing` as (x, y, z)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             names = sorted(file.files)
@@ -269,7 +269,7 @@ def _read_npz(path: str, key: str) -> Scan:
 
 
 def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
-    """int32 labels of a mask array. Raises UserError for colours, negatives and fractions."""
+    """Returns a mask array as int32. Raises UserError for colours, negatives and fractions."""
     if array.ndim == 4:
         if not (array[..., :1] == array).all():
             raise UserError(f"{path}: the mask has colours; save a label map (one number a pixel)")
@@ -290,7 +290,7 @@ def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
 
 
 def _same_grid(mask: Scan, scan: Scan) -> bool:
-    """Whether both grids have the same voxels: first and last agree to a tenth of a voxel."""
+    """Returns whether the grids agree: first and last voxel within a tenth of a voxel."""
     if mask.array.shape[:3] != scan.array.shape[:3]:
         return False
     last = np.array(scan.array.shape[2::-1]) - 1  # x, y, z index of the last voxel
@@ -304,7 +304,7 @@ def _same_grid(mask: Scan, scan: Scan) -> bool:
 
 
 def _resample(mask: Scan, scan: Scan) -> np.ndarray:
-    """Labels of `mask` at the voxel centres of `scan`. Raises UserError where nothing overlaps."""
+    """Returns `mask` at the voxel centres of `scan`. Raises UserError if nothing overlaps."""
     import SimpleITK as sitk
 
     moving, fixed = (
@@ -323,7 +323,7 @@ def _resample(mask: Scan, scan: Scan) -> np.ndarray:
 
 
 def _extent(image: Any) -> str:
-    """The box in patient space, x, y and z, that the voxel centres of a SimpleITK image span."""
+    """Returns the x, y, z bounding box of a SimpleITK image's voxel centres in patient space."""
     last = [side - 1 for side in image.GetSize()]
     points = [
         image.TransformIndexToPhysicalPoint(
@@ -336,10 +336,11 @@ def _extent(image: Any) -> str:
 
 
 def slice_axis(scan: Scan) -> int:
-    """The array axis (0, 1 or 2) across which a volume is cut into slices: the out-of-plane one.
+    """Returns the out-of-plane array axis (0, 1 or 2), across which a volume is cut into slices.
 
-    That is the axis with the clearly (10 %) largest spacing; in a volume without one, the axis
-    that lies along the patient's feet-to-head direction; 0 without geometry. One slice: its axis.
+    It is the axis whose spacing is largest by more than 10 %. If there is none, it is the axis
+    along the patient's feet-to-head direction, or 0 without geometry. If one axis has
+    length 1, it is that axis.
     """
     singles = [axis for axis in range(3) if scan.array.shape[axis] == 1]
     if len(singles) == 1:
@@ -354,6 +355,6 @@ def slice_axis(scan: Scan) -> int:
 
 
 def slice_spacing(scan: Scan, axis: int) -> tuple[float, float, float]:
-    """mm between slices, rows and columns of a volume cut across `axis`; NaN where unknown."""
+    """Returns mm between slices, rows and columns of a volume cut across `axis`; NaN if unknown."""
     order = [axis, *(other for other in range(3) if other != axis)]
     return tuple(float(scan.spacing[index]) for index in order)

@@ -1,7 +1,7 @@
-"""Morphology on masks packed 64 pixels to a word, for the NumPy form of the surface metrics.
+"""Morphology on masks with 64 pixels per word, for the NumPy form of the surface metrics.
 
 Arrays are stacks [N, ..., words] of packed masks, little-endian: bit j of word w is column
-64 w + j. A pair of masks is one stack, so that small masks do not pay for each call twice.
+64 w + j. A pair of masks is one stack, which halves the number of NumPy calls.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _ONE = np.uint64(1)
 def pack(masks: Sequence[np.ndarray]) -> np.ndarray:
     """Packs bool arrays [..., X] of one shape to uint64 words [N, ..., X // 64 + 1].
 
-    There is always one column of zeros after the last one.
+    At least one column of zeros follows the last one.
     """
     *leading, columns = masks[0].shape
     words = np.zeros((len(masks), *leading, columns // WORD + 1), "<u8")
@@ -29,7 +29,7 @@ def pack(masks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def bounding_box(words: np.ndarray) -> tuple[slice, ...] | None:
-    """Returns slices that hold every set bit, in words along the last axis; None if empty."""
+    """Returns the slices that contain all set bits, in words along the last axis; None if empty."""
     union = np.bitwise_or.reduce(words, axis=0)
     box = []
     for axis in range(union.ndim):
@@ -42,7 +42,7 @@ def bounding_box(words: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def crop_and_pad(words: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
-    """Cuts every mask to `box`, with zeros around each axis: at least one column after the last."""
+    """Crops every mask to `box` and pads each axis with zeros, at least one column at the end."""
     *leading, last = (part.stop - part.start for part in box)
     full = bool((words[..., box[-1].stop - 1] >> np.uint64(WORD - 1)).any())
     padded = np.zeros((len(words), *(n + 2 for n in leading), last + full), words.dtype)
@@ -51,7 +51,7 @@ def crop_and_pad(words: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
 
 
 def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
-    """Moves every bit to a column higher by `columns`; what leaves the last word is lost."""
+    """Moves every bit up by `columns` columns; bits beyond the last word are dropped."""
     whole, part = divmod(columns, WORD)
     if words.shape[-1] == 1 and not whole:
         return words << np.uint64(part)
@@ -66,7 +66,7 @@ def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
 
 
 def shift_down(words: np.ndarray, columns: int) -> np.ndarray:
-    """Moves every bit to a column lower by `columns`; what leaves the first word is lost."""
+    """Moves every bit down by `columns` columns; bits before the first word are dropped."""
     whole, part = divmod(columns, WORD)
     if words.shape[-1] == 1 and not whole:
         return words >> np.uint64(part)
@@ -81,7 +81,7 @@ def shift_down(words: np.ndarray, columns: int) -> np.ndarray:
 
 
 def surface_cells(words: np.ndarray) -> np.ndarray:
-    """Marks cells of the corner lattice whose pixels differ, from masks cut by `crop_and_pad`.
+    """Marks cells of the corner lattice whose pixels differ, for masks from `crop_and_pad`.
 
     Cell i of an axis lies between pixels i - 1 and i of the unpadded mask.
     """
@@ -100,7 +100,7 @@ def _ends(axis: int, steps: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
 
 
 def set_bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns flat word index and bit number of every set bit, in array order."""
+    """Returns the flat word index and bit number of every set bit, in array order."""
     flat = words.ravel()
     occupied = np.flatnonzero(flat)
     bits = np.unpackbits(flat[occupied].view(np.uint8), bitorder="little")
@@ -109,12 +109,12 @@ def set_bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Returns the code of cells, given by word indices and bits of `surface_cells`' lattice."""
+    """Returns the codes of cells, given as word indices and bits of `surface_cells`' lattice."""
     offsets = np.zeros(1, np.int64)
     stride = words.shape[-1]
     for size in words.shape[-2:0:-1]:
         offsets = np.concatenate([offsets, offsets + stride])
-        # Along every leading axis the masks are one longer than the lattice.
+        # The masks are longer than the lattice by one along every leading axis.
         cells = cells + cells // ((size - 1) * stride) * stride
         stride *= size
     flat, previous = words.ravel(), shift_up(words, 1).ravel()
@@ -131,8 +131,8 @@ def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
     Args:
       words: [N, Y, W] or [N, Z, Y, W].
-      reach: int [rows] or [planes, rows]: the largest number of columns to a set cell that is
-        `planes` planes and `rows` rows away; -1 where no column is near enough.
+      reach: int [rows] or [planes, rows]. The largest column distance to a set cell that is
+        `planes` planes and `rows` rows away; -1 if no column is near enough.
     """
     spread = {0: words}
     for columns in range(1, int(reach.max()) + 1):
@@ -151,7 +151,7 @@ def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
 
 def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
-    """Returns the first array ORed with each later one, moved by its position along the rows."""
+    """ORs the arrays; each is first moved along the rows by its position in the list."""
     result = spread[0].copy()
     for distance, words in enumerate(spread[1:], start=1):
         _or_shifted(result, words, words.ndim - 2, distance)
@@ -159,7 +159,7 @@ def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
 
 
 def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) -> None:
-    """ORs into `result` the words moved by `steps` along an axis, both ways."""
+    """ORs into `result` the words moved by `steps` along an axis, in both directions."""
     if steps < words.shape[axis]:
         low, high = _ends(axis, steps)
         result[low] |= words[high]
@@ -167,12 +167,12 @@ def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) ->
 
 
 def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) -> np.ndarray:
-    """Returns the table `reach` of `dilate` for a tolerance, cut to a lattice of `shape`.
+    """Returns the table `reach` of `dilate` for a tolerance, limited to a lattice of `shape`.
 
-    Distances are computed as the distance transform of SciPy computes them, so that a distance
-    equal to the tolerance counts as within it, or not, exactly as in surface-distance.
+    Distances are rounded as in SciPy's distance transform. A distance equal to the tolerance
+    therefore counts as within it exactly when it does in surface-distance.
     """
-    # Two more than the quotient: rounding may put it one too low.
+    # Two more than the quotient, because rounding may make it one too low.
     steps = [
         int(min(tolerance / s + 2, n)) for s, n in zip(map(float, spacing), shape, strict=True)
     ]
@@ -181,7 +181,7 @@ def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) 
 
 @lru_cache(maxsize=256)
 def _reach(spacing: tuple[float, ...], tolerance: float, steps: tuple[int, ...]) -> np.ndarray:
-    """Returns `reachable_columns` among `steps` steps along each axis, zero included."""
+    """Returns the table of `reachable_columns` for `steps` steps along each axis, including 0."""
     total = np.zeros(())
     for step, count in zip(spacing, steps, strict=True):
         total = total[..., None] + (np.arange(count) * step) ** 2

@@ -1,15 +1,15 @@
-"""Length and area of the surface inside one cell of the corner lattice, for each neighbour code.
+"""Surface length and area in one cell of the corner lattice, for each neighbour code.
 
-Definition of DeepMind's surface-distance (Nikolov et al. 2018, arXiv:1809.04430). A mask's pixels
-(voxels) are points; every 2x2 (2x2x2) block of them is a cell, and the code of a cell holds one bit
-per block member. The surface crosses a cell edge halfway wherever its two ends differ. In 2D the
-crossings are joined by segments; in 3D they form polygons, cut into triangles as in marching cubes.
+Follows DeepMind's surface-distance (Nikolov et al. 2018, arXiv:1809.04430). A mask's pixels
+(voxels) are points. Every 2x2 (2x2x2) block of them is a cell, and the code of a cell has one bit
+per corner. The surface crosses a cell edge at its midpoint if its two ends differ. In 2D the
+crossings are joined by segments. In 3D they form polygons, cut into triangles as in marching cubes.
 
-Two choices leave the geometry open, and fix the numbers:
+The geometry is ambiguous in two cases, which are resolved as follows:
   * a face whose corners alternate in and out separates the kind that is the minority in its cell;
   * a polygon that is not flat is cut so that its area at unit spacing is greatest, which keeps its
     flat parts whole.
-The tables are derived here, not copied, and compared with the reference's in tests/parity.
+The tables are derived here; tests/parity compares them with those of the reference.
 """
 
 from functools import lru_cache
@@ -25,12 +25,12 @@ CORNERS = tuple(product((0, 1), repeat=3))
 
 @lru_cache(maxsize=256)
 def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
-    """Returns the length [16] (two spacings) or area [256] (three) of the surface, by code."""
+    """Returns the surface length [16] (two spacings) or area [256] (three), indexed by code."""
     return contour_lengths(spacing) if len(spacing) == 2 else surface_areas(spacing)
 
 
 def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
-    """Returns the contour length [16] by code; bit 2 * row + column."""
+    """Returns the contour length [16], indexed by code; a corner is bit 2 * row + column."""
     row, column = spacing
     diagonal = 0.5 * np.hypot(row, column)
     lengths = np.empty(16)
@@ -49,7 +49,7 @@ def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
 
 
 def surface_areas(spacing: tuple[float, float, float]) -> np.ndarray:
-    """Returns the surface area [256] by code; bit 4 * z + 2 * y + x."""
+    """Returns the surface area [256], indexed by code; a corner is bit 4 * z + 2 * y + x."""
     z, y, x = spacing
     scaled = triangle_area_vectors() * np.array([y * x, z * x, z * y])
     return np.linalg.norm(scaled, axis=-1).sum(axis=-1)
@@ -67,7 +67,7 @@ def triangle_area_vectors() -> np.ndarray:
 
 
 def _polygons(code: int) -> list[list[Point]]:
-    """Returns closed loops of edge midpoints in which the surface meets the faces of the cell."""
+    """Returns closed loops of edge midpoints where the surface meets the faces of the cell."""
     inside = {corner for bit, corner in enumerate(CORNERS) if code >> bit & 1}
     minority = len(inside) <= 4
     neighbours: dict[Point, list[Point]] = {}
@@ -91,7 +91,7 @@ def _polygons(code: int) -> list[list[Point]]:
 def _face_segments(
     axis: int, side: int, inside: set[Point], minority: bool
 ) -> list[tuple[Point, Point]]:
-    """Returns the segments on one face; `minority`: inside corners are those to separate."""
+    """Returns the segments on one face; with `minority`, the inside corners are separated."""
     corners = []
     for u, v in ((0, 0), (0, 1), (1, 1), (1, 0)):
         corner = [u, v]
@@ -105,12 +105,12 @@ def _face_segments(
     crossed = [i for i in range(4) if state[i] != state[(i + 1) % 4]]
     if len(crossed) == 2:
         return [(midpoint[crossed[0]], midpoint[crossed[1]])]
-    # Alternating corners: cut off each corner of the separated kind by its own segment.
+    # Alternating corners: each corner of the separated kind gets its own segment.
     return [(midpoint[i - 1], midpoint[i]) for i in range(4) if crossed and state[i] == minority]
 
 
 def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
-    """Returns the triangulation of a polygon whose area at unit spacing is greatest."""
+    """Returns the triangulation of a polygon with the greatest area at unit spacing."""
 
     def area(cut):
         return sum(np.linalg.norm(_area_vector(triangle)) for triangle in cut)

@@ -1,4 +1,4 @@
-"""What is stored, against the files it came from; the same for any workers; and interruptions."""
+"""Tests of built data sets: equal to the source files, equal for any workers, safe to interrupt."""
 
 import filecmp
 import json

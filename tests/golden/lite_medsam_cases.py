@@ -1,4 +1,4 @@
-"""What the LiteMedSAM golden files hold, for the script that makes them and the tests."""
+"""Cases and prompts of the LiteMedSAM golden files, for tests and the script that writes them."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What users get wrong on the predict command line: one line each, status 1, nothing written."""
+"""Tests of wrong predict command lines: one line of error, status 1, nothing written."""
 
 import dataclasses
 import json

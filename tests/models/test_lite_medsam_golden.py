@@ -26,7 +26,7 @@ def goldens():
 
 @pytest.fixture(scope="session")
 def embeddings(model, goldens):
-    """Of the stored slices, through the library's own normalisation and padding."""
+    """Embeddings of the stored slices, with the library's normalisation and padding."""
     images = np.zeros((len(goldens), 256, 256, 3), np.uint8)
     shapes = np.array([golden["image"].shape for golden in goldens], np.int32)
     for image, golden, (height, width) in zip(images, goldens, shapes, strict=True):

@@ -87,7 +87,7 @@ def test_batch_equals_single(decode, embeddings):
 
 
 def test_padding_is_not_read(decode, embeddings):
-    """What stands in the padding changes nothing, not a bit."""
+    """Checks that values in the padding do not change a bit of the output."""
     prompts = together()
     coords, labels = prompts["points"]
     other = dict(prompts)

@@ -1,4 +1,4 @@
-"""How many of one set of masks are found in another, one to one."""
+"""Counts the one-to-one matches between two sets of masks."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is frozen stays bit-identical and has no optimiser state; what is trained is what we say."""
+"""Tests of freezing: which parameters train; frozen ones keep their bits and have no state."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a step makes of boxes and points: who is asked what, and what answers it."""
+"""Tests of the training step on boxes and points: losses, scores and gradients of each prompt."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is refused before anything is compiled or written, and what a workdir tells of its run."""
+"""Tests of a run's records in its workdir, and of the checks before compilation and writing."""
 
 import dataclasses
 import json

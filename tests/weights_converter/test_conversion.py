@@ -38,7 +38,7 @@ def test_round_trip_through_a_directory(
 
 
 def _with_wrapper(arrays: dict[str, np.ndarray], wrapper: str, prefix: str) -> bytes:
-    """What a training script would save: the tensors wrapped, beside an epoch and an optimiser."""
+    """Returns a training script's checkpoint: wrapped tensors, an epoch and an optimiser."""
     entries, members = b"", {}
     for index, (name, array) in enumerate(arrays.items()):
         storage = {"float32": "FloatStorage", "int64": "LongStorage"}[array.dtype.name]
