@@ -55,7 +55,7 @@ class PatchEmbed(nnx.Module):
             Conv2dBN(embed_dim // 2, embed_dim, kernel_size, stride, dtype=dtype, rngs=rngs),
         )
 
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
         return self.seq(x)
 
 
