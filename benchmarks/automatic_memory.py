@@ -2,9 +2,9 @@
 
     python -m benchmarks.automatic_memory --scans demo/scans --points_per_side 128
 
-The peak is the kernel's VmHWM of the whole process, Python and libraries included, so each run
-measures one setting. With `--open` every mask passes the filters and none is a duplicate, which is
-the worst case.
+The peak is the kernel's VmHWM of the whole process, including Python and libraries. Each run
+therefore measures one setting. With `--open` every mask passes the filters and none is a duplicate:
+the largest number of masks is kept.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Counts the least work of a jitted function: matrix products, and bytes in and out."""
+"""Counts the minimum work of a jitted function: matrix products, arguments and results."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def least_work(function: Callable[..., Any], *arguments: Any) -> dict[str, float]:
-    """Returns `operations` and `bytes` of a call, for `Work`.
+    """Returns `operations` and `bytes` of a call as keyword arguments of `Work`.
 
-    Operations are those of matrix products and convolutions in the function, loops unrolled.
-    Elementwise work is not counted, because the measured peak is that of matrix products. Bytes are
-    those of arguments and results, each counted once.
+    Operations are those of matrix products and convolutions, with loops unrolled. Elementwise work
+    is not counted, because the measured peak is that of a matrix product. Bytes are those of
+    arguments and results, each once.
     """
     closed, results = jax.make_jaxpr(function, return_shape=True)(*arguments)
     arrays = jax.tree.leaves((arguments, results))
@@ -36,11 +36,11 @@ def _of_equation(equation) -> int:
         numbers = params["dimension_numbers"]
         kernel = equation.invars[1].aval
         inputs_of_output = kernel.size // kernel.shape[numbers.rhs_spec[0]]
-        dilated = math.prod(params["lhs_dilation"])  # zeros between inputs need no work
+        dilated = math.prod(params["lhs_dilation"])  # zeros between inputs are not work
         return 2 * inputs_of_output * equation.outvars[0].aval.size // dilated
     inner = [_operations(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name in ("cond", "switch"):
-        return max(inner, default=0)  # branches with the same work for different devices
+        return max(inner, default=0)  # alternative forms of the same work, one per device type
     return sum(inner) * params.get("length", 1)  # `length` of a scan
 
 

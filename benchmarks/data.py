@@ -1,4 +1,4 @@
-"""Rows of storing a slice, compared with MedSAM's steps: skimage's resize, then np.save."""
+"""Rows that compare storing a slice with MedSAM's steps: skimage's resize, then np.save."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.harness import Contender, Row, Work
 
 
 def ct_slice(side: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a CT-like slice, uint8, and its label map: body, organs, smooth texture and noise."""
+    """Returns a CT-like uint8 slice and its label map: a body with organs, texture and noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side] / side - 0.5
     body = (x / 0.42) ** 2 + (y / 0.3) ** 2 < 1
@@ -47,7 +47,7 @@ def ours(recipe: str) -> Work:
 
 
 def medsam(size: int) -> Work:
-    """Runs MedSAM's `pre_CT_MR.py` (v2) after the window step: github.com/bowang-lab/MedSAM."""
+    """Runs the steps after windowing of `pre_CT_MR.py` (v2), github.com/bowang-lab/MedSAM."""
     from skimage import transform
 
     image, labels = ct_slice()
@@ -80,7 +80,7 @@ def _row(recipe: str, size: int) -> Row:
             Contender("MedSAM", "benchmarks.data:medsam", {"size": size}),
         ),
         targets={"MedSAM": 0.05},
-        tolerance=1 / 150,  # one grey level (floor of float32 or float64) if 180 is white
+        tolerance=1 / 150,  # one grey level (floor of float32, of float64) where 180 is white
     )
 
 

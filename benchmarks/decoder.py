@@ -1,4 +1,4 @@
-"""Rows of the mask decoder: prompts on one embedding, one prediction, automatic masks."""
+"""Rows of the mask decoder: prompts on one embedding, a prediction, automatic masks."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from benchmarks.models import (
     torch_lite_medsam,
 )
 
-SIDE = 512  # of the image, pixels
+SIDE = 512  # pixels, of the image passed to `set_image`
 
 
 def point_prompts(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -27,7 +27,7 @@ def point_prompts(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def jax_decoder(prompts: int) -> Work:
-    """Runs prompt encoder and decoder on point prompts of one embedding, three masks each."""
+    """Runs our prompt encoder and decoder for points on one embedding, three masks per point."""
     import jax
 
     functional = jax_lite_medsam()
@@ -68,12 +68,12 @@ def boxes() -> list[np.ndarray]:
 
 
 def _answer(masks, scores, low_res_logits) -> tuple[np.ndarray, ...]:
-    """Replaces masks by their areas: a pixel at the threshold may round to either side."""
+    """Replaces masks by their areas, because a pixel at the threshold may differ between sides."""
     return masks.mean(axis=(1, 2)), scores, low_res_logits
 
 
 def jax_prediction() -> Work:
-    """Runs `Predictor.predict` with a box after `set_image`, masks at the image's size."""
+    """Runs `Predictor.predict` with a box after `set_image`; masks have the image's size."""
     import jax
 
     from medsam_jax import Predictor, load_model
@@ -114,8 +114,8 @@ def _sam_predictor(pixel_mean: float, pixel_std: float):
     return SamPredictor(segment_anything_lite_medsam(pixel_mean, pixel_std))
 
 
-# LiteMedSAM predicts IoUs of 0.1 to 0.2 for points. SAM's threshold of 0.88 would leave no mask to
-# filter, upscale or compare.
+# LiteMedSAM predicts IoUs of 0.1 to 0.2 for points. SAM's threshold of 0.88 would keep no mask to
+# filter, upsample or compare.
 AUTOMATIC = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.5, "points_per_batch": 64}
 
 
@@ -148,7 +148,7 @@ def torch_automatic(points: int) -> Work:
 
 
 def _best(records: list[dict], count: int = 8) -> np.ndarray:
-    """Returns the highest predicted IoUs: a mask at a threshold may be kept by one side only."""
+    """Returns the highest predicted IoUs; masks near a threshold may be kept by one side only."""
     found = sorted((record["predicted_iou"] for record in records), reverse=True)
     return np.array((found + [0.0] * count)[:count])
 

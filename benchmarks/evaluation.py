@@ -1,9 +1,9 @@
-"""Measures the time that an evaluation adds to the model's: reading, prompts, scores, rows on disk.
+"""Measures the time that an evaluation adds to the model: scoring, prompts, reading, saving rows.
 
     python -m benchmarks.evaluation --data_dir data --checkpoint lite_medsam
 
-The model's time is that of `SlicePredictor` on the same slices and prompts, ready in memory, with
-the masks discarded. Rounds of both alternate.
+The model's time is that of `SlicePredictor` on the same slices and prompts, held in memory; its
+masks are dropped. Rounds of both alternate.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ _BATCH = flags.DEFINE_integer("batch_size", 1, "Slices at a time.", lower_bound=
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax logs every array it reads
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
     from medsam_jax.evaluation import score_slices
     from medsam_jax.evaluation.base import Journal
     from medsam_jax.evaluation.protocol import Protocol
@@ -50,7 +50,7 @@ def main(_) -> None:
                 journal.append(entries)
 
         seconds = {model_alone: [], evaluate: []}
-        model_alone()  # compiles
+        model_alone()  # compilation, not timed
         for _ in range(_ROUNDS.value):
             for function, found in seconds.items():
                 start = time.perf_counter()

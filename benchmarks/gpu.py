@@ -1,6 +1,6 @@
-"""Rows for a GPU: SAM's ViT in bfloat16, compared with `transformers` under `torch.compile`.
+"""Rows for a GPU: SAM's ViT in bfloat16 against that of `transformers` under `torch.compile`.
 
-They need jax, flax, torch and transformers, but no data set and no network. Both sides have the
+The rows need jax, flax, torch and transformers, but no data set and no network. Both sides have the
 same random weights. Tests run the same code with a small encoder on a CPU.
 """
 
@@ -17,12 +17,12 @@ FROZEN = {
     "decoder": (r"image_encoder\..*", r"prompt_encoder\..*"),
 }
 RATE, DECAY = 1e-4, 0.01
-# Both processes of a row share one GPU, so jax must not reserve three quarters of its memory.
+# Both processes of a row share one GPU: jax must not reserve three quarters of its memory at start.
 GROWING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def sam_config(encoder: str, dtype: str = "bfloat16"):
-    """Returns SAM's configuration: "vit_b", "vit_l", "vit_h" at 1024 pixels; "small" at 256."""
+    """Returns SAM at 1024 pixels ("vit_b", "vit_l", "vit_h"), or "small" at 256 for tests."""
     from medsam_jax.models.image_encoder import ViTConfig
     from medsam_jax.models.sam import SamConfig
 
@@ -39,7 +39,7 @@ def sam_config(encoder: str, dtype: str = "bfloat16"):
 
 
 def random_arrays(config) -> dict[str, np.ndarray]:
-    """Returns random weights of the usual scale, the same in every process."""
+    """Returns random weights of usual scale for all variables, the same in every process."""
     from medsam_jax.models.checkpoint import abstract_model
     from medsam_jax.models.functional import flatten_state
 
@@ -53,7 +53,7 @@ def random_arrays(config) -> dict[str, np.ndarray]:
 
 
 def images(config, batch: int) -> list[np.ndarray]:
-    """Returns images of block noise, uint8 [B, S, S, 3]."""
+    """Returns images of noise blocks, uint8 [B, S, S, 3]."""
     rng, side = np.random.default_rng(0), config.image_size // 32
     coarse = rng.integers(0, 255, (INPUTS, batch, 32, 32, 3), np.uint8)
     return [x.repeat(side, axis=1).repeat(side, axis=2) for x in coarse]
@@ -85,7 +85,7 @@ def _batch(rng, config, batch: int, cached: bool) -> dict[str, np.ndarray]:
 
 
 def encoder_operations(config, batch: int) -> float:
-    """Returns the operations of the ViT's matrix products, padding of windows not counted."""
+    """Returns the operations of the ViT's matrix products, without the padding of windows."""
     vit, tokens = config.encoder, config.embedding_size**2
     width, patch = vit.embed_dim, vit.patch_size
     blocks = 0
@@ -134,7 +134,7 @@ def torch_encoder(encoder: str, batch: int, backend: str = "inductor") -> Work:
 
 
 def jax_step(encoder: str, batch: int, trained: str) -> Work:
-    """Runs the bfloat16 step of `medsam_jax.train`: "decoder" on embeddings, "full" on images."""
+    """Runs `medsam_jax.train`'s bfloat16 step, on embeddings ("decoder") or images ("full")."""
     import jax
 
     from benchmarks.counting import least_work
@@ -156,7 +156,7 @@ def jax_step(encoder: str, batch: int, trained: str) -> Work:
     inputs = [jax.device_put(x) for x in batches(model_config, batch, trained == "decoder")]
     if trained == "decoder":
         operations = least_work(step, state, inputs[0])["operations"]
-    else:  # `least_work` does not count a fused attention kernel; the decoder's share is small
+    else:  # `least_work` does not count fused attention; the decoder's work is negligible
         operations = 3 * encoder_operations(model_config, batch)
 
     def run(index):
@@ -168,7 +168,7 @@ def jax_step(encoder: str, batch: int, trained: str) -> Work:
 
 
 def torch_step(encoder: str, batch: int, trained: str, backend: str = "inductor") -> Work:
-    """Runs the step with `transformers`' SamModel: autocast to bfloat16, compiled, fused AdamW."""
+    """Runs the same step with transformers' SamModel: bfloat16 autocast, compiled, fused AdamW."""
     import torch
 
     from benchmarks.training import torch_loss
@@ -209,8 +209,10 @@ def torch_step(encoder: str, batch: int, trained: str, backend: str = "inductor"
 def _functional(config):
     from medsam_jax.models.checkpoint import build_model
     from medsam_jax.models.functional import Functional
+    from medsam_jax.ops.form import local_form
 
-    return Functional(build_model(config, random_arrays(config), "random weights"))
+    model = build_model(config, random_arrays(config), "random weights")
+    return Functional(model, local_form())
 
 
 def _normalised(pictures: np.ndarray) -> np.ndarray:
@@ -278,7 +280,7 @@ def _torch_memory():
 
 
 def row(name: str, function: str, target: float | None, peer=None, **arguments) -> Row:
-    """Returns a row; `peer` holds further arguments of PyTorch's side, for tests."""
+    """Builds one of `ROWS`, or a row for a test; `peer` has extra arguments of PyTorch's side."""
     theirs = "transformers, torch.compile"
     setup = f"benchmarks.gpu:{{}}_{function}"
     return Row(
@@ -290,7 +292,7 @@ def row(name: str, function: str, target: float | None, peer=None, **arguments) 
         ),
         targets={} if target is None else {theirs: target},
         memory_targets={theirs: 1.0},
-        tolerance=0.05,  # bfloat16 has 8 bits, and the sides round in different places
+        tolerance=0.05,  # bfloat16 has 8 bits, and the two sides round at different places
         precision="bfloat16",
     )
 

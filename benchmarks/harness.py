@@ -1,9 +1,9 @@
-"""Rows of the comparison, and the measurement of a row.
+"""Defines the rows of the comparison and measures one row.
 
-Each contender of a row runs in a process of its own, with its own thread pools, allocator and peak
-memory, and sleeps while others run. First every contender does the row's work once, and the outputs
-are compared. Then the calls are timed in rounds. Every contender makes one call per round, in
-rotated order, so that other load on the machine affects all contenders.
+Each contender of a row runs in its own process. It thus has its own thread pools, allocator and
+peak memory, and it sleeps while another is timed. The parent lets each contender do the work once
+and compares the outputs. Timing follows in rounds: one call of every contender per round, in
+rotated order, so that load on the machine affects all contenders.
 """
 
 import itertools
@@ -21,10 +21,10 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 
-SETTLE_SECONDS = 0.05  # between two calls, so that thread pools stop spinning
-_LEAST_ROUNDS = 3  # before the time limit of a row applies
-# A second untimed call follows if the first took less than this many seconds: it may have left lazy
-# work, which is negligible for longer calls.
+SETTLE_SECONDS = 0.05  # between two calls, until the thread pools of the last one stop spinning
+_LEAST_ROUNDS = 3  # at least, also when a row's time is used up
+# Shorter calls get a second call before the timed ones, as the first may leave lazy work behind. In
+# longer calls that work is negligible. Seconds.
 _LONG_CALL = 5.0
 
 
@@ -35,15 +35,15 @@ class Contender:
     name: str
     setup: str  # "module:function"; called with `arguments`, it returns a `Work`
     arguments: Mapping = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)  # such as allocator settings
+    environment: Mapping[str, str] = field(default_factory=dict)  # for example allocator settings
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: the same work by several contenders, ours first.
+    """Line of the table: the same work by several contenders, ours first.
 
-    If `compared` is False, the contenders are variants of ours whose outputs cannot be compared,
-    such as batch sizes. Ratios are then those of the time per item.
+    With `compared` False the contenders are variants of ours whose outputs cannot be compared, for
+    example batch sizes. Ratios are then those of the time per item.
     """
 
     name: str
@@ -61,26 +61,24 @@ class Row:
 
 @dataclass
 class Work:
-    """Result of a contender's setup: the function to time and its least work."""
+    """Result of a contender's setup: the call to time and its size."""
 
     run: Callable[[int], object]  # index of one of several inputs -> array or tuple of arrays
-    operations: float | None = None  # in matrix products of one call, if counted
-    bytes: float | None = None  # read and written at least by one call, if counted
+    operations: float | None = None  # in matrix products of one call; None if not counted
+    bytes: float | None = None  # least that one call reads and writes; None if not counted
     items: int = 1  # images, slices or prompts of one call
-    peak_memory: Callable[[], int] | None = (
-        None  # of an accelerator; by default that of the process
-    )
+    peak_memory: Callable[[], int] | None = None  # of an accelerator; default: of the process
 
 
 @dataclass
 class Measurement:
-    """Result of one contender in one row; times in seconds, memory in bytes."""
+    """Measurement of one contender of one row; times in seconds, memory in bytes."""
 
     name: str
     seconds: list[float]
-    first_call: float  # the first call, compilation included
-    peak_memory: int  # of the whole process, interpreter and libraries included
-    difference: float | None  # between its outputs and ours, as a fraction of the largest value
+    first_call: float  # includes compilation
+    peak_memory: int  # of the whole process, including interpreter and libraries
+    difference: float | None  # of outputs from ours, as a fraction of the largest value
     operations: float | None
     bytes: float | None
     items: int
@@ -93,7 +91,7 @@ class Measurement:
 
 
 class _Worker:
-    """Process of a contender; requests and answers are JSON, one per line."""
+    """Process of a contender; takes a JSON request per line, returns a JSON answer per line."""
 
     def __init__(self, contender: Contender, cores: int, folder: Path):
         self.contender = contender
@@ -111,7 +109,7 @@ class _Worker:
             )
 
     def ask(self, **request) -> dict:
-        """Sends a request, returns the answer; UserError with the log's end if the process died."""
+        """Returns the answer to a request. Raises UserError with the log's end if it died."""
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -134,13 +132,13 @@ def measure(row: Row, *, rounds: int, seconds: float, cores: int) -> list[Measur
     """Measures every contender of a row.
 
     Args:
-      rounds: largest number of calls of each contender; a smaller number of the row applies.
-      seconds: time limit of the row; no round starts after it, except the first three.
-      cores: CPU cores of each contender.
+      rounds: largest number of calls per contender; the row's own number applies if smaller.
+      seconds: time limit; after three rounds, no round begins once it is used up.
+      cores: CPU cores per contender.
 
     Raises:
         UserError: a contender's process died, or its outputs differ from ours by more than the
-            row's tolerance. The row is not timed then.
+            row's tolerance. The row is then not timed.
     """
     rounds = min(rounds, row.rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +168,7 @@ def measure(row: Row, *, rounds: int, seconds: float, cores: int) -> list[Measur
 
 
 def _prepare(row: Row, workers: list[_Worker], folder: Path) -> list[Measurement]:
-    """Sets every contender up, runs it once and compares its outputs."""
+    """Sets up every contender, runs it once and compares the outputs."""
     results, ours = [], None
     for number, (contender, worker) in enumerate(zip(row.contenders, workers, strict=True)):
         output = str(folder / f"{number}.npz")
@@ -211,7 +209,7 @@ def _checked_difference(row: Row, contender: Contender, ours, theirs) -> float:
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """Returns the largest |ours - theirs| over the largest |theirs|, of the worst pair of arrays.
+    """Returns the largest |ours - theirs| / largest |theirs| over all pairs of arrays.
 
     Raises:
         UserError: the numbers of arrays or their shapes differ.

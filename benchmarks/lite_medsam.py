@@ -1,4 +1,4 @@
-"""Rows of LiteMedSAM, compared with PyTorch and ONNX Runtime on the same weights and inputs."""
+"""Rows that compare LiteMedSAM with PyTorch and ONNX Runtime on equal weights and inputs."""
 
 import multiprocessing
 import os
@@ -20,26 +20,28 @@ ONNX_FOLDER = Path("benchmarks/results/onnx")
 
 
 def images(batch: int) -> list[np.ndarray]:
-    """Returns normalised images [B, 256, 256, 3] in [0, 1] of block noise."""
+    """Returns images [B, 256, 256, 3] in [0, 1] of noise blocks, so that no region is constant."""
     rng = np.random.default_rng(0)
     coarse = rng.random((INPUTS, batch, 32, 32, 3), np.float32)
     return list(coarse.repeat(8, axis=2).repeat(8, axis=3))
 
 
 def jax_encoder(batch: int, dtype: str = "float32") -> Work:
-    """Runs `model.image_encoder` under one jit, like the predictor and the trainer."""
+    """Runs the image encoder under one jit, as `Sam.encode` calls it."""
     import jax
 
     from medsam_jax.ops.compile import jit
+    from medsam_jax.ops.strips import image_by_image
 
     functional = jax_lite_medsam(dtype)
     arrays = {k: x for k, x in functional.arrays.items() if k.startswith("image_encoder.")}
     others = {k: x for k, x in functional.arrays.items() if k not in arrays}
 
     def encoder(arrays, x):
-        return functional.bind({**others, **arrays}).image_encoder(x).astype(x.dtype)
+        model = functional.bind({**others, **arrays})
+        return image_by_image(model.image_encoder, x, functional.form).astype(x.dtype)
 
-    encode = jit(encoder)
+    encode = jit(encoder, functional.form)
     inputs = [jax.device_put(image) for image in images(batch)]
     counted = least_work(encoder, arrays, inputs[0])
     return Work(
@@ -52,11 +54,11 @@ def torch_encoder(batch: int, dtype: str = "float32") -> Work:
 
 
 def onnx_encoder(batch: int) -> Work:
-    """Runs PyTorch's encoder, exported to ONNX for this batch, with all graph optimisations."""
+    """Runs PyTorch's encoder exported to ONNX for this batch, with all graph optimisations."""
     import onnxruntime
 
     path = ONNX_FOLDER / f"lite_medsam_encoder_{batch}.onnx"
-    if not path.exists():  # in another process, so that its memory is not counted
+    if not path.exists():  # in its own process, so that its memory is not counted
         export = multiprocessing.get_context("spawn").Process(
             target=_export_encoder, args=(path, batch)
         )
@@ -98,7 +100,7 @@ def _encoder_row(batch: int, targets: dict[str, float], dtype: str = "float32") 
     ]
     name = f"LiteMedSAM encoder, batch {batch}"
     if dtype != "float32":
-        # Both sides differ from float32 by 4 to 6 % of the largest value.
+        # Each side differs from float32 by 4 to 6 % of the largest value.
         precision = {"precision": dtype, "tolerance": 0.1}
         return Row(f"{name}, {dtype}", "cpu", tuple(contenders), targets, **precision)
     contenders.append(Contender("ONNX Runtime", f"{_HERE}onnx_encoder", {"batch": batch}))

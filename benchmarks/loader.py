@@ -1,4 +1,4 @@
-"""Measures images per second of the input pipeline alone, and bytes per slice of a data set.
+"""Measures images per second of the input pipeline, and bytes per slice of a built data set.
 
 Example:
   python -m benchmarks.loader --data_dir data --recipe lite --workers 0,1,2
@@ -6,6 +6,7 @@ Example:
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -21,8 +22,8 @@ _BATCH = flags.DEFINE_integer("batch_size", 8, "Images in a batch.", lower_bound
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Time spent on each number of workers.")
 
 
-def images_per_second(data_dir: str, recipe: str, workers: int) -> float:
-    """Returns the steady rate; the first batches, which start the workers, are not counted."""
+def images_per_second(data_dir: Path, workers: int) -> float:
+    """Returns the steady rate, without the first batches, which start the workers."""
     loader = train_loader(
         data_dir,
         "train",
@@ -30,7 +31,6 @@ def images_per_second(data_dir: str, recipe: str, workers: int) -> float:
         seed=0,
         box_jitter=5,
         num_workers=workers,
-        recipe=recipe,
     )
     for _ in range(2 + workers):
         next(loader)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         f"recipe {info.recipe}, {size} x {size}, {slices} slices, {stored / slices:.0f} bytes each"
     )
     for count in map(int, _WORKERS.value):
-        rate = images_per_second(_DATA_DIR.value, info.recipe, count)
+        rate = images_per_second(info.directory, count)
         print(f"{count} workers: {rate:.0f} images/s", flush=True)
 
 

@@ -1,8 +1,9 @@
-"""Describes the machine and measures its physical limits.
+"""Describes the machine of the measurements: its name and its measured limits.
 
     python -m benchmarks.machine
 
-prints the limits as JSON. The benchmarks run this command, so that its memory is freed afterwards.
+prints the limits as JSON. The benchmarks run this command in its own process, which frees its
+memory at the end.
 """
 
 import json
@@ -15,7 +16,7 @@ import numpy as np
 
 
 def describe(cores: int) -> dict[str, str]:
-    """Returns processor, cores used, memory, system, Python and load as text."""
+    """Returns processor, cores used, memory, system and Python as text."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -31,25 +32,24 @@ def describe(cores: int) -> dict[str, str]:
 
 
 def gpu() -> str | None:
-    """Returns the name of jax's first GPU; None if there is none."""
+    """Returns the name of jax's first GPU, or None if there is none."""
     import jax
 
     return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else None
 
 
 def limits(repeats: int = 5) -> dict[str, float]:
-    """Measures the peaks of the default jax device, each as the best of a few calls.
+    """Measures the peaks of the default jax device.
 
-    Returns:
-      `operations` and `operations_bf16` per second of a matrix product in float32 and bfloat16, and
-      `bytes` per second, read and written, of adding one to an array.
+    Returns `operations` and `operations_bf16` per second of a matrix product in either type, and
+    `bytes` per second read and written while adding one to an array. Each is the best of `repeats`.
     """
     import jax
     import jax.numpy as jnp
 
     side = {"gpu": 8192}.get(jax.default_backend(), 2048)
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((side, side), np.float32))
-    array = jnp.zeros(2**26, jnp.float32)  # 256 MiB, in place: a new array causes page faults
+    array = jnp.zeros(2**26, jnp.float32)  # 256 MiB, in place: new arrays cause page faults
     exact = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     half = jax.jit(lambda a: jnp.matmul(a, a))
     add = jax.jit(lambda a: a + 1, donate_argnums=0)
@@ -61,7 +61,7 @@ def limits(repeats: int = 5) -> dict[str, float]:
 
 
 def _best(function, argument, repeats: int, chained: bool = False) -> float:
-    """Returns the least seconds of a call; a `chained` call gets the last result as argument."""
+    """Returns the shortest seconds of a call; `chained` calls take the previous result."""
     result = function(argument).block_until_ready()
     times = []
     for _ in range(repeats):

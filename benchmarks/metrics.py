@@ -1,4 +1,4 @@
-"""Rows of the surface metrics, compared with surface-distance and MONAI on the same masks."""
+"""Rows that compare the surface metrics with surface-distance and MONAI on the same masks."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def ellipsoids(
 
 
 def numpy_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
-    """Runs our NSD in its NumPy form."""
+    """Runs our NSD in NumPy."""
     from medsam_jax.metrics import normalized_surface_dice
 
     (pred,), (target,) = ellipsoids(shape, semi_axes)
@@ -38,7 +38,7 @@ def numpy_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
 
 
 def surface_distance_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
-    """Runs DeepMind's NSD, with the aliases that it needs and NumPy and SciPy lack."""
+    """Runs DeepMind's package, with the aliases that NumPy and SciPy have removed."""
     metrics = _surface_distance()
     (pred,), (target,) = ellipsoids(shape, semi_axes)
 
@@ -52,7 +52,7 @@ def surface_distance_nsd(shape, semi_axes, spacing, repeats=1) -> Work:
 
 
 def numpy_dice(shape, semi_axes) -> Work:
-    """Runs our DSC in its NumPy form."""
+    """Runs our Dice in NumPy."""
     from medsam_jax.metrics import dice
 
     (pred,), (target,) = ellipsoids(shape, semi_axes)
@@ -75,7 +75,7 @@ def monai_dice(shape, semi_axes, count=1) -> Work:
 
 
 def jitted_dice(shape, semi_axes, count) -> Work:
-    """Runs our DSC in its jitted form; the masks are on the device."""
+    """Runs our jitted Dice on masks that are on the device."""
     import jax.numpy as jnp
 
     from medsam_jax.metrics import dice_batch
@@ -111,7 +111,7 @@ def surface_distance_distances(shape, semi_axes, spacing) -> Work:
 
 
 def jitted_batch(size, radius, count) -> Work:
-    """Runs our NSD in its jitted form; the masks are on the device."""
+    """Runs our jitted NSD on masks that are on the device."""
     import jax.numpy as jnp
 
     from medsam_jax.metrics import nsd_batch
@@ -139,7 +139,7 @@ def surface_distance_batch(size, radius, count) -> Work:
 
 
 def monai_batch(size, radius, count) -> Work:
-    """Runs MONAI's `compute_surface_dice` with sub-voxel elements, which has our definition."""
+    """Runs MONAI's `compute_surface_dice` with sub-voxel elements: the same definition."""
     import torch
     from monai.metrics import compute_surface_dice
 

@@ -1,4 +1,4 @@
-"""Models for the rows: ours and PyTorch's, with the same weights."""
+"""Models that rows compare: ours and PyTorch's, with the same weights."""
 
 import os
 from functools import cache
@@ -7,27 +7,29 @@ import numpy as np
 
 from benchmarks.harness import Work
 
-# PyTorch returns large buffers to the system after each layer and then has to fault their pages in
-# again. With these settings glibc keeps the buffers. The table has both.
+# PyTorch returns large buffers to the system after each layer, and new ones cause page faults. With
+# these settings glibc keeps the buffers. The table has PyTorch with and without them.
 KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-INPUTS = 4  # different inputs, used in turn
+INPUTS = 4  # number of inputs that the calls alternate between
 
 
-def jax_lite_medsam(dtype: str = "float32"):
-    """Returns our LiteMedSAM with the released weights, computing in `dtype`."""
+def jax_lite_medsam(dtype: str = "float32", devices: int = 1):
+    """Returns our LiteMedSAM with the released weights, as a `Functional` in `dtype`."""
     import dataclasses
 
     from medsam_jax.hub import resolve
     from medsam_jax.models.checkpoint import build_model, read_config, read_params
     from medsam_jax.models.functional import Functional
+    from medsam_jax.ops.form import local_form
 
     directory = resolve("lite_medsam")
     config = dataclasses.replace(read_config(directory), dtype=dtype)
-    return Functional(build_model(config, read_params(directory), str(directory)))
+    model = build_model(config, read_params(directory), str(directory))
+    return Functional(model, local_form(devices))
 
 
 def torch_lite_medsam():
-    """Returns the authors' LiteMedSAM with the released weights, with one thread per core."""
+    """Returns the authors' LiteMedSAM with the released weights; uses one thread per core."""
     import torch
 
     from tests.parity.torch_models import load_torch_lite_medsam
@@ -39,7 +41,7 @@ def torch_lite_medsam():
 def torch_encoder_work(encode, images: list[np.ndarray], dtype: str = "float32") -> Work:
     """Runs `encode` on images [B, S, S, 3], passed to PyTorch as [B, 3, S, S].
 
-    bfloat16 uses autocast, which computes norms and softmax in float32, as ours does.
+    bfloat16 uses autocast, which keeps norms and softmax in float32, as our model does.
     """
     import torch
 
@@ -57,10 +59,10 @@ def torch_encoder_work(encode, images: list[np.ndarray], dtype: str = "float32")
 
 
 def segment_anything_lite_medsam(pixel_mean: float, pixel_std: float):
-    """Returns PyTorch's LiteMedSAM in segment_anything's `Sam`, for its predictor and generator.
+    """Wraps PyTorch LiteMedSAM in segment_anything's `Sam`, as its predictor and generator need.
 
     Args:
-      pixel_mean, pixel_std: smallest value and range of an image. With these `Sam.preprocess` is
+      pixel_mean, pixel_std: minimum and range of one image, so that `Sam.preprocess` equals
         LiteMedSAM's normalisation of that image.
     """
     from tests.parity.torch_models import stub_torchvision
@@ -79,5 +81,5 @@ def segment_anything_lite_medsam(pixel_mean: float, pixel_std: float):
 
 @cache
 def stand_in_embedding() -> np.ndarray:
-    """Returns a random embedding [64, 64, 256] with the spread of a LayerNorm's output."""
+    """Returns a random embedding [64, 64, 256] scaled like a real one, which ends in LayerNorm."""
     return np.random.default_rng(2).standard_normal((64, 64, 256), np.float32)

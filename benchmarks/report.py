@@ -1,4 +1,4 @@
-"""Writes results of runs as JSON, one entry per row, and as the tables of `docs/performance.md`.
+"""Stores results as JSON, one entry per row, and writes the tables of `docs/performance.md`.
 
     python -m benchmarks.report --results docs/performance.json --document docs/performance.md
 
@@ -53,7 +53,7 @@ def entry(
     limits: Mapping[str, float],
     command: str,
 ) -> dict[str, Any]:
-    """Returns the results of one row in JSON types."""
+    """Returns one row's results as JSON types."""
     return {
         "name": row.name,
         "suite": row.suite,
@@ -68,10 +68,10 @@ def entry(
 
 
 def merge(path: Path, entries: Iterable[dict[str, Any]], order: Iterable[str]) -> None:
-    """Writes entries to a results file; they replace entries of the same suite and name.
+    """Writes entries to a results file; they replace earlier ones of the same suite and name.
 
     Args:
-      order: names in the order of the table; entries with other names follow in their order.
+      order: names in the order of the table; other rows follow in their current order.
     """
     rows = {(e["suite"], e["name"]): e for e in (*read(path), *entries)}
     rank = {name: position for position, name in enumerate(order)}
@@ -81,12 +81,12 @@ def merge(path: Path, entries: Iterable[dict[str, Any]], order: Iterable[str]) -
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the entries of a results file; an empty list if there is no file."""
+    """Reads the entries of a results file; returns an empty list if there is no file."""
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
 def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Returns time per item, ours over theirs: ratio of the medians, quartiles of round ratios."""
+    """Returns ours / theirs in time per item: ratio of medians, and quartiles over rounds."""
     items = theirs["items"] / ours["items"]
     rounds = items * np.asarray(ours["seconds"]) / np.asarray(theirs["seconds"])
     low, high = np.percentile(rounds, [25, 75])
@@ -94,7 +94,7 @@ def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, fl
 
 
 def summary(entry: dict[str, Any]) -> list[str]:
-    """Returns one line per contender, for the terminal."""
+    """Returns one line per contender for the terminal."""
     ours, lines = entry["contenders"][0], []
     for result in entry["contenders"]:
         compared = "" if result is ours else f", ratio {ratio(ours, result)[0]:.2f}"
@@ -105,7 +105,7 @@ def summary(entry: dict[str, Any]) -> list[str]:
 
 
 def markdown(entries: list[dict[str, Any]]) -> str:
-    """Returns one section per suite: machine, table and versions."""
+    """Returns a Markdown section for each suite: machine, table and versions."""
     sections = []
     for suite in ("cpu", "gpu"):
         if found := [e for e in entries if e["suite"] == suite]:
@@ -118,7 +118,7 @@ def markdown(entries: list[dict[str, Any]]) -> str:
 
 
 def _targets(entries: list[dict[str, Any]]) -> list[str]:
-    """Returns the number of targets met, and the missed targets by name."""
+    """Returns lines with the number of targets met and the names of missed ones."""
     met, missed = 0, []
     for e in entries:
         ours = e["contenders"][0]
@@ -211,7 +211,7 @@ def _cells(cells: Iterable[str]) -> str:
 
 
 def _versions(entries: list[dict[str, Any]]) -> list[str]:
-    """Returns versions, and contenders' environment variables, such as allocator settings."""
+    """Returns lines with versions and with environment variables of contenders."""
     every = [c for e in entries for c in e["contenders"]]
     versions = {name: version for c in every for name, version in c["versions"].items()}
     lines = ["Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + "."]
@@ -234,7 +234,7 @@ def update(document: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def main(argv) -> None:
-    """Writes the tables of `--results` to `--document`."""
+    """Updates the tables of the document."""
     del argv
     results = Path(_RESULTS.value)
     if not results.exists():

@@ -1,11 +1,11 @@
-"""Times this library and its peers.
+"""Times this library and its peers side by side.
 
     python -m benchmarks.run --suite cpu
     python -m benchmarks.run --suite cpu --only "decoder, 64" --rounds 5
 
 `make bench` runs it in an environment with the peers, then writes the tables of
 `docs/performance.md`. A row replaces only its own earlier results in the file, so a suite can be
-run in pieces. A row whose outputs differ is reported and not timed; the exit status is then 1.
+run in parts. A row whose outputs differ is reported and not timed. The exit status is then 1.
 """
 
 import json
@@ -73,10 +73,7 @@ def main(argv) -> None:
 
 
 def _ask(code: str) -> str:
-    """Returns the last line that Python code prints in a process of its own.
-
-    The process frees the device's memory when it ends.
-    """
+    """Runs Python code in its own process, which frees the device; returns the last line."""
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if answer.returncode:
         raise UserError(f"measuring the machine: {answer.stderr.strip().splitlines()[-1]}")

@@ -1,4 +1,4 @@
-"""Rows of the time before the first mask, in whole processes: imports and compilation."""
+"""Rows of start-up time: whole processes with imports and compilation, up to the first mask."""
 
 import os
 import resource
@@ -55,7 +55,7 @@ def process(code: str) -> Work:
 
 
 def first_mask(code: str, cold: bool = False) -> Work:
-    """Runs a process from its start to a mask; if `cold`, no compiled programs are cached."""
+    """Runs a process from its start to a mask; with `cold`, the compilation cache is empty."""
     folder = tempfile.TemporaryDirectory()
 
     def run(index, folder=folder):
@@ -69,7 +69,7 @@ def first_mask(code: str, cold: bool = False) -> Work:
 
 
 def _peak_memory() -> int:
-    """Returns the peak memory of the largest child process."""
+    """Returns the peak memory of the largest child process in bytes."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
@@ -104,7 +104,7 @@ ROWS = (
             _first_mask("medsam_jax, nothing compiled before", "medsam_jax", cold=True),
             _first_mask("PyTorch", "PyTorch"),
         ),
-        tolerance=1e-3,  # a pixel at the threshold may round to either side
+        tolerance=1e-3,  # a pixel at the threshold may differ
         rounds=3,
     ),
 )

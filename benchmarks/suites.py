@@ -16,7 +16,7 @@ from benchmarks.harness import Row
 
 
 def every_row(points: int) -> list[Row]:
-    """Returns the rows of both suites, with `points` per side for automatic masks."""
+    """Returns the rows of both suites; automatic masks use `points` per side."""
     return [
         *lite_medsam.ROWS,
         *vit_b.ROWS,

@@ -1,8 +1,8 @@
-"""Rows of the training step on LiteMedSAM, compared with the same step in PyTorch.
+"""Rows of the training step on LiteMedSAM, against the same step written in PyTorch.
 
-Both steps have a forward pass, soft Dice and cross-entropy, gradients of the same parameters,
-clipping to a norm of 1, and AdamW with decay of kernels. Loss and gradient norm of the second step
-are compared, since they depend on the first step's update.
+Both steps consist of forward pass, soft Dice and cross-entropy, gradients of the same parameters,
+clipping to a norm of 1, and AdamW with decay of kernels. The rows compare loss and gradient norm of
+the second step, which depend on the first update too.
 """
 
 import re
@@ -20,7 +20,7 @@ PROMPT_ENCODER = (r"prompt_encoder\..*",)
 
 
 def batches(size: int, cached: bool) -> list[dict[str, np.ndarray]]:
-    """Returns ellipses with their boxes, on noise or on embeddings with a realistic spread."""
+    """Returns batches of ellipses with boxes, on noise or on embeddings scaled like real ones."""
     rng = np.random.default_rng(0)
     return [_batch(rng, size, cached) for _ in range(INPUTS)]
 
@@ -46,7 +46,7 @@ def _batch(rng, size: int, cached: bool) -> dict[str, np.ndarray]:
 
 
 def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int = 1) -> Work:
-    """Runs the step of `medsam_jax.train` with its config's defaults, on all devices of jax."""
+    """Runs the step of `medsam_jax.train` with its recipe's defaults on all devices of jax."""
     import jax
 
     from medsam_jax.models.functional import parameter_names
@@ -61,7 +61,7 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     config = base_config()
     config.update({"batch_size": batch_size, "frozen": tuple(frozen), "learning_rate": RATE})
     config.update({"weight_decay": DECAY, "clip_norm": CLIP})
-    functional = jax_lite_medsam()
+    functional = jax_lite_medsam(devices=devices)
     model = functional.bind(functional.arrays)
     names = parameter_names(model)
     labels = opt.label_parameters(functional.arrays, names, config.frozen)
@@ -70,10 +70,11 @@ def jax_step(batch_size: int, cached: bool, frozen=BOTH_ENCODERS, devices: int =
     mesh = sharding.make_mesh(config)
     by_item, whole = sharding.batch_sharding(mesh), sharding.shard_state(mesh, state)
     state = jax.tree.map(sharding.place, state, whole)
-    parts = parts_of_batch(model, config, "cpu", devices)
+    parts = parts_of_batch(model, config, functional.form, devices)
     plain = make_train_step(functional, tx, labels, config, parts)
     step = jit(
         plain,
+        functional.form,
         in_shardings=(whole, by_item),
         out_shardings=(whole, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -188,7 +189,7 @@ def _against_pytorch(name: str, targets: dict[str, float], **arguments) -> Row:
         ),
         targets=targets,
         memory_targets={"PyTorch": 1.0},
-        tolerance=1e-3,  # Adam's first update is the gradient's sign, even of rounding errors
+        tolerance=1e-3,  # Adam's first update is the gradient's sign, also for rounding errors
         rounds=9,
     )
 

@@ -1,8 +1,8 @@
-"""Trains the U-Net of `medsam_jax.models.unet` in PyTorch, with the same config and batches.
+"""Trains `medsam_jax.models.unet` in PyTorch with the same recipe on the same batches.
 
-Initial weights, batches, augmentation, loss, optimiser, schedule and average of the weights are
-those of `python -m medsam_jax.train` with the same configuration. Only the model and the training
-step are PyTorch's. The best weights by tune DSC are written in our checkpoint format, so that one
+Initial weights, batches, augmentation, loss, optimiser, schedule and weight averaging are those of
+`python -m medsam_jax.train` with the same configuration. The model and the training step are
+PyTorch's. The best weights by tune DSC are written as a checkpoint of this library, so that one
 command scores both:
 
   python -m benchmarks.unet_pytorch --config configs/unet_small.py --workdir runs/unet/torch \
@@ -10,7 +10,7 @@ command scores both:
   python -m medsam_jax.evaluate --checkpoint runs/unet/box/best,runs/unet/torch/best \
       --data_dir DATA --output results/unet_pytorch
 
-It needs the environment of `tests/parity`, with torch and this library.
+It needs the environment of `tests/parity`: torch and this library.
 """
 
 import copy
@@ -40,12 +40,12 @@ from medsam_jax.training.optimizer import learning_rate_schedule
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where scores and the best weights go.")
 
-# Axis orders for kernels of (transposed) convolutions, from Flax to PyTorch and back.
+# Axis orders of (transposed) convolution kernels: Flax to PyTorch, and back.
 TO_TORCH, TO_FLAX = (3, 2, 0, 1), (2, 3, 1, 0)
 
 
 class Stage(nn.Module):
-    """Two convolutions with instance norm and leaky ReLU."""
+    """Block of two convolutions with instance norm and leaky ReLU."""
 
     def __init__(self, n_in: int, n_out: int, stride: int):
         super().__init__()
@@ -60,7 +60,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net: pixels [B, 3 or 4, S, S], the box as fourth channel, to logits [B, h, w] per stage."""
+    """U-Net from pixels [B, 3 or 4, S, S] (fourth channel: box) to logits [B, h, w] per stage."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -93,7 +93,7 @@ class UNet(nn.Module):
 
 
 def load_flax(model: nn.Module, params: Mapping[str, np.ndarray]) -> None:
-    """Copies our U-Net's arrays, by dotted path, to `UNet`."""
+    """Copies our U-Net's arrays, by dotted path, into `UNet`."""
     state = {}
     for name, value in params.items():
         stem, leaf = name.rsplit(".", 1)
@@ -103,7 +103,7 @@ def load_flax(model: nn.Module, params: Mapping[str, np.ndarray]) -> None:
 
 
 def to_flax(model: nn.Module) -> dict[str, np.ndarray]:
-    """Returns our U-Net's arrays; the inverse of `load_flax`."""
+    """Returns the model's arrays in Flax's layout, the inverse of `load_flax`."""
     params = {}
     for name, value in model.state_dict().items():
         stem, leaf = name.rsplit(".", 1)
@@ -115,7 +115,7 @@ def to_flax(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def inputs(batch: Mapping[str, np.ndarray], config: UNetConfig) -> torch.Tensor:
-    """Returns a loader's batch as the network's input, with the library's preprocessing."""
+    """Converts a loader's batch to the network's input with our preprocessing."""
     pixels = encoder_input(batch["image"], batch["valid_shape"], config.preprocessing)
     x = torch.tensor(np.array(pixels)).permute(0, 3, 1, 2)
     if config.box_channel:
@@ -135,7 +135,7 @@ def on_stored_grid(logits: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def loss_of(stages: list[torch.Tensor], batch: Mapping[str, np.ndarray]) -> torch.Tensor:
-    """Returns soft Dice plus cross-entropy of all supervised stages, padding excluded."""
+    """Returns soft Dice plus cross-entropy over all supervised stages, without padding."""
     size = batch["mask"].shape[-1]
     truth = torch.tensor(batch["mask"] > 0).float()
     valid = torch.tensor(_valid(batch["valid_shape"], size)).float()
@@ -175,7 +175,7 @@ def step_once(
     config,
     learning_rate: float,
 ) -> tuple[float, float]:
-    """Runs one step; returns the loss and the gradient's norm before clipping."""
+    """Runs one step; returns the loss and the gradient norm before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad()
@@ -187,7 +187,7 @@ def step_once(
 
 
 def train(config, workdir: Path) -> None:
-    """Trains as configured; writes `tune.csv` and `best/` to `workdir`."""
+    """Trains with the configuration; writes `tune.csv` and `best/` to `workdir`."""
     origin = resolve(config.checkpoint)
     model_config = read_config(origin)
     if not isinstance(model_config, UNetConfig):
@@ -260,7 +260,7 @@ def _tune_scores(model: nn.Module, model_config: UNetConfig, config) -> Iterator
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax logs every array it writes
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it writes
     train(_CONFIG.value, Path(_WORKDIR.value))
 
 

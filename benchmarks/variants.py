@@ -1,4 +1,4 @@
-"""Rows of our variants: cost by batch size, image size, slices, workers and devices."""
+"""Rows of this library alone: cost by batch, image, slices, workers and devices."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks.training import contender as step
 
 
 def first_prediction(side: int) -> Work:
-    """Runs `set_image` and `predict` with a box, on an image of `side` x `side` pixels."""
+    """Runs `set_image` and `predict` with a box on an image of `side` x `side` pixels."""
     from medsam_jax import Predictor, load_model
 
     predictor = Predictor(load_model("lite_medsam"))
@@ -26,7 +26,7 @@ def first_prediction(side: int) -> Work:
 
 
 def encoded_slices(count: int) -> Work:
-    """Runs `Predictor.encode` on slices of 512 x 512."""
+    """Runs `Predictor.encode` on slices of 512 x 512 pixels."""
     import jax
 
     from medsam_jax import Predictor, load_model
@@ -35,7 +35,7 @@ def encoded_slices(count: int) -> Work:
     image, _ = ct_slice(512)
 
     def run(index):
-        encoded = predictor.encode([image] * count)
+        encoded = predictor.engine.encode([image] * count)
         jax.block_until_ready([slice_.embedding for slice_ in encoded])
         return np.zeros(1)
 
@@ -43,7 +43,7 @@ def encoded_slices(count: int) -> Work:
 
 
 def loader(workers: int, batch_size: int = 8) -> Work:
-    """Reads batches of the input pipeline from a data set of synthetic scans, which it builds."""
+    """Reads batches with the input pipeline from a data set of synthetic scans, built here."""
     import SimpleITK as sitk
 
     from datasets.medical_slices import building, slices
@@ -64,7 +64,7 @@ def loader(workers: int, batch_size: int = 8) -> Work:
     batches = train_loader(
         data_dir, "train", batch_size=batch_size, seed=0, box_jitter=5, num_workers=workers
     )
-    for _ in range(2 + workers):  # all workers have started and prepared batches
+    for _ in range(2 + workers):  # after these, workers have started and prefetched
         next(batches)
 
     def run(index, folder=folder):

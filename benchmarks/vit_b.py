@@ -1,6 +1,6 @@
 """Rows of SAM's ViT-B encoder at 1024 pixels on a CPU: ours, segment_anything's, transformers'.
 
-All have the same random weights. Published weights have the same speed but need a download.
+All sides have the same random weights, which need no download; weights do not change the speed.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ _PREFIX = "image_encoder."
 
 
 def images() -> list[np.ndarray]:
-    """Returns normalised images [1, 1024, 1024, 3] of block noise."""
+    """Returns normalised images [1, 1024, 1024, 3] of noise blocks."""
     coarse = np.random.default_rng(0).standard_normal((INPUTS, 1, 64, 64, 3), np.float32)
     return list(coarse.repeat(16, axis=2).repeat(16, axis=3))
 
@@ -26,13 +26,14 @@ def jax_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
     from medsam_jax.models.functional import Functional
     from medsam_jax.models.image_encoder import ImageEncoderViT
     from medsam_jax.ops.compile import jit
+    from medsam_jax.ops.form import local_form
 
     config = sam_config(encoder, dtype)
     sizes = config.encoder, config.image_size, config.embed_dim
     abstract = nnx.eval_shape(lambda: ImageEncoderViT(*sizes, dtype=dtype, rngs=nnx.Rngs(0)))
-    functional = Functional(abstract)
+    functional = Functional(abstract, local_form())
     arrays = {name: jax.device_put(value) for name, value in _encoder_arrays(config).items()}
-    encode = jit(lambda arrays, x: functional.bind(arrays)(x).astype(x.dtype))
+    encode = jit(lambda arrays, x: functional.bind(arrays)(x).astype(x.dtype), functional.form)
     inputs = [jax.device_put(x) for x in images()]
     return Work(
         lambda i: encode(arrays, inputs[i % INPUTS]).block_until_ready(),
@@ -41,7 +42,7 @@ def jax_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
 
 
 def segment_anything_encoder(encoder: str = "vit_b") -> Work:
-    """Runs `ImageEncoderViT` of segment_anything."""
+    """Runs segment_anything's `ImageEncoderViT`."""
     import torch
 
     from tests.parity.torch_models import stub_torchvision
@@ -68,7 +69,7 @@ def segment_anything_encoder(encoder: str = "vit_b") -> Work:
 
 
 def transformers_encoder(encoder: str = "vit_b", dtype: str = "float32") -> Work:
-    """Runs `SamModel.vision_encoder` of transformers, with PyTorch's fused attention."""
+    """Runs transformers' `SamModel.vision_encoder` with PyTorch's fused attention."""
     model = transformers_sam(sam_config(encoder, "float32"))
     found = model.vision_encoder.config._attn_implementation
     if found != "sdpa":

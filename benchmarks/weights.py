@@ -1,4 +1,4 @@
-"""Rows of loading weights: time and memory from a PyTorch file of SAM ViT-B to a model."""
+"""Rows of weight loading: time and memory from a PyTorch file of ViT-B's size to a model."""
 
 import tempfile
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from benchmarks.harness import Contender, Row, Work
 from benchmarks.worker import peak_memory
 
 CONVERTED = "converted"
-PROBE = "mask_decoder.iou_token"  # small tensor of the model that is compared
+PROBE = "mask_decoder.iou_token"  # the tensor that is compared, a small one
 
 
 def _write(path: Path, converted: bool) -> None:
-    """Writes random weights under segment_anything's names, 375 MB; optionally converts them."""
+    """Writes 375 MB of random weights with segment_anything's names, optionally converted too."""
     from medsam_jax.io.tensors import LazyTensor
     from medsam_jax.models.checkpoint import abstract_model
     from medsam_jax.models.functional import flatten_state
@@ -34,7 +34,7 @@ def _write(path: Path, converted: bool) -> None:
 
 
 def _prepared(converted: bool = False) -> tuple[tempfile.TemporaryDirectory, Path]:
-    """Returns a folder with the file. Another process writes it: its memory is not measured."""
+    """Writes the file in its own process, whose memory is not measured; returns folder and path."""
     import multiprocessing
 
     folder = tempfile.TemporaryDirectory()
@@ -46,7 +46,7 @@ def _prepared(converted: bool = False) -> tuple[tempfile.TemporaryDirectory, Pat
 
 
 def converted() -> Work:
-    """Converts the file to our checkpoint directory."""
+    """Converts the file to a checkpoint directory."""
     from weights_converter.convert import convert
 
     folder, path = _prepared()
@@ -60,7 +60,7 @@ def converted() -> Work:
 
 
 def loaded() -> Work:
-    """Loads our checkpoint directory to a model."""
+    """Loads a checkpoint directory into a model."""
     import jax
 
     from medsam_jax import load_model
@@ -77,7 +77,7 @@ def loaded() -> Work:
 
 
 def torch_loaded() -> Work:
-    """Runs segment_anything's `build_sam_vit_b` on the result of `torch.load`."""
+    """Runs segment_anything's `build_sam_vit_b`, which calls `torch.load`."""
     from tests.parity.torch_models import stub_torchvision
 
     with stub_torchvision():
@@ -92,10 +92,7 @@ def torch_loaded() -> Work:
 
 
 def _with_memory_of_one(load: Callable[[int], np.ndarray], path: Path) -> Work:
-    """Returns `Work` whose peak memory is that of the first load.
-
-    glibc keeps the memory that later loads free in its arenas.
-    """
+    """Measures the peak of the first load only, because glibc keeps memory that later ones free."""
     peaks = []
 
     def run(index):

@@ -1,4 +1,4 @@
-"""Process of a contender; started by `benchmarks.harness`, never by hand."""
+"""Main module of a contender's process; `benchmarks.harness` starts it."""
 
 import importlib
 import importlib.metadata
@@ -28,7 +28,7 @@ def main() -> None:
     cores = int(sys.argv[1])
     available = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, available[:cores])
-    # Only answers go to the parent's pipe. Output of libraries goes to the log.
+    # Only answers may reach the parent's pipe; output of libraries goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     work = None
@@ -63,9 +63,9 @@ def _setup(request: dict):
 
 
 def peak_memory() -> int:
-    """Returns the peak memory of this process so far, in bytes.
+    """Returns this process's peak memory so far in bytes.
 
-    getrusage's ru_maxrss is not used, because it starts at the parent's peak.
+    getrusage's ru_maxrss is not used, because it starts at the peak of the parent process.
     """
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024

@@ -1,4 +1,4 @@
-"""Shared code of the launchers: training command, checks before submission, submission."""
+"""Functions that the launchers share: training command, checks of flags, submission."""
 
 import importlib.util
 import shlex
@@ -22,14 +22,14 @@ REQUIRED = ("config", "workdir", "data_dir")
 
 
 def training_command(devices: int, more: Sequence[str]) -> list[str]:
-    """Returns the command `python -m medsam_jax.train` for the flags, after checking the config.
+    """Returns the `python -m medsam_jax.train` command; checks its configuration for `devices`.
 
     Args:
-      devices: number of devices on all hosts.
-      more: flags that give a process its index among the others.
+      devices: number on all hosts together.
+      more: flags that give a process its rank and the address of process 0.
 
     Raises:
-      UserError: the config or a field does not exist, or the devices do not divide the batch.
+      UserError: unknown recipe or field, or a batch size that the devices do not divide.
     """
     fields = [f"data_dir={_DATA_DIR.value}", *_SET.value]
     _check(_read_config(Path(_CONFIG.value)), fields, devices)
@@ -69,17 +69,17 @@ def _check(config: ml_collections.ConfigDict, fields: Sequence[str], devices: in
 
 
 def check_positive(*names: str) -> None:
-    """Raises UserError if one of the flags is below 1."""
+    """Raises an error for flags below 1."""
     for name in names:
         if flags.FLAGS[name].value < 1:
             raise UserError(f"--{name}: {flags.FLAGS[name].value} given; it must be at least 1")
 
 
 def submit(command: Sequence[str], text: str = "") -> None:
-    """Runs `command` with `text` as its standard input; --dry_run only prints both.
+    """Runs `command` with `text` on its standard input; with --dry_run only prints both.
 
     Raises:
-      UserError: the command is not installed, or fails.
+      UserError: the command is not installed or fails.
     """
     if _DRY_RUN.value:
         print(f"# would run: {shlex.join(command)}" + (", with this input:" if text else ""))

@@ -5,10 +5,10 @@ Example:
       --claim=shared --config=configs/medsam_v2.py --workdir=/mnt/shared/v2 \\
       --data_dir=/mnt/shared/data --dry_run > v2.yaml
 
-The cluster needs the JobSet controller. The image's working directory must hold the repository, and
-jax for the accelerator must be installed. The volume claim is mounted in every pod. A pod that is
-evicted gets SIGTERM and --grace_seconds to save. Then the JobSet starts all pods again, and the run
-resumes from its last checkpoint.
+The cluster needs the JobSet controller. The image has the repository in its working directory and
+jax for the accelerator. The volume claim is mounted in every pod. An evicted pod gets SIGTERM and
+has --grace_seconds to save its state. The JobSet then restarts all pods, and the run resumes from
+its last checkpoint.
 """
 
 import re
@@ -20,7 +20,7 @@ from absl import flags
 from launch import common
 from medsam_jax import cli, errors
 
-PORT = 8476  # of process 0, to which the others connect
+PORT = 8476  # on which process 0 accepts the others
 ACCELERATORS = ("nvidia.com/gpu", "google.com/tpu")
 
 _NAME = flags.DEFINE_string("name", None, "Of the JobSet.")
@@ -38,7 +38,7 @@ _GRACE = flags.DEFINE_integer("grace_seconds", 180, "From SIGTERM to the kill.")
 
 def main(_) -> None:
     common.check_positive("pods", "devices_per_pod", "max_restarts", "grace_seconds")
-    # The longest host name with this name must fit a DNS label.
+    # The longest host name that contains it must fit in a DNS label.
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,39}[a-z0-9])?", _NAME.value):
         raise errors.UserError(
             f"--name: {_NAME.value!r} given; use up to 41 lower-case letters, digits and dashes"
@@ -50,11 +50,11 @@ def main(_) -> None:
 
 
 def job_set() -> dict[str, Any]:
-    """Returns the JobSet manifest for Kubernetes."""
+    """Returns the JobSet manifest."""
     container = {
         "name": "train",
         "image": _IMAGE.value,
-        # exec, so that the training process gets the pod's SIGTERM.
+        # exec: the training process must receive the pod's SIGTERM.
         "command": ["bash", "-c", f"exec {_training_command()}"],
         "ports": [{"containerPort": PORT}],
         "resources": {"limits": {_ACCELERATOR.value: _DEVICES.value}},
@@ -74,7 +74,7 @@ def job_set() -> dict[str, Any]:
         "completionMode": "Indexed",
         "parallelism": _PODS.value,
         "completions": _PODS.value,
-        "backoffLimit": 0,  # one lost pod stops all pods, and the JobSet starts all of them again
+        "backoffLimit": 0,  # one lost pod stops all, and the JobSet restarts all
         "template": {"spec": pod},
     }
     return {
@@ -89,10 +89,7 @@ def job_set() -> dict[str, Any]:
 
 
 def _training_command() -> str:
-    """Returns the shell command of a pod.
-
-    TPU pods find each other by GKE's variables. GPU pods get flags with the JobSet's host names.
-    """
+    """Training command. GPU pods need JobSet's host names; TPU pods read GKE's variables."""
     devices = _PODS.value * _DEVICES.value
     if _PODS.value == 1:
         return shlex.join(common.training_command(devices, []))

@@ -1,4 +1,4 @@
-"""Trains under SLURM on one or more nodes; after preemption or time limit the job is requeued.
+"""Trains under SLURM on one or several nodes; a preempted or timed-out job requeues itself.
 
 Examples:
   python -m launch.slurm --config=configs/lite_medsam.py --workdir=/scratch/me/run \\
@@ -6,10 +6,10 @@ Examples:
   python -m launch.slurm --config=configs/medsam_v2.py --workdir=/scratch/me/v2 \\
       --data_dir=/scratch/me/data --nodes=2 --gpus_per_node=8 --option=--partition=gpu
 
-Start it in the repository's root. On one node a single process has all devices. On several nodes
-each GPU has a process of its own, as jax reads SLURM's variables. SLURM sends SIGTERM before the
-time limit and before a preemption. Training then saves its state and ends with status 143. The job
-is requeued, and the same command resumes the run.
+Run it in the repository's root. On one node, one process uses all devices. On several nodes, each
+GPU has its own process, because jax reads SLURM's variables. SLURM sends SIGTERM before the time
+limit and before a preemption. Training then saves its state and exits with status 143, the job is
+requeued, and the same command resumes from the saved state.
 """
 
 import shlex
@@ -49,7 +49,7 @@ def job_script() -> str:
         f"--gpus-per-node={_GPUS.value}",
         f"--cpus-per-task={_CPUS.value * _GPUS.value // tasks}",
         f"--time={_TIME.value}",
-        f"--signal=TERM@{_NOTICE.value}",  # without B: to the step, not to this script
+        f"--signal=TERM@{_NOTICE.value}",  # without B: the step gets it, not this script
         "--requeue",
         "--open-mode=append",
         *_OPTION.value,
@@ -61,7 +61,7 @@ def job_script() -> str:
 
 
 # A preemption signals the script too. The script must outlive the step to requeue the job. It sets
-# a handler, because the step would inherit an ignored signal.
+# a handler because the step would inherit an ignored signal.
 _BODY = """
 set -uo pipefail
 trap : TERM

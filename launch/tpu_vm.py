@@ -1,13 +1,14 @@
-"""Trains on all hosts of a Cloud TPU VM or pod slice, with `gcloud ... ssh --worker=all`.
+"""Trains on all hosts of a Cloud TPU VM or pod slice through `gcloud ... ssh --worker=all`.
 
 Example:
   python -m launch.tpu_vm --tpu=v5e-16 --zone=us-west4-a --chips=16 --directory=medsam_jax \\
       --config=configs/medsam_v2.py --workdir=/mnt/shared/v2 --data_dir=/mnt/shared/data --dry_run
 
 Every host needs the repository at --directory, installed with `pip install -e . "jax[tpu]"`. The
-workdir and the data set must be on a file system that all hosts share (Filestore, or a bucket with
-gcsfuse). After a preemption, create the slice again and give the same command: the run resumes from
-its last checkpoint. SIGTERM to one host (maintenance) saves and stops all hosts, with status 143.
+workdir and the data set must be on a file system that all hosts share (Filestore, or a bucket
+through gcsfuse). After a preemption, create the slice again and repeat the command: the run resumes
+from its last checkpoint. SIGTERM to one host (maintenance) makes all hosts save and exit with
+status 143.
 """
 
 import shlex
@@ -27,7 +28,7 @@ _DIRECTORY = flags.DEFINE_string("directory", "medsam_jax", "The repository on t
 def main(_) -> None:
     common.check_positive("chips")
     train = common.training_command(_CHIPS.value, ["--multihost"])
-    # exec, so that a signal to the session's shell reaches the training process.
+    # exec: a signal to the ssh shell must reach the training process.
     remote = f"cd {shlex.quote(_DIRECTORY.value)} && exec {shlex.join(train)}"
     command = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", _TPU.value, f"--zone={_ZONE.value}"]
     if _PROJECT.value:

@@ -14,8 +14,7 @@ from typing import TypeVar
 from absl import app, flags
 from tqdm import tqdm
 
-from medsam_jax.errors import UserError
-from medsam_jax.io.files import disk_space
+from medsam_jax.errors import UserError, disk_space
 
 T = TypeVar("T")
 

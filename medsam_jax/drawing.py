@@ -42,7 +42,7 @@ def overlay(
     canvas = _Canvas(image)
     if box is not None:
         canvas.box(box)
-    for x, y in [] if points is None else np.asarray(points):
+    for x, y in [] if points is None else np.asarray(points).tolist():
         canvas.point(x, y, PROMPT)
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if mask is not None:

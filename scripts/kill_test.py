@@ -1,13 +1,13 @@
-"""Kills a training run at random moments; its results must equal an undisturbed run's exactly.
+"""Kills a training run at random moments; results must be bit-identical to an undisturbed run's.
 
-Example, on the data of `make demo`:
+Example, on the outputs of `make demo`:
   python scripts/kill_test.py --config=configs/demo.py --workdir=runs/kills --kills=10 \\
       --set=data_dir=demo/data --set=embedding_cache=demo/embeddings --set=num_steps=60 \\
       --set=eval_every=20 --set=checkpoint_every=2 --set=log_every=1
 
-One third of the kills (SIGKILL) come while a checkpoint is written, one third at a random time
-after a random step, and one third at a random time after the start (imports, compilation, restore).
-At the end every loss, norm and tune score of every step and every exported array is compared.
+One third of the kills (SIGKILL) occur while a checkpoint is written, one third at a random time
+after a random step, and one third at a random time after the start (imports, compilation,
+restoring). The script then compares all losses, norms and tune scores and all exported arrays.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def finish(command: Sequence[str], log) -> None:
 
 @dataclasses.dataclass
 class Disturbed:
-    """A run that is killed and restarted many times."""
+    """Training run that is killed and restarted."""
 
     command: Sequence[str]
     workdir: Path
@@ -86,13 +86,13 @@ class Disturbed:
         delay: float = 1.0,
         start_seconds: float = 10.0,
     ) -> str:
-        """Starts the run and sends it a signal; returns a description of the moment.
+        """Starts the run and sends it a signal; returns a text that says when.
 
         Args:
-          moment: "start": up to `start_seconds` after the start. "step": up to `delay` seconds
-            after one of the next `ahead` steps is logged. "write": while a checkpoint is written
-            after such a step.
-          number: number of the signal.
+          moment: "start": up to `start_seconds` after the start; "step": up to `delay` seconds
+            after one of the next `ahead` steps is logged; "write": after such a step, when a
+            checkpoint is half written.
+          number: signal number.
 
         Raises:
           UserError: the run ended before the signal.
@@ -129,17 +129,17 @@ def last_step(workdir: Path) -> int:
 
 
 def half_written(workdir: Path, since: float) -> list[Path]:
-    """Returns checkpoints that were started after `since` and still have their temporary name."""
+    """Returns checkpoints begun after `since` that still have their temporary name."""
     found = []
     for path in (workdir / "checkpoints").glob("*tmp*"):
-        with contextlib.suppress(FileNotFoundError):  # renamed in between
+        with contextlib.suppress(FileNotFoundError):  # renamed in the meantime
             if path.stat().st_mtime > since:
                 found.append(path)
     return found
 
 
 def read_metrics(workdir: Path) -> dict[tuple[int, str], str]:
-    """Reads (step, name) -> value, with all digits. Raises UserError for a step written twice."""
+    """Maps (step, name) to the value's text. Raises UserError for a step written twice."""
     path = workdir / "metrics.csv"
     if not path.exists():
         return {}
@@ -152,10 +152,10 @@ def read_metrics(workdir: Path) -> dict[tuple[int, str], str]:
 
 
 def compare(undisturbed: Path, disturbed: Path) -> int:
-    """Compares two runs, except their speeds; returns the number of equal numbers.
+    """Compares the numbers and arrays of two runs, except speeds; returns the count of numbers.
 
     Raises:
-      UserError: a number or an array differs; the message names the first.
+      UserError: a number or an array differs; the message has the first one.
     """
     expected, found = (
         {key: value for key, value in read_metrics(run).items() if not key[1].startswith("speed/")}

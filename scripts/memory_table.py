@@ -5,14 +5,14 @@ Examples:
   python scripts/memory_table.py --recipe=medsam_v2 --batch=1,2
   python scripts/memory_table.py --recipe=medsam_v2 --dtype=bfloat16 --remat=on --devices=16
 
-The steps are those of a run (`training/setup.py`), compiled from shapes, so no weights, data or
-accelerators are needed. The peak is arguments + temporaries + outputs - memory that outputs share
-with arguments. By default the step is that of an accelerator, which processes the whole batch at
-once. `--platform=cpu` selects that of a CPU, which processes one slice at a time.
+The steps are those of a run (`training/setup.py`). They are compiled from shapes: no weights, data
+or accelerators are needed. The peak is arguments + temporaries + outputs - memory that outputs
+share with arguments. By default the step is that of an accelerator, which processes a whole batch
+at once. With `--platform=cpu` it is that of a CPU, which processes one slice at a time.
 
-The compiler is always this machine's CPU compiler. It computes bfloat16 products in float32. It
-would drop the barriers that `remat` needs; this script disables that pass. `--devices` simulates
-several devices, over which batch, parameters and optimiser state are sharded (`mesh.fsdp`).
+The compiler is always this machine's CPU compiler, which computes bfloat16 products in float32. It
+would remove the barriers that `remat` needs; this script prevents that. `--devices` simulates
+several devices, with batch, parameters and optimiser state split over them (`mesh.fsdp`).
 """
 
 import importlib.util
@@ -73,10 +73,10 @@ def main(_) -> None:
 def step_memory(
     recipe: str, dtype: str, remat: bool, batch: int, devices: int
 ) -> tuple[int, int, int]:
-    """Returns bytes of arguments, of temporaries, and of both with outputs, on one device.
+    """Returns the bytes of arguments, temporaries and the total with outputs, on one device.
 
     Raises:
-      UserError: the config does not exist.
+      UserError: unknown config.
     """
     from medsam_jax.models.sam import SamConfig
     from medsam_jax.training.setup import set_up
@@ -85,7 +85,7 @@ def step_memory(
     name, cached = recipe.removesuffix("_cached"), recipe.endswith("_cached")
     config = load_recipe(name)
     config.dtype, config.remat, config.batch_size = dtype, remat, batch * devices
-    config.eval_batch_size = devices  # not part of the plan; the mesh must divide it
+    config.eval_batch_size = devices  # not used here, but the mesh must divide it
     config.mesh.data, config.mesh.fsdp = 1, devices
     run = set_up(config, SamConfig.vit_b(), make_mesh(config), platform=_PLATFORM.value)
     compiled = run.train_step.lower(run.state, run.train_batch(cached)).compile()
@@ -96,7 +96,7 @@ def step_memory(
 
 
 def load_recipe(name: str):
-    """Returns the configuration of `configs/NAME.py`. Raises UserError if there is none."""
+    """Returns the configuration of `configs/NAME.py`. Raises UserError if it does not exist."""
     path = CONFIGS / f"{name}.py"
     if not path.is_file():
         raise errors.UserError(f"--recipe: {name!r} is not in {CONFIGS}")

@@ -1,12 +1,12 @@
-"""Scores the converted LiteMedSAM on real scans, compares with PyTorch; writes docs/parity.md.
+"""Compares scores of the converted LiteMedSAM and PyTorch on real scans; writes docs/parity.md.
 
     python scripts/parity_table.py --scans demo/scans --output docs/parity.md
 
-The prompt is one exact box per object, on the slice where the object is largest. The scores are DSC
-and native 2D NSD at 2 pixels, on the pixels of the scan. Reading, preprocessing, model,
-post-processing and metrics are the library's. The reference numbers were measured once with the
-PyTorch model. The script fails if a DSC differs by more than 0.003 or an NSD by more than 0.01. The
-scans (72 MB) are downloaded if `make demo` has not done so.
+The prompt is one exact box per object, on the slice where the object is largest. The metrics are
+DSC and native 2D NSD at 2 pixels on the scan's pixels. Our scores use the library's reading,
+preprocessing, model, post-processing and metrics; the reference scores are stored results of the
+PyTorch model. The script fails if a DSC differs by more than 0.003 or an NSD by more than 0.01. It
+downloads the scans (72 MB) if `make demo` has not.
 """
 
 import csv
@@ -33,7 +33,7 @@ DSC_BOUND, NSD_BOUND = 0.003, 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """An object and the scores of PyTorch's LiteMedSAM on it."""
+    """Object with PyTorch LiteMedSAM's scores."""
 
     case_id: str
     label: int
@@ -77,7 +77,7 @@ def score(predictor, folder: Path, case: dict[str, str], label: int) -> tuple[fl
     scan = read_scan(folder / case["image"])
     mask = read_mask(folder / case["mask"], scan) == label
     index = int(mask.sum(axis=(1, 2)).argmax())
-    tall = scan.array.reshape(-1, scan.array.shape[-1])  # one image: limits are the scan's
+    tall = scan.array.reshape(-1, scan.array.shape[-1])  # normalised with the whole scan's limits
     grey = predictor.normalise(tall, case["modality"]).reshape(scan.array.shape)[index]
     predictor.set_normalised([grey])
     predicted, _, _ = predictor.predict(box=box_from_mask(mask[index]), multimask_output=False)

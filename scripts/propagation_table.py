@@ -1,12 +1,12 @@
-"""Tabulates DSC of whole volumes by prompts: every slice, one slice propagated, key slices.
+"""Compares DSC of volumes by prompting: every slice, one slice propagated, key slices.
 
     python scripts/propagation_table.py --manifest cases.csv --task sarcoma_ct,sarcoma_mr \\
         --embeddings /tmp/propagation_embeddings --output results/propagation
 
-Every label of every scan is an object. Its prompts are the exact boxes of its mask on some slices:
-on all its slices; on the middle one, propagated; on the first, middle and last, interpolated. The
-script writes `propagation.csv`, with one row per object, and `propagation.md`. Embeddings (4 MB per
-slice) are stored in `--embeddings`, so that a second run encodes only new slices.
+Every label of every scan is an object. Its prompts are the exact boxes of its mask on some of its
+slices: on every slice; on the middle slice, propagated; on the first, middle and last slice,
+interpolated. The outputs are `propagation.csv`, with a row per object, and `propagation.md`.
+Embeddings (4 MB per slice) are stored in `--embeddings`: a second run encodes only new slices.
 """
 
 import csv
@@ -79,7 +79,7 @@ def score_case(predictor: VolumePredictor, case: Case) -> list[dict]:
 
 
 def _embeddings(case: Case) -> Path | None:
-    """Returns the path of a scan's encoded slices."""
+    """Returns the file for a scan's embeddings; None without `--embeddings`."""
     if _EMBEDDINGS.value is None:
         return None
     folder = Path(_EMBEDDINGS.value)
@@ -111,7 +111,7 @@ def segment(predictor: VolumePredictor, truth: np.ndarray) -> dict[str, np.ndarr
 
 
 def table(rows: list[dict]) -> str:
-    """Returns medians, quartiles and the loss compared with a box on every slice, per task."""
+    """Returns medians, quartiles and the DSC loss against a box on every slice, per task."""
     lines = [
         "| task | prompts | n | median DSC | quartiles | median loss |",
         "|---|---|---|---|---|---|",

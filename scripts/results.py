@@ -1,13 +1,13 @@
-"""Writes the tables of docs/results.md: several models on the same objects with the same prompts.
+"""Makes the tables of docs/results.md: several models on the same objects with the same prompts.
 
     python scripts/results.py --internal sarcoma/cases.csv --external demo/scans/cases.csv \
         --model "LiteMedSAM=lite_medsam" --model "fine-tuned=runs/a/best+runs/b/best" \
         --output runs/results --page docs/results.md
 
-The script runs `python -m medsam_jax.evaluate` once on the validation rows of `--internal` and once
-on all rows of the `--external` manifests. After an interruption it resumes. A model may be several
-checkpoints, one per seed, joined by +. Its cells then hold the mean and the range of their scores.
-The tables replace the text between the markers in the page.
+The script runs `python -m medsam_jax.evaluate` on the validation rows of `--internal` and on all
+rows of the `--external` manifests; a killed evaluation is resumed. A model may have several
+checkpoints, one per seed, joined by +. Its cells have the mean and the range of their scores. The
+tables replace the text between the markers in the page; the rest of the page is kept.
 """
 
 import csv
@@ -82,7 +82,7 @@ def parse_models(given: Sequence[str]) -> dict[str, list[str]]:
 def merge_manifests(
     manifests: Sequence[Path], path: Path, split: str | None, leave_out: Sequence[str]
 ) -> None:
-    """Writes one manifest of the wanted rows: absolute paths, CT windows and all annotators."""
+    """Writes one manifest of the selected rows: absolute paths, CT windows, all annotators."""
     rows = []
     for manifest in manifests:
         cases, problems = read_manifest(manifest)
@@ -96,7 +96,7 @@ def merge_manifests(
 
 
 def against_first(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows scored against the first annotator, whose masks make the prompts."""
+    """Returns the rows scored against the first annotator, whose masks define the prompts."""
     return [row for row in rows if row["reference"] == FIRST]
 
 

@@ -2,7 +2,8 @@
 
     python scripts/run_notebook.py --notebook docs/quickstart.ipynb [--write]
 
-With `--write` the new outputs are stored in the file. Without it the file stays unchanged.
+With `--write` the new outputs are written to the file. Without it the file is not changed; the run
+is only a check.
 """
 
 import re
@@ -18,7 +19,7 @@ from medsam_jax.io.files import write_text
 _NOTEBOOK = flags.DEFINE_string("notebook", "docs/quickstart.ipynb", "File to run.")
 _WRITE = flags.DEFINE_bool("write", False, "Keep the outputs.")
 
-LARGEST = 1_500_000  # bytes, outputs included, because it is part of the repository
+LARGEST = 1_500_000  # bytes including outputs, as the repository stores them
 
 
 def main(argv) -> None:

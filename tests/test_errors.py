@@ -1,4 +1,4 @@
-"""Error messages and exit status of a command line that fails."""
+"""Tests of a failing command's message and exit status."""
 
 import shutil
 import subprocess

@@ -6,8 +6,10 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from datasets.medical_slices.slices import encode_mask
+from medsam_jax.io.tensors import LazyTensor
 from medsam_jax.ops.convolution import conv3x3
-from weights_converter.tensors import LazyTensor
+from medsam_jax.ops.form import PLAIN
+from weights_converter.architectures import detect
 
 
 def refused(argument: str):
@@ -16,13 +18,13 @@ def refused(argument: str):
 
 def test_medsam_jax():
     image, kernel = jnp.zeros((1, 4, 5, 2)), jnp.zeros((3, 3, 2, 6))
-    assert conv3x3(image, kernel).shape == (1, 4, 5, 6)
+    assert conv3x3(image, kernel, PLAIN).shape == (1, 4, 5, 6)
     with refused("kernel"):  # channels that differ
-        conv3x3(image, jnp.zeros((3, 3, 3, 6)))
+        conv3x3(image, jnp.zeros((3, 3, 3, 6)), PLAIN)
     with refused("x"):
-        conv3x3(image[0], kernel)
+        conv3x3(image[0], kernel, PLAIN)
     with refused("x"):
-        conv3x3(image.astype(jnp.int32), kernel)
+        conv3x3(image.astype(jnp.int32), kernel, PLAIN)
 
 
 def test_datasets():
@@ -35,12 +37,13 @@ def test_datasets():
 
 
 def test_weights_converter():
-    array = np.zeros((2, 3), np.float32)
-    assert LazyTensor(array.shape, array.dtype, lambda: array).size == 6
-    with refused("shape"):
-        LazyTensor((2.0, 3.0), array.dtype, lambda: array)
-    with refused("dtype"):
-        LazyTensor(array.shape, "float32", lambda: array)
+    name = "image_encoder.patch_embed.proj.weight"
+    tensors = {name: LazyTensor.of(np.zeros((768, 3, 16, 16), np.float32))}
+    assert detect(tensors, "a.pth") == "vit_b"
+    with refused("tensors"):
+        detect({name: np.zeros(3, np.float32)}, "a.pth")
+    with refused("path"):
+        detect(tensors, 3)
 
 
 def test_checks_can_be_turned_off_for_a_test(unchecked):

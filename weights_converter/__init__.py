@@ -1,5 +1,4 @@
-"""Converts checkpoints of the SAM family between PyTorch `.pth`, safetensors and Orbax.
+"""Converts SAM checkpoints between PyTorch `.pth`, safetensors and Orbax. Does not need torch.
 
-torch is not needed. The command line is `python -m weights_converter.convert --help`; the function
-is `convert.convert`.
+Command line: `python -m weights_converter.convert --help`. Function: `convert.convert`.
 """

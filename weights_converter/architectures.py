@@ -1,4 +1,4 @@
-"""Detects the architecture of a set of tensors from their names and shapes."""
+"""Recognises the model that a set of tensors belongs to by their names and shapes."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ _TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A supported model, and the tensor (name, PyTorch shape) that identifies its checkpoints."""
+    """A supported model, and a tensor (name, PyTorch shape) that only its checkpoints hold."""
 
     config: Callable[[], SamConfig]
     tensor: str
@@ -32,9 +32,9 @@ ARCHITECTURES = {
 
 
 def at_size_of(config: SamConfig, tensors: Mapping[str, LazyTensor]) -> SamConfig:
-    """Returns `config` with the input size of the ViT position table in `tensors`.
+    """Returns `config` with the input size that the ViT position embedding in `tensors` implies.
 
-    Some models fine-tuned from SAM (SAMed, SAM-Med2D) differ from it only in these tables.
+    Fine-tuned SAM models (SAMed, SAM-Med2D) have SAM's tensors, except for the size of these.
     """
     table = tensors.get("image_encoder.pos_embed")
     if table is None or len(table.shape) != 4 or table.shape[1] != table.shape[2]:
@@ -47,10 +47,10 @@ def at_size_of(config: SamConfig, tensors: Mapping[str, LazyTensor]) -> SamConfi
 
 
 def detect(tensors: Mapping[str, LazyTensor], path: str) -> str:
-    """Returns the name of the architecture of `tensors`, given under segment_anything's names.
+    """Returns the architecture name of `tensors`, which have segment_anything's names.
 
     Raises:
-      UserError: the architecture is not supported, or there is no image encoder to detect it from.
+      UserError: not a supported architecture, or no image encoder to recognise it by.
     """
     for name, architecture in ARCHITECTURES.items():
         tensor = tensors.get(architecture.tensor)

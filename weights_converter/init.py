@@ -1,4 +1,4 @@
-"""Writes a checkpoint directory with random weights, as a start for training.
+"""Writes a checkpoint directory with random weights to train from.
 
 Examples:
   python -m weights_converter.init --model unet --output runs/unet/init \
@@ -35,7 +35,7 @@ _OF_UNET = ("box_channel", "features", "image_size")
 
 
 def unet_config(features: list[str], image_size: int, box_channel: bool) -> UNetConfig:
-    """Returns the U-Net configuration for the flags. Raises UserError for invalid sizes."""
+    """Returns the U-Net configuration for the flags. Raises UserError for sizes that do not fit."""
     try:
         widths = tuple(int(n) for n in features)
         preprocessing = dataclasses.replace(PREPROCESSING["lite"], image_size=image_size)
@@ -52,7 +52,7 @@ def unet_config(features: list[str], image_size: int, box_channel: bool) -> UNet
 
 
 def random_model(model: str) -> tuple[nnx.Module, Any]:
-    """Returns model and configuration for `--model`, with random weights from `--seed`."""
+    """Returns the model and configuration for `--model`, with random weights from `--seed`."""
     rngs = nnx.Rngs(_SEED.value)
     if model == "unet":
         config = unet_config(_FEATURES.value, _IMAGE_SIZE.value, _BOX_CHANNEL.value)
@@ -65,7 +65,7 @@ def random_model(model: str) -> tuple[nnx.Module, Any]:
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax logs every array it writes
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every array it writes
     model, config = random_model(_MODEL.value)
     params = flatten_state(model)
     source = {"source": {"naming": "random", "seed": _SEED.value}, "licence": "Apache-2.0"}

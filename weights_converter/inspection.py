@@ -1,4 +1,4 @@
-"""Describes a checkpoint, whether or not it fits a supported model."""
+"""Describes a checkpoint, including one that fits no supported model."""
 
 import collections
 import os
@@ -11,12 +11,12 @@ from weights_converter.registry import by_sha256
 
 
 def inspect(source: str, model: str = "auto") -> str:
-    """Returns a table: format, naming, wrapper, architecture, parameters by part, types, licence.
+    """Returns a text: format, naming, wrapper, architecture, parameters by part, types, licence.
 
-    A file that fits no supported model is described too. The last line then states the mismatch.
+    A file that fits no supported model is described too; the last line states the mismatch.
 
     Raises:
-      UserError: the source is not a readable checkpoint.
+      UserError: not a readable checkpoint.
     """
     if os.path.isdir(source):
         state = opening.open_checkpoint(source, model)

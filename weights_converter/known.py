@@ -1,4 +1,4 @@
-"""Converts known weights, given by name, to a checkpoint directory in the cache."""
+"""Converts known weights to a checkpoint directory in the cache, once for each name."""
 
 import contextlib
 import dataclasses
@@ -33,12 +33,10 @@ def known_metadata(known: KnownWeights) -> dict[str, str]:
 
 
 def converted_directory(name: str) -> Path:
-    """Returns the cached checkpoint directory of known weights.
-
-    The weights are downloaded and converted if the cache has no current copy.
+    """Returns the cached checkpoint directory of known weights; downloads and converts if needed.
 
     Raises:
-      UserError: the name is unknown, or no verified file can be obtained.
+      UserError: unknown name, or no verified file is available.
     """
     known = fetch.lookup(name)
     directory = cache_directory() / "models" / name
@@ -56,7 +54,7 @@ def converted_directory(name: str) -> Path:
 
 @contextlib.contextmanager
 def _one_at_a_time(directory: Path) -> Iterator[None]:
-    """Holds a file lock: one process converts, other processes that need the same weights wait."""
+    """Lets one process convert the weights while the other processes of a run wait."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.parent / f".{directory.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes or the process dies
@@ -64,12 +62,12 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
 
 
 def _is_current(directory: Path, name: str, known: KnownWeights) -> bool:
-    """Returns whether a directory holds these weights with this configuration."""
+    """Returns whether a directory was converted from this file for this configuration."""
     if not directory.is_dir():
         return False
     try:
         source = checkpoint.read_metadata(directory).get("source", {})
         config = checkpoint.read_config(directory)
     except UserError:
-        return False  # written by another version of this package: convert again
+        return False  # written by another version of this program
     return config == known_config(name) and known.sha256 in (None, source.get("sha256"))

@@ -1,22 +1,22 @@
-"""Reports why a checkpoint does not fit a model: all names, grouped, with near known names."""
+"""Reports a checkpoint that does not fit: all names, grouped, each with the nearest known name."""
 
 import difflib
 import math
 import re
 from collections.abc import Iterable
 
-_MAX_SUGGESTIONS = 40  # groups searched for a near name; each search compares with all names
-_MAX_NUMBERS = 8  # in a name; names with more are not grouped
+_MAX_SUGGESTIONS = 40  # groups with a search for a near name; each search compares all names
+_MAX_NUMBERS = 8  # in a name that is grouped
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def describe(unused: list[str], unfilled: list[str], wrong: list[str], known: Iterable[str]) -> str:
-    """Returns a multi-line text: first the counts, then each list in groups.
+    """Returns a text of several lines: counts first, then each list in groups.
 
     Args:
-      unused: names in the file that are not in the model.
-      unfilled: names in the model that are not in the file.
-      wrong: messages about single tensors, included unchanged.
+      unused: names in the file that the model lacks.
+      unfilled: names in the model that the file lacks.
+      wrong: messages about single tensors, shown unchanged.
       known: all names of the model, for suggestions.
     """
     counts = [
@@ -50,19 +50,19 @@ def _section(title: str, names: list[str], known_patterns: list[str]) -> list[st
 
 
 def _words(name: str) -> tuple[str, ...]:
-    """Returns the text between the numbers of a name."""
+    """Returns the parts of a name between its numbers."""
     words = tuple(_NUMBER.split(name))
     return words if len(words) <= _MAX_NUMBERS + 1 else (name,)
 
 
 def _list(words: tuple[str, ...], members: list[str]) -> list[str]:
-    """Returns the names in short form: numbers that occur in all combinations in braces."""
+    """Returns the members abbreviated: numbers that occur in all combinations go into braces."""
     numbers = [tuple(_NUMBER.findall(member)) if len(words) > 1 else () for member in members]
     return [_printable(_join(words, columns)) for columns in _boxes(numbers)]
 
 
 def _boxes(rows: list[tuple[str, ...]]) -> list[list[list[str]]]:
-    """Splits rows of numbers into groups, each with every combination of its columns' values."""
+    """Splits rows of numbers into groups that hold every combination of their columns' values."""
     columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
     if math.prod(map(len, columns)) == len(rows):
         return [columns]

@@ -1,8 +1,8 @@
-"""Tables of tensor names for each naming of a SAM, and of the axis orders of their values.
+"""Tables of the tensor names in each naming, and of the axis order of the values.
 
-All conversions go through segment_anything's names, which MedSAM, LiteMedSAM and MobileSAM share.
-Another naming is a table of name pairs. Our own paths differ from segment_anything's names in the
-last part and in the axis order.
+segment_anything's names are the common form; MedSAM, LiteMedSAM and MobileSAM use them. Another
+naming is a table of pairs. Our own paths differ from the common form in the last part and in the
+axis order.
 """
 
 import dataclasses
@@ -81,14 +81,14 @@ _TRANSFORMERS_TABLE = (
     ),
 )
 
-# Second name -> first name of the same tensor: transformers ties the prompt encoder's copy.
+# Second names of one tensor: transformers ties the prompt encoder's copy.
 ALIASES = {
     "prompt_encoder.shared_embedding.positional_embedding": (
         "shared_image_embedding.positional_embedding"
     ),
 }
 
-# Entries of PyTorch files that the model does not use. They are kept for a complete export.
+# Entries of PyTorch files that the model does not use; kept, so that an export contains them.
 EXTRAS = re.compile(
     r".+\.num_batches_tracked"  # BatchNorm's counter of training steps
     r"|image_encoder\.(norm_head|head)\.(weight|bias)"  # MobileSAM: TinyViT's ImageNet classifier
@@ -115,19 +115,19 @@ def _rename(name: str, table: list[tuple[re.Pattern[str], str]]) -> str | None:
 
 
 def from_naming(name: str, naming: str) -> str | None:
-    """Returns segment_anything's name for `name` in `naming`; None if `naming` lacks it."""
+    """Returns segment_anything's name for the tensor `name` of `naming`; None if there is none."""
     if naming == SEGMENT_ANYTHING:
         return name
     return _rename(ALIASES.get(name, name), _FROM_TRANSFORMERS)
 
 
 def to_naming(name: str, naming: str) -> str | None:
-    """Returns the name in `naming` for segment_anything's `name`; None if `naming` lacks it."""
+    """Returns the name in `naming` for segment_anything's `name`; None if there is none."""
     return name if naming == SEGMENT_ANYTHING else _rename(name, _TO_TRANSFORMERS)
 
 
 def detect_naming(names: Mapping[str, object]) -> str | None:
-    """Returns the naming that `names` follow; None if they are not those of a SAM."""
+    """Returns the naming that `names` follow; None if they are not a SAM's."""
     if any(name.startswith(("vision_encoder.", "shared_image_embedding.")) for name in names):
         return TRANSFORMERS
     parts = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
@@ -136,9 +136,9 @@ def detect_naming(names: Mapping[str, object]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """Rule for the last part of our paths: PyTorch's name for it and the axis order of its values.
+    """PyTorch's name for the last part of our path, and the axis order of the values.
 
-    `axes` is the transposition from PyTorch's order to ours; None if both are the same.
+    `axes` is the transposition from PyTorch's order to ours.
     """
 
     pattern: re.Pattern[str]
@@ -155,9 +155,9 @@ class Leaf:
         return shape if self.axes is None else tuple(shape[axis] for axis in np.argsort(self.axes))
 
 
-# Patterns of our paths, with the number of axes appended as "/N". Convolutions and transposed
-# convolutions share a rule. [out, in, h, w] becomes [h, w, in, out]. [in, out, h, w] becomes
-# [h, w, out, in], the layout of `transpose_kernel=True`.
+# Our path, with the number of axes appended as "/N". Convolutions and transposed convolutions share
+# a rule: [out, in, h, w] and [in, out, h, w] become [h, w, in, out] and [h, w, out, in], the latter
+# the layout of `transpose_kernel=True`.
 _LEAVES = (
     Leaf(re.compile(r"(.+)\.kernel/2"), "weight", (1, 0)),
     Leaf(re.compile(r"(.+)\.kernel/4"), "weight", (2, 3, 1, 0)),
@@ -181,7 +181,7 @@ def torch_leaf(path: str, rank: int) -> tuple[str, Leaf]:
     """Returns segment_anything's name for our `path`, and the rule for its values.
 
     Raises:
-      ValueError: no rule matches: a model has a variable of a new kind.
+      ValueError: no rule matches: a model file has a new kind of variable.
     """
     for leaf in _LEAVES:
         match = leaf.pattern.fullmatch(f"{path}/{rank}")

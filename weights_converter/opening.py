@@ -1,4 +1,4 @@
-"""Opens a checkpoint given as a file, a checkpoint directory or the name of known weights."""
+"""Opens a checkpoint from a file, a checkpoint directory or a known name."""
 
 import dataclasses
 import os
@@ -11,15 +11,15 @@ from weights_converter.registry import REGISTRY, by_sha256
 
 
 def open_checkpoint(source: str, model: str = "auto") -> conversion.StateDict:
-    """Returns the checked tensors of a checkpoint; their values are read on demand.
+    """Returns the tensors of a checkpoint: names and shapes checked, values not read yet.
 
     Args:
       source: path, or name of known weights, which are downloaded and verified.
-      model: known name or architecture of the file. "auto" detects it from the file's hash, then
-        from its tensors. A known name also sets the preprocessing of the weights' training.
+      model: known name or architecture of the file; "auto" recognises it by the file's hash, then
+        by its tensors. A known name sets the preprocessing that the weights were trained with.
 
     Raises:
-      UserError: the file cannot be read or verified, or its tensors are not those of the model.
+      UserError: unreadable file, failed verification, or tensors that differ from the model's.
     """
     if os.path.isdir(source):
         if model != "auto":
@@ -42,7 +42,7 @@ def open_checkpoint(source: str, model: str = "auto") -> conversion.StateDict:
     else:
         config = None if model == "auto" else ARCHITECTURES[model].config()
     state = conversion.state_dict_from_file(file, config)
-    # Weights without a published hash cannot be verified: the user's `model` is accepted.
+    # Weights without a published hash cannot be verified: the user's name for them is accepted.
     metadata = {"licence": "unknown"}
     if recognised and recognised.sha256 in (None, sha256):
         metadata = known.known_metadata(recognised)

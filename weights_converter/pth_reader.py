@@ -1,8 +1,8 @@
-"""Reads PyTorch `.pth` files, zip and legacy format, without torch and without executing pickles.
+"""Reads PyTorch `.pth` files (zip and legacy format) without torch and without running their code.
 
 Tensors are views of the memory-mapped file. Formats: `torch/serialization.py` (`_save`,
-`_legacy_save`). Differences: pickles are interpreted, not executed (`unpickler.py`). Stored sizes
-are checked against the file before memory is allocated. Checksums are verified.
+`_legacy_save`). Differences: pickles are interpreted, not run (`unpickler.py`), stored sizes are
+checked against the file before memory is allocated, and checksums are verified.
 """
 
 import functools
@@ -32,8 +32,7 @@ def read_pth(path: str) -> TensorFile:
     """Reads the names, shapes and types of a `.pth` file; values are read on demand.
 
     Raises:
-      UserError: the file is not a PyTorch file, is damaged, or its pickle contains more than
-        tensors and plain containers.
+      UserError: not a PyTorch file, damaged, or its pickle needs more than tensors and containers.
     """
     data = _map(path)
     if data[:4] == b"PK\x03\x04":
@@ -67,7 +66,7 @@ def _describe(head: bytes) -> str:
 
 
 class _ZipArchive:
-    """Zip file of `torch.save`: `NAME/data.pkl` and one uncompressed member per storage."""
+    """Zip file as `torch.save` writes it: `NAME/data.pkl` and one stored member per storage."""
 
     def __init__(self, path: str, data: memoryview):
         self.path, self.data = path, data
@@ -104,7 +103,7 @@ class _ZipArchive:
         return self.member(name)
 
     def check(self, storage: unpickler.Storage) -> None:
-        """Raises `UserError` unless the member of `storage` has exactly the claimed size."""
+        """Raises `UserError` unless the member of `storage` has exactly the declared size."""
         name = f"{self.root}data/{storage.key}"
         member = self.members.get(name)
         if member is None:
@@ -124,7 +123,7 @@ class _ZipArchive:
         """Returns the bytes of a member; the first call verifies its checksum."""
         start, end = self._span(name)
         content, checksum = self.data[start:end], self.members[name].CRC
-        # torch.serialization.set_crc32_options(False) writes zeros.
+        # With torch.serialization.set_crc32_options(False) the checksums are zero.
         if name not in self.verified and checksum and zlib.crc32(content) != checksum:
             raise UserError(f"{self.path}: {_short(name)} is damaged (checksum); get it again")
         self.verified.add(name)
@@ -149,7 +148,7 @@ class _ZipArchive:
 
 
 class _LegacyStorages:
-    """Storages that follow the pickles of the legacy format: an 8-byte count, then the elements."""
+    """Storages after the pickles of the legacy format: 8 bytes of count, then the elements."""
 
     def __init__(self, path: str, data: memoryview, keys: list[str], start: int):
         self.path, self.data, self.order = path, data, keys
@@ -162,7 +161,7 @@ class _LegacyStorages:
             raise UserError(f"{self.path}: storage {_short(storage.key)} is claimed in two sizes")
 
     def locate(self) -> None:
-        """Computes the start of each storage. Call after `check`, which collects their sizes."""
+        """Finds the offset of each storage after all are checked; element types give the sizes."""
         for key in self.order:
             storage = self.known.pop(key, None)
             if storage is None:
@@ -217,7 +216,7 @@ def _tensor_file(
 
 
 def _unwrap(path: str, content: Any) -> tuple[str, dict[str, unpickler.TensorView]]:
-    """Finds the state dict: the content itself, or the value under one of the usual keys."""
+    """Finds the state dict: the content itself, or an entry of it under a usual key."""
     if type(content) is not dict:
         raise UserError(f"{path}: holds no dictionary of tensors; save model.state_dict()")
     wrapper = next((key for key in _WRAPPERS if type(content.get(key)) is dict), "")
@@ -238,7 +237,7 @@ def _unwrap(path: str, content: Any) -> tuple[str, dict[str, unpickler.TensorVie
 
 
 def _all_views(content: Any) -> list[unpickler.TensorView]:
-    """Returns every tensor of a checkpoint, optimiser included; visits each container once."""
+    """Returns all tensors of a checkpoint, including the optimiser's; visits a container once."""
     found, seen, pending = [], set(), [content]
     while pending:
         value = pending.pop()

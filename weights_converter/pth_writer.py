@@ -1,8 +1,7 @@
 """Writes a state dict in the zip format of `torch.save`, without torch.
 
-The file loads with `torch.load(weights_only=True)` and memory-maps with `mmap=True`. Members are
-uncompressed, 64-byte aligned and named as PyTorch names them. Tensors are read and written one at a
-time.
+The result loads with `torch.load(weights_only=True)` and memory-maps with `mmap=True`: members are
+stored, 64-byte aligned and named as PyTorch names them. Tensors are read and written one at a time.
 """
 
 import math
@@ -52,7 +51,7 @@ def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray)
 
 
 def _pickle(tensors: Mapping[str, LazyTensor]) -> bytes:
-    """Returns a protocol 2 pickle of an `OrderedDict` from name to tensor."""
+    """Returns the protocol 2 pickle of an `OrderedDict` from name to tensor."""
     ordered_dict = _name("collections", "OrderedDict") + b")R"
     parts = [b"\x80\x02", ordered_dict, b"("]
     for key, (name, tensor) in enumerate(tensors.items()):

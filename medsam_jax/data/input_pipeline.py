@@ -82,19 +82,6 @@ class DrawPrompts:
         return drawn
 
 
-class _Subset:
-    """Some records of a data source, for grain: random access and picklable."""
-
-    def __init__(self, source: Sequence[dict[str, Any]], positions: np.ndarray):
-        self._source, self._positions = source, positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        return self._source[int(self._positions[index])]
-
-
 def train_loader(
     data_dir: str | pathlib.Path,
     split: str,
@@ -105,7 +92,6 @@ def train_loader(
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    recipe: str | None = None,
     task: str = "",
     prompts_per_image: int = 1,
     positive_points: int = 0,
@@ -119,7 +105,7 @@ def train_loader(
     """Returns an endless grain iterator over shuffled batches, with `get_state` and `set_state`.
 
     Args:
-      data_dir, split, recipe: see `open_dataset`.
+      data_dir, split: see `open_dataset`.
       batch_size: examples of this process in a batch; the global batch is that times
         `process_count`, and consists of the same examples however many processes share it.
       seed: of order, labels, boxes, points and augmentation.
@@ -150,7 +136,11 @@ def train_loader(
     """
     import grain.python as grain
 
-    _check_settings(batch_size, prompts_per_image, temperature)
+    for name, value in (("batch_size", batch_size), ("prompts_per_image", prompts_per_image)):
+        if value < 1:
+            raise UserError(f"{name}: {value}; use 1 or more")
+    if not temperature >= 1:
+        raise UserError(f"temperature: {temperature}; use 1 (as the data are) or more (more even)")
     if point_share is not None and not (0 <= point_share <= 1 and positive_points >= 1):
         raise UserError(
             f"point_share: {point_share} with positive_points {positive_points}; the share is in "
@@ -160,7 +150,7 @@ def train_loader(
         raise UserError("augmentation: embeddings are of unchanged slices; use one of the two")
     if variants > 1 and (embeddings is None or augmentation is None):
         raise UserError(f"variants: {variants}; several need embeddings and augmentation")
-    source, info = open_dataset(data_dir, split, recipe)
+    source, info = open_dataset(data_dir, split)
     if variants > 1:
         source, augmentation = Variants(source, augmentation, variants), None
     if embeddings is not None:
@@ -170,7 +160,7 @@ def train_loader(
         name: np.add.outer(positions * variants, np.arange(variants)).ravel()
         for name, positions in info.groups(split, task).items()
     }
-    slices = _shuffled(source, groups, seed, temperature)
+    slices = _shuffled(list(groups.values()), seed, temperature).map(source.__getitem__)
     draw = DrawPrompts(
         box_jitter, prompts_per_image, positive_points, negative_points, point_share, augmentation
     )
@@ -183,35 +173,17 @@ def train_loader(
     return iter(loader)
 
 
-def _check_settings(batch_size: int, prompts_per_image: int, temperature: float) -> None:
-    if batch_size < 1:
-        raise UserError(f"batch_size: {batch_size}; use 1 or more")
-    if prompts_per_image < 1:
-        raise UserError(f"prompts_per_image: {prompts_per_image}; use 1 or more")
-    if not temperature >= 1:
-        raise UserError(f"temperature: {temperature}; use 1 (as the data are) or more (more even)")
-
-
-def _shuffled(
-    source: Sequence[Any],
-    groups: dict[tuple[str, str], np.ndarray],
-    seed: int,
-    temperature: float,
-) -> Any:
-    """An endless grain MapDataset of the groups' records, reshuffled at each pass."""
+def _shuffled(groups: list[np.ndarray], seed: int, temperature: float) -> Any:
+    """An endless grain MapDataset of the groups' positions, reshuffled at each pass."""
     import grain.python as grain
 
     if temperature == 1.0:
-        positions = np.sort(np.concatenate(list(groups.values())))
-        return grain.MapDataset.source(_Subset(source, positions)).shuffle(seed).repeat()
-    weights = [len(positions) ** (1 / temperature) for positions in groups.values()]
-    return grain.MapDataset.mix(
-        [
-            grain.MapDataset.source(_Subset(source, positions)).shuffle(seed).repeat()
-            for positions in groups.values()
-        ],
-        weights=weights,
-    )
+        groups = [np.sort(np.concatenate(groups))]
+    shuffled = [grain.MapDataset.source(part).shuffle(seed).repeat() for part in groups]
+    if temperature == 1.0:
+        return shuffled[0]
+    weights = [len(part) ** (1 / temperature) for part in groups]
+    return grain.MapDataset.mix(shuffled, weights=weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,15 +234,9 @@ class EvalObjects:
             "weight": self.weights[at],
             "index": self.indices[at],
             "label": int(self.labels[at]),
-            "case_id": _text(record["case_id"]),
-            "task": _text(record["task"]),
-            "modality": _text(record["modality"]),
             "slice_index": int(record["slice_index"]),
+            **{name: record[name].decode() for name in ("case_id", "task", "modality")},
         }
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -292,7 +258,6 @@ def eval_objects(
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    recipe: str | None = None,
     task: str = "",
     embeddings: Sequence[np.ndarray] | None = None,
 ) -> EvalObjects:
@@ -302,7 +267,7 @@ def eval_objects(
     filled with repeated objects of weight 0.
 
     Args:
-      data_dir, split, recipe: see `open_dataset`.
+      data_dir, split: see `open_dataset`.
       batch_size: objects of this process in a batch.
       box_jitter: see `train_loader`; 0 gives exact boxes.
       one_point: adds a point of the object, drawn uniformly, as `points` [B, 1, 2] and
@@ -316,7 +281,7 @@ def eval_objects(
       spacing float32 [B, 2], original_shape int32 [B, 2], weight float32 [B], index int64 [B], and
       the lists label, case_id, task, modality, slice_index.
     """
-    source, info = open_dataset(data_dir, split, recipe)
+    source, info = open_dataset(data_dir, split)
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
     positions, labels = info.objects(split, task)

@@ -73,15 +73,12 @@ def split_of(data_set: str, case_id: str, seed: int = 0) -> str:
     return "train" if fraction < 0.8 else "tune" if fraction < 0.9 else "validation"
 
 
-def read_manifest(
-    path: str | Path, data_set: str = DATA_SET, seed: int = 0
-) -> tuple[list[Case], list[str]]:
+def read_manifest(path: str | Path, data_set: str = DATA_SET) -> tuple[list[Case], list[str]]:
     """Reads a manifest in `cases.csv` form.
 
     Args:
       path: a UTF-8 CSV file; image and mask paths are relative to it.
       data_set: the name that enters the split hash.
-      seed: of the split hash.
 
     Returns:
       The well-formed cases, and one line for each row that is not.
@@ -104,7 +101,7 @@ def read_manifest(
     chosen = {case.case_id: case.split for case in cases if case.split}
     return [
         dataclasses.replace(
-            case, split=chosen.get(case.case_id) or split_of(data_set, case.case_id, seed)
+            case, split=chosen.get(case.case_id) or split_of(data_set, case.case_id)
         )
         for case in cases
     ], problems

@@ -88,25 +88,27 @@ def compact_instances(labels: np.ndarray, offset: int) -> np.ndarray:
     return remap_labels(labels, table)
 
 
+def _larger(size: np.ndarray, least: int, drops: Drops, reason: str) -> np.ndarray:
+    """Tells which parts have more than `least` pixels, never the background; counts the others."""
+    keep = size > least
+    keep[0] = False
+    drops[reason] = int(np.count_nonzero(~keep[1:] & (size[1:] > 0)))
+    return keep
+
+
 def keep_in_scan(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops]:
     """Applies the recipe's rule for volumes to a label map [Z, H, W]; a single slice has none."""
     drops: Drops = collections.Counter()
     if labels.shape[0] == 1 or recipe.min_voxels == 0:
         return labels, drops
     if recipe.rule == "components":
-        components, component_label, size = label_components(labels)
-        keep = (size > recipe.min_voxels) & (component_label > 0)
+        parts, _, size = label_components(labels)
         reason = f"3D components of {recipe.min_voxels} voxels or fewer"
-        drops[reason] = int(np.count_nonzero(~keep[1:]))
-        kept = np.where(keep[components], labels, 0).astype(labels.dtype)
     else:
-        size = np.bincount(labels.ravel())
-        keep = size > recipe.min_voxels
-        keep[0] = False
+        parts, size = labels, np.bincount(labels.ravel())
         reason = f"labels of {recipe.min_voxels} voxels or fewer in the scan"
-        drops[reason] = int(np.count_nonzero(~keep[1:] & (size[1:] > 0)))
-        kept = np.where(keep[labels], labels, 0).astype(labels.dtype)
-    return kept, +drops
+    keep = _larger(size, recipe.min_voxels, drops, reason)
+    return np.where(keep[parts], labels, 0).astype(labels.dtype), +drops
 
 
 def keep_in_slice(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops]:
@@ -117,10 +119,9 @@ def keep_in_slice(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops
     """
     drops: Drops = collections.Counter()
     if recipe.rule == "components" and recipe.min_pixels > 0 and labels.any():
-        components, component_label, size = label_components(labels)
-        keep = (size > recipe.min_pixels) & (component_label > 0)
+        components, _, size = label_components(labels)
         reason = f"2D components of {recipe.min_pixels} pixels or fewer"
-        drops[reason] = int(np.count_nonzero(~keep[1:]))
+        keep = _larger(size, recipe.min_pixels, drops, reason)
         labels = np.where(keep[components], labels, 0)
     labels = labels.astype(np.uint8)
     stored = resize_mask(labels, recipe)
@@ -128,8 +129,7 @@ def keep_in_slice(labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, Drops
     before = np.bincount(labels.ravel(), minlength=256) > 0
     drops["objects without a pixel after the resize"] = int(np.count_nonzero(before & (size == 0)))
     if recipe.rule == "label":
-        keep = size > recipe.min_pixels
         reason = f"objects of {recipe.min_pixels} pixels or fewer after the resize"
-        drops[reason] = int(np.count_nonzero(~keep[1:] & (size[1:] > 0)))
+        keep = _larger(size, recipe.min_pixels, drops, reason)
         stored[~keep[stored]] = 0
     return stored, +drops

@@ -172,6 +172,14 @@ def _spline_matrix(size_in: int, size_out: int) -> Any:
     return matrix.tocsr()
 
 
+def valid_pixels(valid_shape: Int[Array | np.ndarray, "b 2"], size: int) -> Bool[Array, "b s s"]:
+    """True for the pixels that are not padding, from heights and widths of slices; jit-able."""
+    position = jnp.arange(size)
+    rows = position < valid_shape[:, 0, None]
+    columns = position < valid_shape[:, 1, None]
+    return rows[:, :, None] & columns[:, None, :]
+
+
 def encoder_input(
     images: UInt8[Array | np.ndarray, "b s s 3"],
     valid_shape: Int[Array | np.ndarray, "b 2"],
@@ -196,10 +204,7 @@ def encoder_input(
         shape = (images.shape[0], size, size, 3)
         pixels = jnp.round(jax.image.resize(pixels, shape, "bilinear", antialias=False))
         valid_shape = (valid_shape * size) // stored
-    position = jnp.arange(size)
-    rows = position[None, :] < valid_shape[:, :1]  # [B, N]
-    columns = position[None, :] < valid_shape[:, 1:]
-    valid = (rows[:, :, None] & columns[:, None, :])[..., None]  # [B, N, N, 1]
+    valid = valid_pixels(valid_shape, size)[..., None]  # [B, N, N, 1]
     if preprocessing.normalisation == "min_max":
         low = jnp.min(jnp.where(valid, pixels, jnp.inf), axis=(1, 2, 3), keepdims=True)
         high = jnp.max(jnp.where(valid, pixels, -jnp.inf), axis=(1, 2, 3), keepdims=True)
@@ -212,17 +217,6 @@ def encoder_input(
     return jnp.where(valid, pixels, 0.0)
 
 
-def input_scale(original_shape: Sequence[int], preprocessing: Preprocessing) -> tuple[float, float]:
-    """Returns encoder-input pixels per original pixel, (x, y), for an image of (H, W)."""
-    recipe = get_recipe(preprocessing.recipe)
-    enlargement = preprocessing.image_size / recipe.size
-    if recipe.coordinate_scale == "longest":
-        scale = recipe.size / max(original_shape) * enlargement
-        return scale, scale
-    height, width = resized_shape(original_shape, recipe)
-    return width / original_shape[1] * enlargement, height / original_shape[0] * enlargement
-
-
 def prompts_to_input(
     coords: Float[Array | np.ndarray, "... 2"],
     original_shape: Sequence[int],
@@ -233,7 +227,14 @@ def prompts_to_input(
     A box [..., 4] is two corners: reshape it to [..., 2, 2]. LiteMedSAM scales both axes by
     256 / max(H, W), SAM and MedSAM by the exact ratio of each axis.
     """
-    return coords * np.asarray(input_scale(original_shape, preprocessing), np.float32)
+    recipe = get_recipe(preprocessing.recipe)
+    enlargement = preprocessing.image_size / recipe.size
+    if recipe.coordinate_scale == "longest":
+        scale = recipe.size / max(original_shape) * enlargement
+        return coords * np.float32([scale, scale])
+    height, width = resized_shape(original_shape, recipe)
+    scales = width / original_shape[1] * enlargement, height / original_shape[0] * enlargement
+    return coords * np.float32(scales)
 
 
 def stored_to_input(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from medsam_jax.data.modality import CT_WINDOWS, IntensitySettings
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import jsonable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,11 +127,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON-able fields; `from_dict` reads them back."""
-        return dataclasses.asdict(self) | {
-            "pixel_mean": list(self.pixel_mean),
-            "pixel_std": list(self.pixel_std),
-            "ct_windows": list(self.ct_windows),
-        }
+        return jsonable(dataclasses.asdict(self))
 
     def ct_window(self, named: str | None = None) -> str:
         """Returns the CT window to show: the named one, the trained one, or the recipe's first."""

@@ -23,13 +23,15 @@ from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import decode_runs
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import overlay, window_around
+from medsam_jax.errors import disk_space
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.hub import load_model
 from medsam_jax.inference.slice_predictor import SlicePredictor
-from medsam_jax.io.files import disk_space, sha256_of_json
+from medsam_jax.io.files import sha256_of_json
 from medsam_jax.metrics import mask_scores
 from medsam_jax.metrics.checks import Spacing
 
+PIXELS = (1.0, 1.0)  # spacing of scores in pixels
 _ROWS_VERSION = 4  # raise when the content of rows changes: old journals are then not read
 
 
@@ -243,11 +245,7 @@ class Evaluation(abc.ABC):
         return gather("objects")
 
     def _object_score(
-        self,
-        prediction: np.ndarray,
-        truth: np.ndarray,
-        spacing: Spacing,
-        **fields: Any,
+        self, prediction: np.ndarray, truth: np.ndarray, spacing: Spacing, **fields: Any
     ) -> ObjectScore:
         return ObjectScore(
             truth_size=int(np.count_nonzero(truth)),

@@ -1,6 +1,7 @@
 """Tables and Bland-Altman plots of tumour burden: per object, and summed per patient."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from medsam_jax.evaluation import plots, tables
 from medsam_jax.evaluation.base import ObjectScore
-from medsam_jax.evaluation.statistics import ALL, Row, agreement
+from medsam_jax.evaluation.statistics import ALL, Row, agreement, grouped
 from medsam_jax.metrics.lesion_size import MEASURES
 
 KEYS = ("checkpoint", "task", "modality", "case_id")
@@ -37,11 +38,11 @@ def agreements(rows: Sequence[ObjectScore]) -> tuple[list[Row], list[Row]]:
         if np.isfinite(row.burden["truth_volume_ml"])
     ]
     patients = _reduced(objects, KEYS, sum, {"level": "patient", "label": ALL})
-    groups = _grouped([*objects, *patients], ("level", "checkpoint", "task", "modality"))
+    groups = grouped([*objects, *patients], itemgetter("level", "checkpoint", "task", "modality"))
     if len({key[2:] for key in groups}) > 1:
         by_modality = _reduced(patients, ("checkpoint", "modality", "case_id"), sum)
         once = _reduced(by_modality, ("checkpoint", "case_id"), fmean)
-        pooled = _grouped([*objects, *once], ("level", "checkpoint"))
+        pooled = grouped([*objects, *once], itemgetter("level", "checkpoint"))
         groups |= {(*key, ALL, ALL): members for key, members in pooled.items()}
     table = []
     for (level, checkpoint, task, modality), members in groups.items():
@@ -53,14 +54,6 @@ def agreements(rows: Sequence[ObjectScore]) -> tuple[list[Row], list[Row]]:
     return [*objects, *patients], table
 
 
-def _grouped(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
-    """Groups rows by their values of `keys`, in the order of first appearance."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return groups
-
-
 def _reduced(
     rows: Sequence[Row],
     keys: Sequence[str],
@@ -69,7 +62,7 @@ def _reduced(
 ) -> list[Row]:
     """Returns one row for each group: `function` of its measurements, the rest of its first row."""
     reduced = []
-    for members in _grouped(rows, keys).values():
+    for members in grouped(rows, itemgetter(*keys)).values():
         values = {name: function([row[name] for row in members]) for name in NAMES}
         reduced.append(members[0] | (changes or {}) | values)
     return reduced
@@ -77,10 +70,10 @@ def _reduced(
 
 def _both_sides(rows: Sequence[Row], measure: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns a measurement of all rows by the truth and by the prediction."""
-    sides = (
-        np.array([row[f"{side}_{measure}"] for row in rows]) for side in ("truth", "predicted")
-    )
-    return tuple(sides)
+    truth, predicted = np.array(
+        [(row[f"truth_{measure}"], row[f"predicted_{measure}"]) for row in rows]
+    ).T
+    return truth, predicted
 
 
 def section(rows: Sequence[ObjectScore], agreements: Sequence[Row]) -> str:
@@ -113,8 +106,8 @@ def write_figures(folder: Path, measured: Sequence[Row]) -> list[str]:
     """Draws one Bland-Altman figure per checkpoint, a panel per measure, over objects."""
     names = []
     objects = [row for row in measured if row["level"] == "object"]
-    for number, checkpoint in enumerate(dict.fromkeys(row["checkpoint"] for row in objects), 1):
-        members = [row for row in objects if row["checkpoint"] == checkpoint]
+    by_checkpoint = grouped(objects, itemgetter("checkpoint"))
+    for number, (checkpoint, members) in enumerate(by_checkpoint.items(), 1):
         names.append(f"burden_{number}.png")
         plots.save(_bland_altman(members, checkpoint), folder / names[-1])
     return names

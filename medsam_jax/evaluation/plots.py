@@ -1,6 +1,7 @@
 """Figures over many results: box plots, paired scatter, box shift, picture grid, overview."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from medsam_jax.drawing import LEGEND
 from medsam_jax.evaluation.base import ObjectScore
-from medsam_jax.evaluation.statistics import count_cases
+from medsam_jax.evaluation.statistics import count_cases, grouped
 from medsam_jax.io.files import write_whole
 from medsam_jax.metrics import METRICS
 
@@ -118,11 +119,10 @@ def picture_grid(
     rows: Sequence[ObjectScore], draw: Callable[[ObjectScore], np.ndarray], metric: str = "dice"
 ) -> Any:
     """Shows the best, median and worst object of each task; rows of one checkpoint."""
-    tasks = _unique((row.task, row.modality) for row in rows)[:8]
+    tasks = list(grouped(rows, attrgetter("task", "modality")).items())[:8]
     figure = figure_of(9.0, 3.2 * len(tasks))
     grid = figure.subplots(len(tasks), 3, squeeze=False)
-    for (task, modality), line in zip(tasks, grid, strict=True):
-        members = [row for row in rows if (row.task, row.modality) == (task, modality)]
+    for ((task, modality), members), line in zip(tasks, grid, strict=True):
         sign = -1 if METRICS[metric].higher_is_better else 1
         members = sorted(members, key=lambda row: sign * np.nan_to_num(row.scores[metric]))
         places = {"best": 0, "median": len(members) // 2, "worst": len(members) - 1}
@@ -151,11 +151,10 @@ def overview(rows: Sequence[ObjectScore], unit: str) -> Any:
     """Draws the number and the sizes of each task's objects; rows of one checkpoint."""
     from matplotlib import ticker
 
-    groups = _unique((row.task, row.modality) for row in rows)
+    groups = grouped(rows, attrgetter("task", "modality"))
     figure = figure_of(8.0, 1.5 + 0.4 * len(groups))
     left, right = figure.subplots(1, 2, sharey=True)
-    for place, (task, modality) in enumerate(groups):
-        members = [row for row in rows if (row.task, row.modality) == (task, modality)]
+    for place, members in enumerate(groups.values()):
         cases = count_cases(members)
         left.barh(place, len(members), color=COLOURS[place % len(COLOURS)])
         text = f" {len(members)} in {cases} case{'s' * (cases > 1)}"

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def write_figures(
 ) -> list[str]:
     """Draws all figures that the rows allow; returns their names."""
     first = statistics.first_setting(rows)
-    checkpoints = list(dict.fromkeys(row.checkpoint for row in first))
+    by_checkpoint = statistics.grouped(first, attrgetter("checkpoint"))
+    checkpoints = list(by_checkpoint)
     unit = statistics.units(row.unit for row in first)
-    figures = {"overview.png": plots.overview(_of(first, checkpoints[0]), unit)}
+    figures = {"overview.png": plots.overview(by_checkpoint[checkpoints[0]], unit)}
     for metric in (name for name, metric in METRICS.items() if metric.is_main):
         heading = METRICS[metric].title(tolerance, unit)
         figures[f"box_{metric}.png"] = plots.box_plots(first, metric, heading)
@@ -82,15 +84,11 @@ def write_figures(
     if len({row.box_shift for row in rows}) > 1:
         same = [row for row in rows if row.reference == first[0].reference]
         figures["box_shift.png"] = plots.score_by_shift(same)
-    for number, checkpoint in enumerate(checkpoints, 1):
-        figures[f"pictures_{number}.png"] = plots.picture_grid(_of(first, checkpoint), draw)
+    for number, members in enumerate(by_checkpoint.values(), 1):
+        figures[f"pictures_{number}.png"] = plots.picture_grid(members, draw)
     for name, figure in figures.items():
         plots.save(figure, folder / name)
     return list(figures)
-
-
-def _of(rows: Sequence[ObjectScore], checkpoint: str) -> list[ObjectScore]:
-    return [row for row in rows if row.checkpoint == checkpoint]
 
 
 def _page(
@@ -104,8 +102,7 @@ def _page(
 ) -> str:
     lines = [f"# Evaluation: {title}\n\n"]
     lines += [f"* {name}: {value}\n" for name, value in settings.items()]
-    for shift in dict.fromkeys(row["box_shift"] for row in summary):
-        chosen = [row for row in summary if row["box_shift"] == shift]
+    for shift, chosen in statistics.grouped(summary, itemgetter("box_shift")).items():
         prompt = chosen[0]["prompt"]
         name = f"box moved by up to {shift} px a side" if shift else f"{prompt} from the truth"
         lines += [f"\n## Scores, {name}\n\n"]

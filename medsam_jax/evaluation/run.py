@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 
 from medsam_jax.data.manifest import DATA_SET
-from medsam_jax.errors import UserError
+from medsam_jax.errors import UserError, disk_space
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
 from medsam_jax.evaluation.score_scans import VolumeEvaluation
 from medsam_jax.evaluation.score_slices import SplitEvaluation
 from medsam_jax.hub import resolve
-from medsam_jax.io.files import check_writable, disk_space
+from medsam_jax.io.files import check_writable
 from medsam_jax.models.checkpoint import read_config, read_metadata
 
 

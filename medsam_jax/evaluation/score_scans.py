@@ -22,14 +22,12 @@ from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
+from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.io.files import sha256_of_json
 from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
 from medsam_jax.metrics import lesion_size
-
-PIXELS = (1.0, 1.0)
 
 _Key = tuple[int, int, Protocol]  # slice, label, how it was prompted
 
@@ -43,10 +41,6 @@ class _Volume:
     labels: dict[str, np.ndarray]  # annotator -> label map [Z, Y, X]
     spacing: tuple[float, ...]  # mm
     present: tuple[int, ...]  # labels that are scored
-
-    @property
-    def is_picture(self) -> bool:
-        return len(self.image) == 1
 
 
 class VolumeEvaluation(Evaluation):
@@ -168,7 +162,7 @@ class VolumeEvaluation(Evaluation):
         seen = truth if truth.any() else prediction
         largest = int(seen.sum(axis=(1, 2)).argmax())
         masks, spacing, unit = (prediction, truth), volume.spacing, "mm"
-        if volume.is_picture:
+        if len(volume.image) == 1:  # a picture
             masks, spacing, unit = (prediction[0], truth[0]), PIXELS, "px"
         burden = {
             f"{side}_{name}": value

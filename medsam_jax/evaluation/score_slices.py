@@ -20,11 +20,9 @@ from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.base import Entry, Evaluation, ObjectScore, prompt_fields
+from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
-
-PIXELS = (1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +148,7 @@ class SplitEvaluation(Evaluation):
     def _entry(self, position: int, objects: list[_Object], masks: list[np.ndarray]) -> Entry:
         rows = []
         for one, mask in zip(objects, masks, strict=True):
-            names = {name: _text(one.record[name]) for name in ("case_id", "task", "modality")}
+            names = {name: one.record[name].decode() for name in ("case_id", "task", "modality")}
             names |= {"slice_index": int(one.record["slice_index"]), "label": one.label}
             names |= {"reference": FIRST, "unit": self.unit, "runs": encode_runs(mask)}
             names |= {"prompt": one.protocol.prompt, "box_shift": one.protocol.box_shift}
@@ -160,8 +158,4 @@ class SplitEvaluation(Evaluation):
 
 
 def _name(record: dict[str, Any]) -> str:
-    return f"case {_text(record['case_id'])}, slice {int(record['slice_index'])}"
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return f"case {record['case_id'].decode()}, slice {int(record['slice_index'])}"

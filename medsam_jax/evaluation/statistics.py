@@ -1,8 +1,9 @@
 """Summaries of scores and the tests that compare checkpoints on the same objects."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter, itemgetter
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -10,6 +11,7 @@ from jaxtyping import Float, Real
 from medsam_jax.evaluation.base import ObjectScore
 from medsam_jax.metrics import METRICS
 
+T = TypeVar("T")
 Row = dict[str, Any]  # of a table of results
 Case = tuple[str, str, str]  # case_id (the patient), task, modality
 ALL = "all"  # stands for every task or modality in a table
@@ -24,7 +26,7 @@ def summarise(rows: Sequence[ObjectScore]) -> list[Row]:
     """
     summary = []
     names = ("checkpoint", "prompt", "box_shift", "reference")
-    for keys, group in _grouped(rows, *names):
+    for keys, group in grouped(rows, attrgetter(*names)).items():
         for task, modality, members in _tasks_and_all(group):
             row = dict(zip(names, keys, strict=True))
             row |= {"task": task, "modality": modality, "unit": units(row.unit for row in members)}
@@ -82,7 +84,7 @@ def case_means(rows: Iterable[ObjectScore], checkpoint: str, metric: str) -> dic
     ]
     return {
         case: float(np.mean([row.scores[metric] for row in members]))
-        for case, members in _grouped(chosen, "case_id", "task", "modality")
+        for case, members in grouped(chosen, attrgetter("case_id", "task", "modality")).items()
     }
 
 
@@ -90,10 +92,8 @@ def patient_differences(
     a: Mapping[Case, float], b: Mapping[Case, float]
 ) -> Float[np.ndarray, " patients"]:
     """Returns B minus A of each patient: the mean over the cases that both have."""
-    by_patient: dict[str, list[float]] = {}
-    for case in sorted(a.keys() & b.keys()):
-        by_patient.setdefault(case[0], []).append(b[case] - a[case])
-    return np.array([np.mean(differences) for differences in by_patient.values()])
+    by_patient = grouped(sorted(a.keys() & b.keys()), itemgetter(0)).values()
+    return np.array([np.mean([b[case] - a[case] for case in cases]) for cases in by_patient])
 
 
 def signed_rank(difference: np.ndarray) -> float:
@@ -120,22 +120,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def _grouped(
-    rows: Iterable[ObjectScore], *names: str
-) -> Iterable[tuple[tuple[Any, ...], list[ObjectScore]]]:
-    """Groups by fields, in the order of first appearance."""
-    groups: dict[tuple[Any, ...], list[ObjectScore]] = {}
+def grouped(rows: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Groups rows by `key(row)`, in the order of first appearance."""
+    groups: dict[Any, list[T]] = {}
     for row in rows:
-        groups.setdefault(tuple(getattr(row, name) for name in names), []).append(row)
-    return groups.items()
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def _tasks_and_all(
     rows: Sequence[ObjectScore],
 ) -> Iterator[tuple[str, str, Sequence[ObjectScore]]]:
     """Yields the rows of each task and modality; of several, then all rows as (ALL, ALL)."""
-    groups = _grouped(rows, "task", "modality")
-    for (task, modality), members in groups:
+    groups = grouped(rows, attrgetter("task", "modality"))
+    for (task, modality), members in groups.items():
         yield task, modality, members
     if len(groups) > 1:
         yield ALL, ALL, rows
@@ -174,18 +172,16 @@ def agreement(measured: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """
     from scipy import stats
 
-    n = len(truth)
+    n, nan = len(truth), float("nan")
     difference = measured - truth
     varies = n > 2 and np.ptp(measured) > 0 and np.ptp(truth) > 0
-    deviation = float(difference.std(ddof=1)) if n > 1 else float("nan")
-    bias = float(difference.mean()) if n else float("nan")
+    deviation = float(difference.std(ddof=1)) if n > 1 else nan
+    bias = float(difference.mean()) if n else nan
     return {
         "n": n,
-        "pearson": float(stats.pearsonr(measured, truth)[0]) if varies else float("nan"),
-        "spearman": float(stats.spearmanr(measured, truth)[0]) if varies else float("nan"),
-        "icc": intraclass_correlation(np.stack([measured, truth], axis=1))
-        if n > 2
-        else float("nan"),
+        "pearson": float(stats.pearsonr(measured, truth)[0]) if varies else nan,
+        "spearman": float(stats.spearmanr(measured, truth)[0]) if varies else nan,
+        "icc": intraclass_correlation(np.stack([measured, truth], axis=1)),
         "bias": bias,
         "sd": deviation,
         "lower_limit": bias - 1.96 * deviation,

@@ -18,7 +18,7 @@ from medsam_jax.cli import progress
 from medsam_jax.data.run_lengths import compress_rle, decode_rle, encode_rle
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
-from medsam_jax.inference.engine import EncodedImage
+from medsam_jax.inference.engine import EncodedImage, one_ahead
 from medsam_jax.inference.mask_filters import (
     Filtered,
     Thresholds,
@@ -235,30 +235,22 @@ class AutomaticMaskGenerator:
     def _of_crop(self, image: np.ndarray, crop_box, layer: int) -> list[_Candidate]:
         x0, y0, x1, y1 = crop_box
         [crop] = self._engine.encode([image[y0:y1, x0:x1]])
-        to_crop = jax.device_put(
-            enlargement(
-                self._engine.mask_side,
-                crop.valid_shape,
-                crop.original_shape,
-                self._engine.preprocessing,
-            )
-        )
-        shape = crop.original_shape
+        side, shape = self._engine.mask_side, crop.original_shape
+        steps = enlargement(side, crop.valid_shape, shape, self._engine.preprocessing)
+        to_crop = jax.device_put(steps)
         if self.prompts == "points":
             grid = self.point_grids[layer] * shape[::-1]
         else:
             grid = records.box_grid(shape, self.box_sides)
             for _ in range(self.box_rounds):
                 grid = self._boxes_of_masks(crop, grid)
+        launched = (
+            (batch, self._launch(crop, batch, to_crop, crop_box, image.shape[:2]))
+            for batch in self._batches(grid)
+        )
         found: list[_Candidate] = []
-        launched = None
-        for batch in self._batches(grid):
-            filtered = self._launch(crop, batch, to_crop, crop_box, image)
-            before, launched = launched, (batch, filtered)
-            if before:  # read what is ready while the device works on the next
-                found += self._collect(*before, crop_box, image.shape[:2])
-        if launched:
-            found += self._collect(*launched, crop_box, image.shape[:2])
+        for batch, filtered in one_ahead(launched):
+            found += self._collect(batch, filtered, crop_box, image.shape[:2])
         return _keep(found, [c.predicted_iou for c in found], self.box_nms_thresh)
 
     def _batches(self, grid: np.ndarray) -> Iterable[np.ndarray]:
@@ -303,7 +295,7 @@ class AutomaticMaskGenerator:
         return logits[0], scores[0]
 
     def _launch(
-        self, crop: EncodedImage, batch: np.ndarray, to_crop, crop_box, image: np.ndarray
+        self, crop: EncodedImage, batch: np.ndarray, to_crop, crop_box, image_shape
     ) -> Filtered:
         """Starts decoder and filters on a batch."""
         logits, scores = self._decode(crop, batch)
@@ -319,7 +311,7 @@ class AutomaticMaskGenerator:
             np.arange(len(scores)) < len(batch),
             to_crop,
             np.array(crop_box, np.int32),
-            np.array(image.shape[:2], np.int32),
+            np.array(image_shape, np.int32),
             thresholds,
             upsample=self._engine.preprocessing.upsample,
         )
@@ -334,22 +326,19 @@ class AutomaticMaskGenerator:
         packed = np.asarray(filtered.packed[: min(bucket(count), len(filtered.packed))])
         scores, stability = np.asarray(filtered.scores), np.asarray(filtered.stability)
         boxes = np.asarray(filtered.boxes)
+        kind = "point_coords" if self.prompts == "points" else "prompt_box"
+        corner = np.tile(crop_box[:2], batch.shape[1] // 2)
         return [
             _Candidate(
                 counts=records.encode_packed(packed[i], boxes[i], crop_box, image_shape),
                 box=tuple(boxes[i].tolist()),
                 predicted_iou=float(scores[i]),
                 stability_score=float(stability[i]),
-                prompt=self._prompt_record(batch[prompt], crop_box),
+                prompt={kind: [(batch[prompt] + corner).tolist()]},
                 crop_box=crop_box,
             )
             for i, prompt in enumerate(np.asarray(filtered.prompts)[:count])
         ]
-
-    def _prompt_record(self, prompt: np.ndarray, crop_box) -> dict[str, list[list[float]]]:
-        name = "point_coords" if self.prompts == "points" else "prompt_box"
-        corner = np.tile(crop_box[:2], len(prompt) // 2)
-        return {name: [(prompt + corner).tolist()]}
 
     def _without_small_regions(self, found: list[_Candidate], shape) -> list[_Candidate]:
         """Cleans masks, then drops duplicates that arose; masks left unchanged are preferred."""

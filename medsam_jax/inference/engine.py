@@ -9,9 +9,10 @@ images are decoded the same way; prompts of a single image stay on the first dev
 
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from medsam_jax.models.unet import UNet
 from medsam_jax.ops.compile import jit
 from medsam_jax.ops.form import local_form
 
+T = TypeVar("T")
 Shape = tuple[int, int]
 
 _IMAGES_AT_ONCE = 8  # on each device
@@ -39,6 +41,12 @@ class EncodedImage(NamedTuple):
     embedding: Float[Array, "h w c"]
     original_shape: Shape  # (H, W), pixels of the image
     valid_shape: Shape  # (h, w), the part of the stored grid that is not padding
+
+
+def one_ahead(launched: Iterable[T]) -> Iterator[T]:
+    """Yields each item once the next one is made: the device works on that while this is read."""
+    for item, _ in itertools.pairwise(itertools.chain(launched, [None])):
+        yield item
 
 
 class Engine:

@@ -24,14 +24,8 @@ def stem(image: str) -> str:
 def mask_suffix(image: str, slices: int, wanted: str | None = None) -> str:
     """Suffix of the mask's file: the input's own; PNG for pictures, a DICOM SEG for DICOM.
 
-    `.mhd` becomes `.mha`, one file instead of two; MedSAM's `.npz` becomes NIfTI.
-
-    Args:
-      slices: how many there are.
-      wanted: one of `MASK_FORMATS` instead.
-
-    Raises:
-      UserError: a wanted format that cannot hold this mask.
+    `.mhd` becomes `.mha`, one file instead of two; MedSAM's `.npz` becomes NIfTI. `wanted` is one
+    of `MASK_FORMATS` instead. Raises UserError where it cannot hold a mask of so many slices.
     """
     lower = image.lower()
     if wanted == "png" and slices > 1:

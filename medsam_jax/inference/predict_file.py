@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from medsam_jax import drawing
+from medsam_jax.data.modality import is_ct
 from medsam_jax.errors import FatalError, UserError
 from medsam_jax.hub import load_model
 from medsam_jax.inference import outputs, prompt_file
@@ -95,11 +96,8 @@ class FilePredictor:
 
         Args:
           image: as `read_scan` takes it.
-          name: of the outputs.
+          name: of the outputs, which are returned, the record last.
           mask: a mask whose labels' boxes are the prompts.
-
-        Returns:
-          The files written, the record last.
 
         Raises:
           FatalError: no model, or no place to write: other images would fail alike.
@@ -213,7 +211,7 @@ class FilePredictor:
 
     def _ct_window(self, read: _Input) -> str | None:
         """The window that CT in Hounsfield units was shown in."""
-        if (read.modality or "").upper() != "CT" or read.slices.dtype == np.uint8:
+        if not is_ct(read.modality) or read.slices.dtype == np.uint8:
             return None
         return self._predictor.model.config.preprocessing.ct_window(self.request.window)
 

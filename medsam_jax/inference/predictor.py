@@ -68,10 +68,7 @@ class Predictor:
         self.set_images([image], modality, window)
 
     def set_images(
-        self,
-        images: Sequence[np.ndarray],
-        modality: str | None = None,
-        window: str | None = None,
+        self, images: Sequence[np.ndarray], modality: str | None = None, window: str | None = None
     ) -> None:
         """Encodes several images of any sizes, as `set_image`; then use `predict_batch`."""
         self.set_normalised([self.normalise(image, modality, window) for image in images])
@@ -100,14 +97,10 @@ class Predictor:
         """Encodes uint8 images that `normalise` returned, or crops and slices of them."""
         if len(images) == 0:
             raise UserError("images: none given")
-        self.use(self.encode(images))
-
-    def encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
-        """Encodes images as `set_normalised`, without setting them."""
-        return self.engine.encode(images)
+        self.use(self.engine.encode(images))
 
     def use(self, images: Sequence[EncodedImage]) -> None:
-        """Sets images that `encode` returned, now or earlier."""
+        """Sets images that `Engine.encode` returned, now or earlier."""
         self._images = list(images)
 
     @property
@@ -165,16 +158,6 @@ class Predictor:
         Raises:
           UserError: as `predict`, and for a key that is none of its arguments.
         """
-        answers = self.predict_low_res(prompts, multimask_output)
-        return [
-            (self.restore(logits, return_logits, index), scores, logits)
-            for index, (scores, logits) in enumerate(answers)
-        ]
-
-    def predict_low_res(
-        self, prompts: Sequence[Mapping[str, Any]], multimask_output: bool = True
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Returns scores and low_res_logits as `predict_batch`, without masks at full size."""
         images = self._require_images()
         if len(prompts) != len(images):
             raise UserError(f"predict_batch: {len(prompts)} prompts for {len(images)} images")
@@ -186,11 +169,12 @@ class Predictor:
             read_prompts(image.original_shape, self.engine.mask_side, **given)
             for image, given in zip(images, prompts, strict=True)
         ]
-        decoded = self._decode(images, read, multimask_output)
-        return [
-            (scores[0], logits[0]) if p.single else (scores, logits)
-            for p, (logits, scores) in zip(read, decoded, strict=True)
-        ]
+        answers = []
+        for index, (logits, scores) in enumerate(self._decode(images, read, multimask_output)):
+            if read[index].single:
+                logits, scores = logits[0], scores[0]
+            answers.append((self.restore(logits, return_logits, index), scores, logits))
+        return answers
 
     def restore(
         self,

@@ -96,10 +96,8 @@ def _read_points(coords, labels, image_shape) -> tuple[np.ndarray | None, np.nda
     if outside.any():
         x, y = coords[outside][0]
         raise UserError(f"point_coords: ({x:g}, {y:g}) is outside the image of {width} x {height}")
-    lead = (1,) * (3 - coords.ndim)
-    return coords.reshape(*lead, *coords.shape), labels.astype(np.int32).reshape(
-        *lead, *labels.shape
-    )
+    points = coords.shape[-2]
+    return coords.reshape(-1, points, 2), labels.astype(np.int32).reshape(-1, points)
 
 
 def _read_boxes(box, image_shape) -> np.ndarray:

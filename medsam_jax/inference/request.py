@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medsam_jax.data.modality import is_ct
 from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import MASK_FORMATS
 from medsam_jax.io.scans import Scan, dicom_files, is_dicom
@@ -63,7 +64,7 @@ def check_request(request: Request) -> None:
         raise UserError(
             f"--modality: {request.modality!r} is unknown; use one of {', '.join(MODALITIES)}"
         )
-    if request.window and (request.modality or "CT").upper() != "CT":
+    if request.window and request.modality and not is_ct(request.modality):
         raise UserError(
             f"--window: {request.window!r} is for CT, the modality is {request.modality}; leave it "
             "out"
@@ -102,7 +103,7 @@ def modality_of(request: Request, image: str, scan: Scan) -> str | None:
     modality = request.modality
     if modality is None and is_dicom(image):
         modality = _dicom_modality(image)
-    if request.window and (modality or "").upper() != "CT":
+    if request.window and not is_ct(modality):
         found = modality or "none"
         raise UserError(f"--window: {request.window!r} needs --modality CT; {image} has {found}")
     if request.window and scan.array.dtype == np.uint8:

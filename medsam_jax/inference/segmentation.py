@@ -29,13 +29,11 @@ def segment_objects(
       UserError: a prompt that the volume or the model cannot take; object and slice are named.
     """
     for found in objects:  # all are checked before the first is encoded
-        volume.clear_prompts()
         _prompt(volume, found)
     labels = np.zeros(volume.slices.shape[:3], np.int32)
     best = np.full(labels.shape, -np.inf, np.float32)
     records = []
     for found in objects:
-        volume.clear_prompts()
         _prompt(volume, found)
         mask, scores = _answer(volume, request.follow)
         if request.largest_component or request.fill_holes:
@@ -65,6 +63,7 @@ def _answer(volume: VolumePredictor, follow: str) -> tuple[np.ndarray, np.ndarra
 
 
 def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:
+    volume.clear_prompts()
     for index, prompt in found.slices.items():
         try:
             volume.add_prompt(index, **arguments(prompt))

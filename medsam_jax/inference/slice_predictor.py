@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Bool, UInt8
 
 from medsam_jax.errors import UserError
-from medsam_jax.inference.engine import Engine, Shape
+from medsam_jax.inference.engine import Engine, Shape, one_ahead
 from medsam_jax.inference.prompts import Prompts
 
 
@@ -51,13 +51,8 @@ class SlicePredictor:
         Raises:
           UserError: a model output that is not finite, named by the slice.
         """
-        launched = None
-        for chunk in _batched(tasks, self.batch_size):
-            following = self._launch(chunk, original_shape)
-            if launched is not None:  # while the device works on the following
-                yield self._collect(*launched)
-            launched = following
-        if launched is not None:
+        chunks = _batched(tasks, self.batch_size)
+        for launched in one_ahead(self._launch(chunk, original_shape) for chunk in chunks):
             yield self._collect(*launched)
 
     def _launch(self, chunk: Sequence[SliceTask], original_shape: Shape | None) -> tuple[Any, ...]:

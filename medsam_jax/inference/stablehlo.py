@@ -51,6 +51,8 @@ def export_model(
     Raises:
       UserError: an unknown platform, no places, or a directory that is there already.
     """
+    from safetensors.numpy import save_file
+
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
         given = unknown[0] if unknown else "none"
@@ -69,7 +71,8 @@ def export_model(
             program = jax.jit(_by_platform(function, model.config, platforms))
             exported = jax.export.export(program, platforms=tuple(platforms))
             (partial / name).write_bytes(exported(weights, *arguments).serialize())
-        _write_weights(partial / "weights.safetensors", functional.arrays)
+        arrays = {name: np.asarray(array) for name, array in functional.arrays.items()}
+        save_file(arrays, partial / "weights.safetensors")
         description = {
             "format_version": FORMAT_VERSION,
             "jax_version": jax.__version__,
@@ -144,12 +147,6 @@ def _signature(arguments: tuple[Any, ...]) -> list[Any]:
     return jax.tree.map(lambda x: [str(x.dtype), *x.shape], list(arguments))
 
 
-def _write_weights(path: Path, arrays: Mapping[str, Array]) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({name: np.asarray(array) for name, array in arrays.items()}, path)
-
-
 class ExportedModel:
     """Runs the programs of an exported directory; needs jax and safetensors only.
 
@@ -221,28 +218,25 @@ class ExportedModel:
         places, points = self.description["prompts"], self.description["points"]
         if not given:
             raise UserError("prompt: nothing given; give coords with labels, boxes or masks")
+        if (coords is None) != (labels is None):
+            raise UserError("coords, labels: one given without the other; give both")
         count = len(given[0])
         if count > places or (coords is not None and np.shape(coords)[1] > points):
             raise UserError(
                 f"prompt: {count} prompts of shape {np.shape(given[0])[1:]}; this model was "
                 f"exported for {places} with up to {points} points, see python -m medsam_jax.export"
             )
-        padded = self._pad(coords, labels, boxes, masks)
+        padded = self._pad(coords=coords, labels=labels, boxes=boxes, masks=masks)
         logits, scores = self._decode(self._weights, embedding, padded)
         return logits[0, :count], scores[0, :count]
 
-    def _pad(self, coords, labels, boxes, masks) -> dict[str, np.ndarray]:
+    def _pad(self, **given: Any) -> dict[str, np.ndarray]:
         shapes = self.description["programs"][_DECODER][1]
         padded = {name: np.zeros(size, dtype) for name, (dtype, *size) in shapes.items()}
         padded["labels"][:] = PADDING_LABEL
-        if coords is not None:
-            count, points = np.shape(labels)
-            padded["coords"][0, :count, :points] = coords
-            padded["labels"][0, :count, :points] = labels
-        if boxes is not None:
-            padded["boxes"][0, : len(boxes)] = boxes
-            padded["boxes_valid"][0, : len(boxes)] = True
-        if masks is not None:
-            padded["masks"][0, : len(masks)] = masks
-            padded["masks_valid"][0, : len(masks)] = True
+        for name, values in given.items():
+            if values is not None:
+                padded[name][0, *map(slice, np.shape(values))] = values
+                if f"{name}_valid" in padded:
+                    padded[f"{name}_valid"][0, : len(values)] = True
         return padded

@@ -101,12 +101,12 @@ class VolumePredictor:
         Raises:
           UserError: none was encoded, or the file cannot be written.
         """
+        shape = self.slices.shape
         if not self._encoded:
-            self._require_slices()
             raise UserError("no slice is encoded; predict first, then save the embeddings")
         order = sorted(self._encoded)
         self.predictor.use([self._encoded[index] for index in order])
-        self.predictor.save_embedding(path, slices=order, volume_shape=self.slices.shape)
+        self.predictor.save_embedding(path, slices=order, volume_shape=shape)
 
     def load_embeddings(self, path: str | os.PathLike) -> None:
         """Takes the slices of a file by `save_embeddings`, for the volume that is set.
@@ -114,18 +114,14 @@ class VolumePredictor:
         Raises:
           UserError: as `Predictor.load_embedding`, and for a volume of another size.
         """
-        shape = self._require_slices().shape
+        shape = self.slices.shape
         notes = self.predictor.load_embedding(path)
         if tuple(notes.get("volume_shape", ())) != shape:
             raise UserError(f"{path}: made of another volume; encode this one again")
         self._encoded = dict(zip(notes["slices"].tolist(), self.predictor.images, strict=True))
 
     def add_prompt(
-        self,
-        slice_index: int,
-        point_coords: Any = None,
-        point_labels: Any = None,
-        box: Any = None,
+        self, slice_index: int, point_coords: Any = None, point_labels: Any = None, box: Any = None
     ) -> None:
         """Sets points or a box of the object on one slice, arguments as of `Predictor.predict`.
 
@@ -135,7 +131,7 @@ class VolumePredictor:
           UserError: no volume is set, it has no such slice, or the prompt is not one of a single
             object; see `read_prompts`.
         """
-        slices = self._require_slices()
+        slices = self.slices
         if not isinstance(slice_index, int | np.integer) or not 0 <= slice_index < len(slices):
             raise UserError(f"slice {slice_index}: the volume has slices 0 to {len(slices) - 1}")
         prompt = {"point_coords": point_coords, "point_labels": point_labels, "box": box}
@@ -152,8 +148,13 @@ class VolumePredictor:
 
     @property
     def slices(self) -> np.ndarray:
-        """The volume as uint8 [Z, H, W] or [Z, H, W, 3], after the intensity rule."""
-        return self._require_slices()
+        """The volume as uint8 [Z, H, W] or [Z, H, W, 3], after the intensity rule.
+
+        Raises UserError where no volume is set.
+        """
+        if self._slices is None:
+            raise UserError("no volume is set; call set_volume first")
+        return self._slices
 
     def predict_slices(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Returns masks of the prompted slices only, and their predicted IoU (NaN elsewhere)."""
@@ -242,12 +243,12 @@ class VolumePredictor:
         Raises:
           UserError: a prompt without a box, or fewer than two.
         """
+        mask, scores = self._empty()
         prompts = self._require_prompts()
         keys = sorted(prompts)
         if len(keys) < 2 or any("box" not in prompts[key] for key in keys):
             raise UserError("interpolate: give boxes on two slices or more")
         boxes = np.array([prompts[key]["box"] for key in keys], np.float32)
-        mask, scores = self._empty()
         for index in progress(range(keys[0], keys[-1] + 1), "slices"):
             box = [np.interp(index, keys, boxes[:, side]) for side in range(4)]
             mask[index], scores[index] = self._predict(index, {"box": box})
@@ -261,24 +262,17 @@ class VolumePredictor:
     def _encode(self, index: int) -> EncodedImage:
         """Returns the slice's embedding, encoded in a batch with its neighbours and kept."""
         if index not in self._encoded:
-            slices = self._require_slices()
             first = index - index % self.batch_size
-            block = range(first, min(first + self.batch_size, len(slices)))
-            encoded = self.predictor.encode([slices[i] for i in block])
+            block = range(first, min(first + self.batch_size, len(self.slices)))
+            encoded = self.predictor.engine.encode([self.slices[i] for i in block])
             self._encoded |= dict(zip(block, encoded, strict=True))
         return self._encoded[index]
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray]:
-        shape = self._require_slices().shape[:3]
+        shape = self.slices.shape[:3]
         return np.zeros(shape, bool), np.full(shape[0], np.nan)
 
-    def _require_slices(self) -> np.ndarray:
-        if self._slices is None:
-            raise UserError("no volume is set; call set_volume first")
-        return self._slices
-
     def _require_prompts(self) -> dict[int, dict[str, Any]]:
-        self._require_slices()
         if not self._prompts:
             raise UserError("no prompt is given; call add_prompt first")
         return self._prompts

@@ -1,1 +1,1 @@
-"""Readers and writers of files: scans, pictures and tensors; atomic writing."""
+"""Reading and writing of files: scans, pictures, tensors, and atomic writes."""

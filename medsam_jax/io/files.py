@@ -1,7 +1,6 @@
-"""Atomic writing of files and directories, hashes, versions, disk space, the cache directory."""
+"""Atomic writes of files and directories, hashes, versions, disk space and the cache folder."""
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -17,12 +16,12 @@ from medsam_jax.errors import OutputError, UserError
 
 
 def cache_directory() -> Path:
-    """Returns `$MEDSAM_JAX_CACHE`, by default `~/.cache/medsam_jax`."""
+    """Returns `$MEDSAM_JAX_CACHE`, or `~/.cache/medsam_jax` if it is not set."""
     return Path(os.environ.get("MEDSAM_JAX_CACHE") or Path.home() / ".cache" / "medsam_jax")
 
 
 def keep_compiled_programs() -> None:
-    """Enables jax's persistent compilation cache, so that later starts reuse compiled programs.
+    """Turns on jax's persistent compilation cache, so that the next start compiles nothing.
 
     jax's own environment variables, such as `$JAX_COMPILATION_CACHE_DIR`, take precedence.
     """
@@ -30,7 +29,7 @@ def keep_compiled_programs() -> None:
 
     settings = {
         "jax_compilation_cache_dir": str(cache_directory() / "xla"),
-        # jax's default keeps programs that compile for a second or more. The decoder takes less.
+        # By default jax keeps programs that take a second to compile; the decoder may take less.
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     for name, value in settings.items():
@@ -38,25 +37,11 @@ def keep_compiled_programs() -> None:
             jax.config.update(name, value)
 
 
-@contextlib.contextmanager
-def disk_space(place: str | os.PathLike) -> Iterator[None]:
-    """Converts an error of a full disk in the block to a `UserError` that names `place`."""
-    try:
-        yield
-    except Exception as error:  # ArrayRecord and TensorStore raise their own types
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error) and "quota exceeded" not in str(error):
-            raise
-        raise UserError(
-            f"{place}: the disk is full; free some space and give the same command again"
-        ) from None
-
-
 def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
     """Checks that the disk of a directory has `needed` free bytes.
 
     Raises:
-      UserError: it has fewer; the message names the directory and both sizes.
+      UserError: too little space; the message has the directory and both sizes.
     """
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -67,10 +52,7 @@ def require_space(place: str | os.PathLike, needed: int, what: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file under a temporary name with the same suffix, then renames it to `path`.
-
-    Args:
-      write: writes the file at the path that it is given.
+    """Calls `write` on a temporary file, then renames it; the suffix selects the format.
 
     Raises:
       OutputError: the folder cannot be created or written to.
@@ -91,7 +73,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(output: Path) -> None:
-    """Checks, before any work, that a folder can be created or written to; raises OutputError."""
+    """Raises OutputError if a folder cannot be created or written to; call it before any work."""
     existing = output
     while not existing.exists():
         existing = existing.parent
@@ -113,18 +95,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Returns the SHA-256 of a file, as hexadecimal digits."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(content: Any) -> str:
-    """Returns the SHA-256 of JSON data, as hexadecimal digits; the order of keys has no effect."""
+    """Returns the SHA-256 of JSON-able data in hexadecimal; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Returns package -> version; packages that are not installed are left out."""
+    """Returns the versions of the installed ones among `packages`."""
     found = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -133,7 +115,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def jsonable(value: Any) -> Any:
-    """Returns `value` in JSON's types: string keys, lists, None for NaN and infinity."""
+    """Converts a value to JSON types: string keys, lists, None for NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -143,7 +125,7 @@ def jsonable(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary directory, which replaces `directory` if the block succeeds."""
+    """Yields a temporary sibling folder that replaces `directory` when the block succeeds."""
     if directory.exists() and not overwrite:
         raise UserError(f"{directory}: exists; choose another place, or overwrite it")
     directory.parent.mkdir(parents=True, exist_ok=True)

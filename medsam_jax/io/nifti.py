@@ -1,7 +1,4 @@
-"""Checks NIfTI files for defects that ITK accepts silently.
-
-ITK fills truncated files with zeros, and reads a spacing of 0 as 1.
-"""
+"""Checks NIfTI files for defects that ITK accepts silently: truncation and a spacing of 0."""
 
 import dataclasses
 import gzip
@@ -14,20 +11,22 @@ from medsam_jax.errors import UserError
 
 
 def check_nifti(path: pathlib.Path) -> None:
-    """Checks that a `.nii` or `.nii.gz` has the bytes that its header promises, and a spacing.
+    """Refuses a `.nii` or `.nii.gz` that is shorter than its header states, or has no spacing.
 
-    A compressed file stores its size in the last four bytes, which are compared first. Only if they
-    differ (truncation, or several gzip members) is the whole file decompressed.
+    ITK reads the missing voxels as zeros and a spacing of 0 as 1.
+
+    A compressed file states its size in the last four bytes. The whole file is decompressed only
+    if that size disagrees (truncated file, or several gzip members).
 
     Raises:
-      UserError: a check failed; the message names the file, the header's value and the remedy.
+      UserError: the message has the file, the header's values and the remedy.
     """
     compressed = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if compressed else open(path, "rb") as file:
             header = _Header.parse(file.read(544))
         if header is None:
-            return  # the reader reports this error
+            return  # the reader reports the error
         header.check_spacing(path)
         needed = header.promised_bytes
         if not compressed:
@@ -46,16 +45,16 @@ def check_nifti(path: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """Fields of a NIfTI-1 or NIfTI-2 header that the checks need."""
+    """Fields of a NIfTI-1 or NIfTI-2 header that the checks use."""
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...]  # mm, in the order of `shape`
     bits: int  # per voxel
-    offset: int  # byte offset of the first voxel
+    offset: int  # of the first voxel, in bytes
 
     @classmethod
     def parse(cls, header: bytes) -> "_Header | None":
-        """Returns the parsed header; None if the bytes are not a NIfTI header."""
+        """Parses a NIfTI-1 or NIfTI-2 header; returns None for other bytes."""
         for order in "<>":
 
             def field(kind: str, start: int, order: str = order) -> tuple:
@@ -75,11 +74,11 @@ class _Header:
 
     @property
     def promised_bytes(self) -> int:
-        """Size of the file up to the last voxel."""
+        """Returns the file size that the header implies: the end of the last voxel."""
         return self.offset + math.prod(self.shape) * self.bits // 8
 
     def check_spacing(self, path: pathlib.Path) -> None:
-        """Raises UserError if the spacing of an axis with several voxels is 0 or not finite."""
+        """Raises UserError if an axis of several voxels has a spacing of 0, NaN or infinity."""
         axes = zip(self.shape[:3], self.spacing[:3], strict=True)
         if any(side > 1 and (value == 0 or not math.isfinite(value)) for side, value in axes):
             found = " x ".join(f"{value:g}" for value in self.spacing[:3])

@@ -1,4 +1,4 @@
-"""Reads PNG, JPEG and TIFF files as images or label maps, with Pillow."""
+"""Reads PNG, JPEG and TIFF files as images or label maps with Pillow."""
 
 import pathlib
 from typing import Any
@@ -13,11 +13,11 @@ _GREY_MODES = ("L", "I;16", "I;16B", "I;16L", "I", "F")
 
 
 def read_picture(path: pathlib.Path) -> np.ndarray:
-    """Reads a picture as [1, H, W] or [1, H, W, 3], a multi-page TIFF as [Z, H, W].
+    """Reads a picture [1, H, W] or [1, H, W, 3], a multi-page TIFF as [Z, H, W].
 
-    EXIF rotation is applied. Alpha is dropped. Palettes become colours. 16-bit grey stays 16-bit.
-    Three equal colour channels become one grey channel. Raises UserError if the file cannot be
-    read.
+    EXIF rotation is applied. Alpha is dropped, palettes become colours, and 16-bit grey stays
+    16-bit. Grey stored as equal colours becomes one channel. Raises UserError for an unreadable
+    file.
     """
     pages = _pages(path, _colour_page)
     if pages.ndim == 4 and (pages[..., :1] == pages).all():
@@ -26,9 +26,9 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
 
 
 def read_labels(path: pathlib.Path) -> np.ndarray:
-    """Reads a label map [Z, H, W], or [Z, H, W, 3] if it has colours. Palette indices are labels.
+    """Reads a label map [Z, H, W], or [Z, H, W, 3] if it has colours; palette indices are labels.
 
-    Raises UserError for a JPEG with more than two values: its compression changes labels.
+    Raises UserError for a JPEG with more than two values: compression smears labels.
     """
     labels = _pages(path, _label_page)
     if path.suffix.lower() in (".jpg", ".jpeg") and len(np.unique(labels)) > 2:
@@ -42,11 +42,11 @@ def read_labels(path: pathlib.Path) -> np.ndarray:
 def _pages(path: pathlib.Path, convert: Any) -> np.ndarray:
     from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-    Image.MAX_IMAGE_PIXELS = None  # the user's own file; slides and dermoscopy are large
+    Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; the file is the user's own
     try:
         with Image.open(path) as image:
             if image.mode in ("RGB", "RGBA") and "16" in str(image.tile):
-                return _read_deep(path)[None]  # Pillow would keep the upper 8 bits
+                return _read_deep(path)[None]  # Pillow would keep only the upper 8 bits
             multi_page = image.format == "TIFF"
             frames = ImageSequence.Iterator(image) if multi_page else [image]
             pages = [convert(ImageOps.exif_transpose(frame)) for frame in frames]
@@ -78,7 +78,7 @@ def _label_page(image: Any) -> np.ndarray:
 
 
 def _read_deep(path: pathlib.Path) -> np.ndarray:
-    """Reads formats that Pillow lacks, such as 16-bit colours, with SimpleITK: [H, W(, 3)]."""
+    """Reads [H, W] or [H, W, 3] with SimpleITK, for types that Pillow lacks (16-bit colours)."""
     import SimpleITK as sitk
 
     try:

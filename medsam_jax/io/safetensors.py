@@ -1,7 +1,7 @@
 """Reads safetensors files with their library, and writes them tensor by tensor.
 
 The library's writer needs all tensors in memory and sorts them. The format is a JSON header and the
-bytes. Writing it here keeps the order and needs memory for one tensor only.
+bytes. The writer here keeps the order and holds one tensor in memory.
 """
 
 import functools
@@ -19,7 +19,7 @@ def read_safetensors(path: str) -> TensorFile:
     """Reads names, shapes and types; values are read on demand, each as a copy.
 
     Raises:
-      UserError: the file is not a safetensors file, is damaged, or has an unsupported element type.
+      UserError: not a safetensors file, damaged, or an element type that no SAM has.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,8 +1,8 @@
 """Reads scans and label maps of any common format into arrays with their geometry.
 
 SimpleITK reads medical formats (NIfTI, NRRD, MetaImage, DICOM), Pillow reads pictures (PNG, JPEG,
-TIFF), NumPy reads MedSAM's `.npz`. Arrays and spacings are both in (z, y, x) order: a spacing in
-(x, y, z) order beside such an array gives wrong surface distances.
+TIFF), NumPy reads MedSAM's `.npz`. Arrays and spacings are both in (z, y, x) order; spacings in
+another order would make surface metrics wrong.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from medsam_jax.io import nifti, pictures
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A volume or a picture with its geometry.
+    """Volume or picture with its geometry.
 
     A picture is a volume of one slice. `affine` holds SimpleITK's origin, spacing and direction in
-    (x, y, z) order; None if the file has no geometry.
+    x, y, z order; None if the file has no geometry.
     """
 
     array: np.ndarray  # [Z, Y, X] or [Z, Y, X, 3]
@@ -31,7 +31,7 @@ class Scan:
     path: str
 
     def to_image(self, array: np.ndarray) -> Any:
-        """Returns `array` [Z, Y, X] as a SimpleITK image on this scan's grid."""
+        """Returns a SimpleITK image of `array` [Z, Y, X] on this scan's grid."""
         import SimpleITK as sitk
 
         image = sitk.GetImageFromArray(array)
@@ -44,14 +44,14 @@ class Scan:
 
 
 def read_scan(path: str | pathlib.Path) -> Scan:
-    """Reads an image file, or a DICOM series folder (`FOLDER#SERIES_UID` if it holds several).
+    """Reads an image file or a DICOM series folder (`FOLDER#SERIES_UID` if it holds several).
 
     Returns:
       `Scan` in the file's own orientation and intensities.
 
     Raises:
-      UserError: the file is missing, empty, unreadable, truncated or 4D, the folder has no series
-        or several, or voxels are NaN or infinite. One line names the file and the remedy.
+      UserError: missing, empty, unreadable or truncated file, 4D, no or several series, NaN or
+        infinite voxels. The message is one line with the file and the remedy.
     """
     scan = _read(str(path), as_labels=False)
     if not np.issubdtype(scan.array.dtype, np.floating):
@@ -69,11 +69,11 @@ def read_mask(path: str | pathlib.Path, scan: Scan) -> np.ndarray:
     resampled by nearest neighbour in physical space.
 
     Returns:
-      int32 [Z, Y, X], 0 is background.
+      int32 [Z, Y, X]; 0 is background.
 
     Raises:
-      UserError: as `read_scan`; also if labels are negative or fractional, no voxel is labelled,
-        the grids do not overlap, or sizes differ and a file has no geometry.
+      UserError: the errors of `read_scan`; negative or fractional labels; no labelled voxel; grids
+        that do not overlap; different sizes if a file has no geometry.
     """
     mask = _read(str(path), as_labels=True)
     labels = _as_labels(mask.array, str(path))
@@ -95,7 +95,7 @@ def _size(array: np.ndarray) -> str:
 
 
 def _read(path: str, as_labels: bool) -> Scan:
-    """Reads a path with the reader for its type; `as_labels` reads palette indices as labels."""
+    """Calls the reader for the type of the path; with `as_labels`, colours become labels."""
     file = pathlib.Path(path.split("#")[0])
     if not file.exists():
         raise UserError(f"{path}: does not exist; correct the path")
@@ -129,13 +129,13 @@ def _read_sitk(path: str) -> Scan:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the last informative line of an ITK exception, which has many lines."""
+    """Returns the last informative line of an ITK exception."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("sitk::ERROR:").strip()[:160] if lines else "unknown reason"
 
 
 def _from_sitk(image: Any, path: str) -> Scan:
-    """Converts a SimpleITK image to a `Scan`. 2D becomes one slice; 4D raises UserError."""
+    """Returns array and geometry of a SimpleITK image; 2D becomes one slice, 4D is refused."""
     import SimpleITK as sitk
 
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
@@ -159,13 +159,13 @@ def _from_sitk(image: Any, path: str) -> Scan:
 
 
 def is_dicom(path: str) -> bool:
-    """Returns whether a path is read as DICOM: a folder, or a file named .dcm."""
+    """Returns whether a path is read as DICOM: a folder, or a file with suffix .dcm."""
     file = pathlib.Path(path.split("#")[0])
     return file.is_dir() or file.suffix.lower() == ".dcm"
 
 
 def list_series(folder: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
-    """Returns UID -> files in slice order, for each DICOM series directly in a folder."""
+    """Maps the UID of each DICOM series directly in a folder to its files in slice order."""
     import SimpleITK as sitk
 
     with _no_itk_warnings():
@@ -179,7 +179,7 @@ def dicom_files(path: str) -> tuple[str, ...]:
     """Returns the files of a DICOM path (`is_dicom`), one per slice, in the array's slice order.
 
     Raises:
-      UserError: the folder has no series, or has several and the path selects none.
+      UserError: no series, or several and none chosen.
     """
     folder, _, wanted = path.partition("#")
     if not pathlib.Path(folder).is_dir():
@@ -201,8 +201,7 @@ def _read_dicom_series(path: str) -> Scan:
             raise UserError(
                 f"{path}: the series cannot be read ({_reason(error)}); export it again"
             ) from None
-    # ITK marks a series whose slices are not evenly spaced. The size of the deviation cannot be
-    # read from its metadata, so it is computed here.
+    # ITK marks a series whose slices are not evenly spaced, but its number cannot be read here
     if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
         places = [reader.GetMetaData(index, "0020|0032") for index in range(image.GetDepth())]
         points = np.array([[float(value) for value in place.split("\\")] for place in places])
@@ -216,7 +215,7 @@ def _read_dicom_series(path: str) -> Scan:
 
 
 def _choose_series(path: str, wanted: str, found: dict[str, tuple[str, ...]]) -> str:
-    """Returns the UID of the series to read. Raises UserError if it is missing or ambiguous."""
+    """Returns the series to read; raises UserError for none, several or an unknown one."""
     if not found:
         raise UserError(f"{path}: no DICOM series in this folder; name a file or another folder")
     if not wanted and len(found) > 1:
@@ -232,7 +231,7 @@ def _choose_series(path: str, wanted: str, found: dict[str, tuple[str, ...]]) ->
 
 @contextlib.contextmanager
 def _no_itk_warnings() -> Iterator[None]:
-    """Suppresses ITK's warnings, such as those of missing series: a UserError reports these."""
+    """Turns off ITK's warnings about missing series and uneven slices; our errors replace them."""
     import SimpleITK as sitk
 
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -244,7 +243,7 @@ def _no_itk_warnings() -> Iterator[None]:
 
 
 def _read_npz(path: str, key: str) -> Scan:
-    """Reads MedSAM's `.npz`: `imgs`, `gts` [Z, Y, X] or a picture; `spacing` in (x, y, z) order."""
+    """Reads MedSAM's `.npz`: `imgs` and `gts` [Z, Y, X] or a picture, `spacing` as (x, y, z)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             names = sorted(file.files)
@@ -270,7 +269,7 @@ def _read_npz(path: str, key: str) -> Scan:
 
 
 def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
-    """Returns a mask array as int32 labels. Raises UserError for colours, negatives, fractions."""
+    """Returns a mask array as int32. Raises UserError for colours, negatives and fractions."""
     if array.ndim == 4:
         if not (array[..., :1] == array).all():
             raise UserError(f"{path}: the mask has colours; save a label map (one number a pixel)")
@@ -291,7 +290,7 @@ def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
 
 
 def _same_grid(mask: Scan, scan: Scan) -> bool:
-    """Returns whether both grids have the same voxels: first and last agree to 0.1 voxel."""
+    """Returns whether the grids agree: first and last voxel within a tenth of a voxel."""
     if mask.array.shape[:3] != scan.array.shape[:3]:
         return False
     last = np.array(scan.array.shape[2::-1]) - 1  # x, y, z index of the last voxel
@@ -305,10 +304,7 @@ def _same_grid(mask: Scan, scan: Scan) -> bool:
 
 
 def _resample(mask: Scan, scan: Scan) -> np.ndarray:
-    """Returns the labels of `mask` at the voxel centres of `scan`.
-
-    Raises UserError if no labelled voxel lies in the scan.
-    """
+    """Returns `mask` at the voxel centres of `scan`. Raises UserError if nothing overlaps."""
     import SimpleITK as sitk
 
     moving, fixed = (
@@ -327,7 +323,7 @@ def _resample(mask: Scan, scan: Scan) -> np.ndarray:
 
 
 def _extent(image: Any) -> str:
-    """Returns the bounding box of an image's voxel centres in patient space: x, y and z."""
+    """Returns the x, y, z bounding box of a SimpleITK image's voxel centres in patient space."""
     last = [side - 1 for side in image.GetSize()]
     points = [
         image.TransformIndexToPhysicalPoint(
@@ -342,9 +338,9 @@ def _extent(image: Any) -> str:
 def slice_axis(scan: Scan) -> int:
     """Returns the out-of-plane array axis (0, 1 or 2), across which a volume is cut into slices.
 
-    The first rule that applies: the only axis with one voxel; axis 0 if there is no geometry; the
-    axis whose spacing is more than 10 % larger than the others; the axis along the patient's
-    feet-to-head direction.
+    It is the axis whose spacing is largest by more than 10 %. If there is none, it is the axis
+    along the patient's feet-to-head direction, or 0 without geometry. If one axis has
+    length 1, it is that axis.
     """
     singles = [axis for axis in range(3) if scan.array.shape[axis] == 1]
     if len(singles) == 1:

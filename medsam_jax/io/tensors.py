@@ -1,4 +1,4 @@
-"""Contents of a checkpoint file of any format: named tensors, read on demand."""
+"""Named tensors of a checkpoint file of any format, read on demand."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import numpy as np
 
 from medsam_jax.cli import progress
 
-# Element types of published checkpoints, by safetensors' names.
+# Element types of published checkpoints, keyed by safetensors' names.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -28,10 +28,10 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file: shape and type are known, `read()` reads the values.
+    """Tensor in a file: shape and type are known, `read()` reads the values.
 
-    `read` returns an array that may be a read-only view of the memory-mapped file. It raises
-    `UserError` if the stored bytes are damaged.
+    `read` may return a read-only view of the memory-mapped file. It raises `UserError` if the
+    stored bytes are damaged.
     """
 
     shape: tuple[int, ...]
@@ -44,20 +44,20 @@ class LazyTensor:
 
     @classmethod
     def of(cls, array: np.ndarray) -> "LazyTensor":
-        """Returns a `LazyTensor` for an array in memory."""
+        """Wraps an array that is in memory."""
         return cls(array.shape, array.dtype, lambda: array)
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """Tensors of a checkpoint file, without its wrappers.
+    """Checkpoint file without its wrapper dictionary and name prefix.
 
     Attributes:
-      path: path of the file, for messages.
+      path: of the file, for messages.
       format: "pth", "pth (legacy)", "safetensors" or "orbax".
-      tensors: by the names of the file, in its order, without `prefix`.
-      wrapper: key of the dictionary that held the tensors ("model", "state_dict"), or "".
-      prefix: removed from the start of every name ("module."), or "".
+      tensors: keyed by the file's names without `prefix`, in the file's order.
+      wrapper: the key of the dictionary that held the tensors ("model", "state_dict"), or "".
+      prefix: common prefix of all names ("module."), or "".
     """
 
     path: str
@@ -68,7 +68,7 @@ class TensorFile:
 
 
 def reading(tensors: Mapping[str, LazyTensor], desc: str) -> Iterable[LazyTensor]:
-    """Iterates over the tensors in order, with a progress bar if their total size is large."""
+    """Yields the tensors in order, with a progress bar if they take seconds to read."""
     size = sum(tensor.size * tensor.dtype.itemsize for tensor in tensors.values())
     if size < _LARGE:
         return tensors.values()

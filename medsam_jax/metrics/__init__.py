@@ -7,8 +7,8 @@ from medsam_jax.metrics.surface import (
     average_surface_distance,
     hausdorff_distance,
     normalized_surface_dice,
-    nsd_batch,
 )
+from medsam_jax.metrics.surface_jax import nsd_batch
 
 __all__ = [
     "METRICS",

@@ -1,7 +1,7 @@
-"""Morphology on masks packed 64 pixels to a word, for the NumPy form of the surface metrics.
+"""Morphology on masks with 64 pixels per word, for the NumPy form of the surface metrics.
 
 Arrays are stacks [N, ..., words] of packed masks, little-endian: bit j of word w is column
-64 w + j. A pair of masks is one stack, so that each call processes both.
+64 w + j. A pair of masks is one stack, which halves the number of NumPy calls.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _ONE = np.uint64(1)
 def pack(masks: Sequence[np.ndarray]) -> np.ndarray:
     """Packs bool arrays [..., X] of one shape to uint64 words [N, ..., X // 64 + 1].
 
-    At least one column of zeros follows the last column.
+    At least one column of zeros follows the last one.
     """
     *leading, columns = masks[0].shape
     words = np.zeros((len(masks), *leading, columns // WORD + 1), "<u8")
@@ -29,7 +29,7 @@ def pack(masks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def bounding_box(words: np.ndarray) -> tuple[slice, ...] | None:
-    """Returns slices around all set bits, in words along the last axis; None if there are none."""
+    """Returns the slices that contain all set bits, in words along the last axis; None if empty."""
     union = np.bitwise_or.reduce(words, axis=0)
     box = []
     for axis in range(union.ndim):
@@ -42,10 +42,7 @@ def bounding_box(words: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def crop_and_pad(words: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
-    """Crops every mask to `box` and adds zeros on both sides of each axis.
-
-    The last axis gets no zeros before its first column, and at least one column after its last.
-    """
+    """Crops every mask to `box` and pads each axis with zeros, at least one column at the end."""
     *leading, last = (part.stop - part.start for part in box)
     full = bool((words[..., box[-1].stop - 1] >> np.uint64(WORD - 1)).any())
     padded = np.zeros((len(words), *(n + 2 for n in leading), last + full), words.dtype)
@@ -54,7 +51,7 @@ def crop_and_pad(words: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
 
 
 def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
-    """Moves every bit up by `columns` columns; bits that leave the last word are dropped."""
+    """Moves every bit up by `columns` columns; bits beyond the last word are dropped."""
     whole, part = divmod(columns, WORD)
     if words.shape[-1] == 1 and not whole:
         return words << np.uint64(part)
@@ -69,7 +66,7 @@ def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
 
 
 def shift_down(words: np.ndarray, columns: int) -> np.ndarray:
-    """Moves every bit down by `columns` columns; bits that leave the first word are dropped."""
+    """Moves every bit down by `columns` columns; bits before the first word are dropped."""
     whole, part = divmod(columns, WORD)
     if words.shape[-1] == 1 and not whole:
         return words >> np.uint64(part)
@@ -90,19 +87,20 @@ def surface_cells(words: np.ndarray) -> np.ndarray:
     """
     some = every = words
     for axis in range(1, words.ndim - 1):
-        low, high = _halves(axis)
+        low, high = _ends(axis, 1)
         some, every = some[low] | some[high], every[low] & every[high]
     some, every = some | shift_up(some, 1), every & shift_up(every, 1)
     return some & ~every
 
 
-def _halves(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def _ends(axis: int, steps: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Returns indices of all but the last `steps` places along an axis, and all but the first."""
     before = (slice(None),) * axis
-    return (*before, slice(None, -1)), (*before, slice(1, None))
+    return (*before, slice(None, -steps)), (*before, slice(steps, None))
 
 
 def set_bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns flat word index and bit number of every set bit, in array order."""
+    """Returns the flat word index and bit number of every set bit, in array order."""
     flat = words.ravel()
     occupied = np.flatnonzero(flat)
     bits = np.unpackbits(flat[occupied].view(np.uint8), bitorder="little")
@@ -111,12 +109,12 @@ def set_bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Returns the code of cells, given by word indices and bits of `surface_cells`' lattice."""
+    """Returns the codes of cells, given as word indices and bits of `surface_cells`' lattice."""
     offsets = np.zeros(1, np.int64)
     stride = words.shape[-1]
     for size in words.shape[-2:0:-1]:
         offsets = np.concatenate([offsets, offsets + stride])
-        # Along every leading axis the masks are longer than the lattice by one.
+        # The masks are longer than the lattice by one along every leading axis.
         cells = cells + cells // ((size - 1) * stride) * stride
         stride *= size
     flat, previous = words.ravel(), shift_up(words, 1).ravel()
@@ -129,12 +127,12 @@ def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> n
 
 
 def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Sets every cell that has a set cell within reach.
+    """Sets every cell with a set cell near it.
 
     Args:
       words: [N, Y, W] or [N, Z, Y, W].
-      reach: int [rows] or [planes, rows]. Entry [p, r] is the largest distance in columns to a set
-        cell that is p planes and r rows away; -1 if none is within reach.
+      reach: int [rows] or [planes, rows]. The largest column distance to a set cell that is
+        `planes` planes and `rows` rows away; -1 if no column is near enough.
     """
     spread = {0: words}
     for columns in range(1, int(reach.max()) + 1):
@@ -153,7 +151,7 @@ def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
 
 def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
-    """Returns the OR of all arrays, array i moved by i rows in both directions."""
+    """ORs the arrays; each is first moved along the rows by its position in the list."""
     result = spread[0].copy()
     for distance, words in enumerate(spread[1:], start=1):
         _or_shifted(result, words, words.ndim - 2, distance)
@@ -163,19 +161,18 @@ def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
 def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) -> None:
     """ORs into `result` the words moved by `steps` along an axis, in both directions."""
     if steps < words.shape[axis]:
-        before = (slice(None),) * axis
-        low, high = (*before, slice(None, -steps)), (*before, slice(steps, None))
+        low, high = _ends(axis, steps)
         result[low] |= words[high]
         result[high] |= words[low]
 
 
 def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) -> np.ndarray:
-    """Returns the table `reach` of `dilate` for a tolerance, cropped to a lattice of `shape`.
+    """Returns the table `reach` of `dilate` for a tolerance, limited to a lattice of `shape`.
 
-    Distances are rounded as in SciPy's distance transform. A distance equal to the tolerance is
-    therefore treated exactly as in surface-distance.
+    Distances are rounded as in SciPy's distance transform. A distance equal to the tolerance
+    therefore counts as within it exactly when it does in surface-distance.
     """
-    # The quotient plus 2, because rounding may make it too low by 1.
+    # Two more than the quotient, because rounding may make it one too low.
     steps = [
         int(min(tolerance / s + 2, n)) for s, n in zip(map(float, spacing), shape, strict=True)
     ]
@@ -184,7 +181,7 @@ def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) 
 
 @lru_cache(maxsize=256)
 def _reach(spacing: tuple[float, ...], tolerance: float, steps: tuple[int, ...]) -> np.ndarray:
-    """Returns `reachable_columns` for `steps` distances along each axis, 0 included."""
+    """Returns the table of `reachable_columns` for `steps` steps along each axis, including 0."""
     total = np.zeros(())
     for step, count in zip(spacing, steps, strict=True):
         total = total[..., None] + (np.arange(count) * step) ** 2

@@ -9,11 +9,7 @@ from medsam_jax.metrics.registry import mask_scores
 
 
 def label_scores(
-    pred: np.ndarray,
-    target: np.ndarray,
-    labels: Sequence[int],
-    spacing: Spacing,
-    tolerance: float,
+    pred: np.ndarray, target: np.ndarray, labels: Sequence[int], spacing: Spacing, tolerance: float
 ) -> dict[int, dict[str, float]]:
     """Returns `mask_scores` of each label of two label maps; other labels are background.
 

@@ -45,24 +45,12 @@ def iou(pred: Mask, target: Mask) -> float | Float[Array, ""]:
 
 def dice_batch(pred: Mask, target: Mask) -> Float[Array, " b"]:
     """Returns the DSC of each pair in a batch, [B, ...]; both empty is NaN."""
-    return _dice_batch(as_mask("pred", pred), as_mask("target", target))
+    return _dice_and_iou(as_mask("pred", pred), as_mask("target", target))[0]
 
 
 def iou_batch(pred: Mask, target: Mask) -> Float[Array, " b"]:
     """Returns the IoU of each pair in a batch, [B, ...]; both empty is NaN."""
-    return _iou_batch(as_mask("pred", pred), as_mask("target", target))
-
-
-@jax.jit
-def _dice_batch(pred: Bool[Array, "b ..."], target: Bool[Array, "b ..."]) -> Float[Array, " b"]:
-    intersection, total = _batch_counts(pred, target)
-    return 2 * intersection / total
-
-
-@jax.jit
-def _iou_batch(pred: Bool[Array, "b ..."], target: Bool[Array, "b ..."]) -> Float[Array, " b"]:
-    intersection, total = _batch_counts(pred, target)
-    return intersection / (total - intersection)
+    return _dice_and_iou(as_mask("pred", pred), as_mask("target", target))[1]
 
 
 def _counts(pred: np.ndarray, target: np.ndarray) -> tuple[int, int]:
@@ -71,9 +59,13 @@ def _counts(pred: np.ndarray, target: np.ndarray) -> tuple[int, int]:
     return next(counts), sum(counts)
 
 
-def _batch_counts(pred: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns exact integer counts; only the final division rounds."""
-    return _count(pred & target), _count(pred) + _count(target)
+@jax.jit
+def _dice_and_iou(
+    pred: Bool[Array, "b ..."], target: Bool[Array, "b ..."]
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Divides exact integer counts; only the division rounds."""
+    intersection, total = _count(pred & target), _count(pred) + _count(target)
+    return 2 * intersection / total, intersection / (total - intersection)
 
 
 def _count(masks: Bool[Array, "b ..."]) -> Int[Array, " b"]:

@@ -17,9 +17,9 @@ from medsam_jax.metrics.surface import (
     average_distance,
     distance_percentile,
     normalized_surface_dice,
-    nsd_batch,
     surface_distances,
 )
+from medsam_jax.metrics.surface_jax import nsd_batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,16 +25,6 @@ from medsam_jax.metrics.checks import (
 from medsam_jax.metrics.overlap import Mask
 from medsam_jax.metrics.surface_jax import nsd_batch, nsd_volume
 
-__all__ = [
-    "average_distance",
-    "average_surface_distance",
-    "distance_percentile",
-    "hausdorff_distance",
-    "normalized_surface_dice",
-    "nsd_batch",
-    "surface_distances",
-]
-
 # Distances [n] to the other surface and sizes [n] of elements: of target to pred, pred to target.
 Directed = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -116,7 +106,7 @@ def surface_distances(pred: np.ndarray, target: np.ndarray, spacing: Spacing) ->
     if surfaces is None:
         return None
     sizes, distances = surfaces.sizes(spacing), surfaces.distances(spacing)
-    is_pred = surfaces.is_first()
+    is_pred = surfaces.index < surfaces.cells[0].size
     return (distances[~is_pred], sizes[~is_pred]), (distances[is_pred], sizes[is_pred])
 
 
@@ -134,10 +124,6 @@ class _Surfaces:
         words = bitmask.pack([as_mask("pred", pred), as_mask("target", target)])
         box = bitmask.bounding_box(words)
         return None if box is None else cls(bitmask.crop_and_pad(words, box))
-
-    def is_first(self) -> np.ndarray:
-        """Tells, [n], which elements belong to the first mask."""
-        return self.index < self.cells[0].size
 
     def sizes(self, spacing: np.ndarray) -> np.ndarray:
         """Returns the length or area [n] of every element."""
@@ -159,9 +145,8 @@ class _Surfaces:
         column = word * bitmask.WORD + self.bits.astype(np.int64)
         points = np.stack([*leading, column], axis=-1)
         pred, target = points[mask == 0], points[mask == 1]
-        return np.concatenate(
-            [_distances(pred, target, spacing), _distances(target, pred, spacing)]
-        )
+        both = _distances(pred, target, spacing), _distances(target, pred, spacing)
+        return np.concatenate(both)
 
 
 def _distances(points: np.ndarray, others: np.ndarray, spacing: np.ndarray) -> np.ndarray:

@@ -1,17 +1,15 @@
-"""Length and area of the surface inside one cell of the corner lattice, for each neighbour code.
+"""Surface length and area in one cell of the corner lattice, for each neighbour code.
 
-The definition is that of DeepMind's surface-distance (Nikolov et al. 2018, arXiv:1809.04430). A
-mask's pixels (voxels) are points. Every 2x2 (2x2x2) block of them is a cell. The code of a cell
-holds one bit per point. The surface crosses a cell edge at its midpoint if the two ends differ. In
-2D the crossings are joined by segments. In 3D they form polygons, which are split into triangles as
-in marching cubes.
+Follows DeepMind's surface-distance (Nikolov et al. 2018, arXiv:1809.04430). A mask's pixels
+(voxels) are points. Every 2x2 (2x2x2) block of them is a cell, and the code of a cell has one bit
+per corner. The surface crosses a cell edge at its midpoint if its two ends differ. In 2D the
+crossings are joined by segments. In 3D they form polygons, cut into triangles as in marching cubes.
 
-The geometry leaves two choices open:
-  * On a face whose corners alternate between inside and outside, the corners of the kind that is
-    the minority in the cell are separated.
-  * A polygon that is not flat is split so that its area at unit spacing is largest. This keeps its
+The geometry is ambiguous in two cases, which are resolved as follows:
+  * a face whose corners alternate in and out separates the kind that is the minority in its cell;
+  * a polygon that is not flat is cut so that its area at unit spacing is greatest, which keeps its
     flat parts whole.
-The tables are derived here. tests/parity compares them with those of surface-distance.
+The tables are derived here; tests/parity compares them with those of the reference.
 """
 
 from functools import lru_cache
@@ -23,17 +21,16 @@ Point = tuple[float, float, float]
 
 # Corners of a cell in array order (z, y, x). Corner i is bit i of the code.
 CORNERS = tuple(product((0, 1), repeat=3))
-FULL_CODE = {2: 15, 3: 255}
 
 
 @lru_cache(maxsize=256)
 def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
-    """Returns the length [16] (two spacings) or area [256] (three) of the surface, by code."""
+    """Returns the surface length [16] (two spacings) or area [256] (three), indexed by code."""
     return contour_lengths(spacing) if len(spacing) == 2 else surface_areas(spacing)
 
 
 def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
-    """Returns the contour length [16] by code; bit 2 * row + column."""
+    """Returns the contour length [16], indexed by code; a corner is bit 2 * row + column."""
     row, column = spacing
     diagonal = 0.5 * np.hypot(row, column)
     lengths = np.empty(16)
@@ -44,7 +41,7 @@ def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
         else:
             lengths[code] = {
                 (0, 0): 0.0,
-                (0, 1): column,  # the rows differ: the contour is parallel to a row
+                (0, 1): column,  # upper row differs from lower: the contour runs along a row
                 (1, 0): row,
                 (1, 1): 2 * diagonal,
             }[a ^ b, a ^ c]
@@ -52,7 +49,7 @@ def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
 
 
 def surface_areas(spacing: tuple[float, float, float]) -> np.ndarray:
-    """Returns the surface area [256] by code; bit 4 * z + 2 * y + x."""
+    """Returns the surface area [256], indexed by code; a corner is bit 4 * z + 2 * y + x."""
     z, y, x = spacing
     scaled = triangle_area_vectors() * np.array([y * x, z * x, z * y])
     return np.linalg.norm(scaled, axis=-1).sum(axis=-1)
@@ -70,7 +67,7 @@ def triangle_area_vectors() -> np.ndarray:
 
 
 def _polygons(code: int) -> list[list[Point]]:
-    """Returns closed loops of edge midpoints, where the surface meets the faces of the cell."""
+    """Returns closed loops of edge midpoints where the surface meets the faces of the cell."""
     inside = {corner for bit, corner in enumerate(CORNERS) if code >> bit & 1}
     minority = len(inside) <= 4
     neighbours: dict[Point, list[Point]] = {}
@@ -94,7 +91,7 @@ def _polygons(code: int) -> list[list[Point]]:
 def _face_segments(
     axis: int, side: int, inside: set[Point], minority: bool
 ) -> list[tuple[Point, Point]]:
-    """Returns the segments on one face; `minority`: the inside corners are the minority."""
+    """Returns the segments on one face; with `minority`, the inside corners are separated."""
     corners = []
     for u, v in ((0, 0), (0, 1), (1, 1), (1, 0)):
         corner = [u, v]
@@ -108,12 +105,12 @@ def _face_segments(
     crossed = [i for i in range(4) if state[i] != state[(i + 1) % 4]]
     if len(crossed) == 2:
         return [(midpoint[crossed[0]], midpoint[crossed[1]])]
-    # The corners alternate: each corner of the minority kind gets a segment of its own.
+    # Alternating corners: each corner of the separated kind gets its own segment.
     return [(midpoint[i - 1], midpoint[i]) for i in range(4) if crossed and state[i] == minority]
 
 
 def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
-    """Returns the triangulation of a polygon with the largest area at unit spacing."""
+    """Returns the triangulation of a polygon with the greatest area at unit spacing."""
 
     def area(cut):
         return sum(np.linalg.norm(_area_vector(triangle)) for triangle in cut)
@@ -122,7 +119,7 @@ def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
 
 
 def _triangulations(polygon: list[Point]) -> list[list[tuple[Point, Point, Point]]]:
-    """Returns all triangulations of a polygon by its diagonals."""
+    """Returns all ways to cut a polygon into triangles by its diagonals."""
     if len(polygon) < 3:
         return [[]]
     return [

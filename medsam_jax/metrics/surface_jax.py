@@ -23,12 +23,7 @@ from medsam_jax.metrics.overlap import Mask
 WORD = 32
 
 
-def nsd_batch(
-    pred: Mask,
-    target: Mask,
-    spacing: Spacing,
-    tolerance: float,
-) -> Float[Array, " b"]:
+def nsd_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> Float[Array, " b"]:
     """Returns the normalized surface Dice of each pair of 2D masks in a batch.
 
     Args:
@@ -66,12 +61,7 @@ def nsd_batch(
     return _nsd_packed(pred, target, spacing, reach)
 
 
-def nsd_volume(
-    pred: Mask,
-    target: Mask,
-    spacing: Spacing,
-    tolerance: float,
-) -> Float[Array, ""]:
+def nsd_volume(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> Float[Array, ""]:
     """Returns the normalized surface Dice of one pair of volumes [D, H, W]; see `nsd_batch`.
 
     Raises:
@@ -178,11 +168,8 @@ def _nsd_volume(
 
 
 def _volume_surface(words: UInt32[Array, "d h w"]) -> UInt32[Array, "d-1 h w-1"]:
-    some = every = words
-    for axis in (0, 2):
-        low = lax.slice_in_dim(some, 0, -1, axis=axis), lax.slice_in_dim(every, 0, -1, axis=axis)
-        some = low[0] | lax.slice_in_dim(some, 1, None, axis=axis)
-        every = low[1] & lax.slice_in_dim(every, 1, None, axis=axis)
+    some, every = words[:-1] | words[1:], words[:-1] & words[1:]
+    some, every = some[..., :-1] | some[..., 1:], every[..., :-1] & every[..., 1:]
     return (some | _shift_up(some)) & ~(every & _shift_up(every))
 
 

@@ -16,7 +16,7 @@ from medsam_jax.models.common import ConvTranspose2x2, LayerNorm2d, Sequential
 from medsam_jax.models.transformer import TwoWayTransformer
 from medsam_jax.ops.activation import gelu
 from medsam_jax.ops.form import PLAIN
-from medsam_jax.ops.prompts import one_prompt_after_another
+from medsam_jax.ops.prompt_loop import one_prompt_after_another
 from medsam_jax.ops.upscaling import upscaled_masks
 
 

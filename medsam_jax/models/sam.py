@@ -1,6 +1,7 @@
 """SAM: image encoder, prompt encoder and mask decoder, and the published sizes of it."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,13 +17,21 @@ from medsam_jax.models.transformer import TwoWayTransformer
 from medsam_jax.ops.form import PLAIN
 from medsam_jax.ops.strips import image_by_image
 
+# `encoder.kind` of model.json -> the encoder's configuration, with the `patch_size` of its
+# embedding, and its module: (config, image_size, out_chans, *, dtype, rngs) to a module from
+# normalised pixels [B, S, S, 3] to [B, S / patch_size, S / patch_size, out_chans].
+ENCODERS: dict[str, tuple[type, type[nnx.Module]]] = {
+    "vit": (ViTConfig, ImageEncoderViT),
+    "tiny_vit": (TinyViTConfig, TinyViT),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class SamConfig:
     """Everything that builds a `Sam` and tells how to feed it; stored with every checkpoint."""
 
     name: str
-    encoder: TinyViTConfig | ViTConfig
+    encoder: Any  # a configuration of `ENCODERS`
     image_size: int  # side of the square encoder input, pixels
     preprocessing: Preprocessing  # how a scan becomes that input
     embed_dim: int = 256  # channels of image embedding and prompt tokens
@@ -78,25 +87,30 @@ class SamConfig:
         """Side of the image embedding, a quarter of the low-resolution masks' side."""
         return self.image_size // self.encoder.patch_size
 
-    def to_dict(self) -> dict:
-        """As JSON types."""
-        kind = "vit" if isinstance(self.encoder, ViTConfig) else "tiny_vit"
+    @property
+    def encoder_kind(self) -> str:
+        """Key of `ENCODERS`."""
+        return next(kind for kind, (config, _) in ENCODERS.items() if type(self.encoder) is config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, for model.json."""
         return dataclasses.asdict(self) | {
-            "encoder": {"kind": kind, **dataclasses.asdict(self.encoder)},
+            "encoder": {"kind": self.encoder_kind, **dataclasses.asdict(self.encoder)},
             "preprocessing": self.preprocessing.to_dict(),
         }
 
     @classmethod
-    def from_dict(cls, values: dict) -> "SamConfig":
+    def from_dict(cls, values: dict[str, Any]) -> "SamConfig":
+        """The configuration that `to_dict` describes. Raises KeyError for an unknown encoder."""
         encoder = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values["encoder"].items()
         }
-        encoder_class = {"vit": ViTConfig, "tiny_vit": TinyViTConfig}[encoder.pop("kind")]
+        encoder_config, _ = ENCODERS[encoder.pop("kind")]
         return cls(
             **values
             | {
-                "encoder": encoder_class(**encoder),
+                "encoder": encoder_config(**encoder),
                 "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
             }
         )
@@ -114,10 +128,8 @@ class Sam(nnx.Module):
         dim, size = config.embed_dim, config.embedding_size
         kw = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
         self.config = config
-        if isinstance(config.encoder, ViTConfig):
-            self.image_encoder = ImageEncoderViT(config.encoder, config.image_size, dim, **kw)
-        else:
-            self.image_encoder = TinyViT(config.encoder, dim, **kw)
+        _, image_encoder = ENCODERS[config.encoder_kind]
+        self.image_encoder = image_encoder(config.encoder, config.image_size, dim, **kw)
         self.prompt_encoder = PromptEncoder(
             dim, (size, size), (config.image_size, config.image_size), config.mask_in_chans, **kw
         )

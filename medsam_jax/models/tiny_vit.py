@@ -55,7 +55,7 @@ class PatchEmbed(nnx.Module):
             Conv2dBN(embed_dim // 2, embed_dim, kernel_size, stride, dtype=dtype, rngs=rngs),
         )
 
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
         return self.seq(x)
 
 
@@ -194,7 +194,11 @@ class Stage(nnx.Module):
 class TinyViT(nnx.Module):
     """Image encoder: [B, S, S, 3] normalised pixels to [B, S / 4, S / 4, out_chans]."""
 
-    def __init__(self, config: TinyViTConfig, out_chans: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self, config: TinyViTConfig, image_size: int, out_chans: int, *, dtype=None, rngs: nnx.Rngs
+    ):
+        if image_size % config.patch_size:
+            raise ValueError(f"image_size {image_size} is no multiple of {config.patch_size}")
         dim, stride = config.embed_dims[0], config.patch_embed_stride
         self.patch_embed = PatchEmbed(dim, stride, dtype=dtype, rngs=rngs)
         stages = range(len(config.depths))

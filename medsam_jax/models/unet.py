@@ -56,7 +56,7 @@ class UNetConfig:
         return cls("tiny_unet", (4, 8, 8), True, 2, 32, preprocessing)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the configuration in JSON types."""
+        """JSON types, for model.json."""
         fields = dataclasses.asdict(self)
         return fields | {
             "features": list(self.features),

@@ -89,7 +89,7 @@ def tokens_to_pixels(
     key_kernel: Float[Array, "c heads d"],
     value_kernel: Float[Array, "c heads d"],
 ) -> Float[Array, "b p t heads d"]:
-    """Returns the attention output of tokens; `q` is projected, `keys` and `values` are not."""
+    """Sums of values over pixels; `q` is projected, `keys` and `values` are not."""
     q = jnp.einsum("bpthd,chd->bpthc", q * q.shape[-1] ** -0.5, key_kernel)
     gathered = _gather(_merged(q), keys, values).reshape(q.shape)
     return jnp.einsum("bpthc,chd->bpthd", gathered, value_kernel)
@@ -99,7 +99,7 @@ def tokens_to_pixels(
 def _gather(
     q: Float[Array, "b p k c"], keys: Float[Array, "b p n c"], values: Float[Array, "b p n c"]
 ) -> Float[Array, "b p k c"]:
-    """Attention of tokens to pixels without projections; `k` is tokens times heads."""
+    """Attention of merged tokens and heads to pixels, without projections."""
     return _gather_forward(q, keys, values)[0]
 
 
@@ -131,11 +131,11 @@ def pixels_to_tokens(
     out_bias: Float[Array, "c"],
     key_valid: Bool[Array, "b p t"] | None,
 ) -> Float[Array, "b p n c"]:
-    """Returns the attention output of pixels, output projection included; `k`, `v` are projected.
+    """Sums of values over tokens, projected out; `k` and `v` are projected, `queries` are not.
 
     Args:
-      queries: pixels, not projected; `p2` is 1 if all prompts share one image.
-      key_valid: False for tokens that get no weight.
+      queries: pixels; with `p2` 1 the same for all prompts of an image.
+      key_valid: tokens that are not valid get no weight.
     """
     k = k * k.shape[-1] ** -0.5
     bias = jnp.einsum("bpthd,hd->bpth", k, query_bias, preferred_element_type=jnp.float32)
@@ -155,7 +155,7 @@ def _distribute(
     bias: Float[Array, "b p t heads"],
     v: Float[Array, "b p k c"],
 ) -> Float[Array, "b p n c"]:
-    """Attention of pixels to tokens without projections; `k` is tokens times heads."""
+    """Attention of pixels to merged tokens and heads, without projections."""
     return _distribute_forward(queries, k, bias, v)[0]
 
 
@@ -169,8 +169,8 @@ def _distribute_forward(queries, k, bias, v):
 def _distribute_backward(saved, gradient):
     queries, k, v, weights = saved
     shares = weights * _scores(gradient, v).reshape(weights.shape)
-    # Tokens are added one by one: XLA:CPU calls library kernels for a sum, which are slow if only
-    # the axis of heads follows the summed axis.
+    # Token by token: XLA:CPU gives a sum to library kernels, which are slow where only the heads
+    # lie behind the axis.
     total = sum(shares[..., token, :] for token in range(shares.shape[-2]))
     by_scores = shares - weights * total[..., None, :]
     by_bias = jnp.sum(by_scores, axis=2)
@@ -200,8 +200,8 @@ def _sum_over_pixels(
 ) -> Float[Array, "b p k c"]:
     """Returns the sums of pixels, weighted by `weights`.
 
-    The weights are transposed first, behind a barrier: XLA:CPU has a fast product only for rows by
-    columns, and without the barrier it merges the transpose into the product.
+    The weights are transposed first, behind a barrier: XLA:CPU has its fast product for rows by
+    columns only.
     """
     return jax.lax.optimization_barrier(weights.swapaxes(-1, -2)) @ pixels
 

@@ -13,7 +13,7 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Properties of the device that will run a program, for the choice between forms."""
+    """The device that a program is written for, and what it can do."""
 
     device: str = "plain"  # "plain", "cpu" or "accelerator"
     image_by_image: bool = False  # encode the images of a batch one after another

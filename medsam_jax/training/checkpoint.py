@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
 
-from medsam_jax.errors import UserError
-from medsam_jax.io.files import disk_space, require_space
+from medsam_jax.errors import UserError, disk_space
+from medsam_jax.io.files import require_space
 from medsam_jax.models.checkpoint import read_extras, read_metadata, save_model
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.models.unet import UNetConfig

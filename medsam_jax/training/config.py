@@ -1,5 +1,6 @@
 """Every field of a training configuration, with its meaning. Configs in `configs/` change some."""
 
+import dataclasses
 import math
 
 import ml_collections
@@ -13,6 +14,11 @@ from medsam_jax.training.optimizer import learning_rate_schedule, optimizer_from
 
 # Fields that hold arguments of an optax function, under that function's names.
 OPTAX_ARGS = ("optimizer_args", "schedule_args")
+
+_FROM_ONE = ("batch_size", "num_steps", "accumulation_steps", "eval_every", "eval_batch_size")
+_FROM_ONE += ("checkpoint_every", "keep_checkpoints", "log_every", "prompts_per_image")
+_FROM_ONE += ("positive_points", "sampling_temperature", "embedding_variants")
+_LEAST = dict.fromkeys(_FROM_ONE, 1) | {"negative_points": 0, "lora.rank": 0}
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -40,15 +46,9 @@ def base_config() -> ml_collections.ConfigDict:
     config.positive_points = 1  # a point prompt has 1 to this many points on the object
     config.negative_points = 0  # and 0 to this many points beside it
 
-    # Random changes of a training slice, drawn at every step, or cached in `embedding_variants`.
-    config.augmentation = ml_collections.ConfigDict(
-        {
-            "flip": 0.0,  # probability of each of the left-right and up-down flips
-            "rotation": 0.0,  # largest angle, degrees
-            "scale": 0.0,  # largest relative change of size
-            "intensity": 0.0,  # largest relative change of contrast, and of brightness in 255
-        }
-    )
+    # Random changes of a training slice, drawn at every step, or cached in `embedding_variants`:
+    # flip, rotation, scale and intensity of `data.augment.Augmentation`. By default none.
+    config.augmentation = ml_collections.ConfigDict(dataclasses.asdict(Augmentation()))
 
     # A parameter is frozen if one of these regexes matches its whole path; the rest is trained.
     config.frozen = (r"image_encoder\..*", r"prompt_encoder\..*")
@@ -122,37 +122,24 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for name in ("dtype", "embedding_dtype"):
         _require_choice(name, config[name], ("bfloat16", "float32"))
     _require_choice("preprocessing", config.preprocessing, ("", *PREPROCESSING))
-    positive = ("batch_size", "num_steps", "accumulation_steps", "eval_every", "eval_batch_size")
-    for name in (*positive, "checkpoint_every", "keep_checkpoints", "log_every"):
-        if config[name] < 1:
-            raise UserError(f"config.{name}: {config[name]} given; it must be at least 1")
+    for name, least in _LEAST.items():
+        if not given[name] >= least:
+            raise UserError(f"config.{name}: {given[name]} given; it must be at least {least}")
     if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"config.accumulation_steps: {config.accumulation_steps} does not divide "
             f"batch_size {config.batch_size}"
         )
-    _check_prompts(config)
     _check_losses(config)
-    _check_parts(config)
+    _check_variants(config)
+    _check_learning_rates(config)
     optimizer_from_optax(config, learning_rate_schedule(config), labels={})
     if config.mask_threshold is not None and not math.isfinite(config.mask_threshold):
         raise UserError(f"config.mask_threshold: {config.mask_threshold} given; use a finite logit")
-    if not 0.0 <= config.ema_decay < 1.0:
-        raise UserError(f"config.ema_decay: {config.ema_decay} given; it must be in [0, 1)")
-
-
-def _check_prompts(config: ml_collections.ConfigDict) -> None:
-    for name, least in (
-        ("prompts_per_image", 1),
-        ("positive_points", 1),
-        ("negative_points", 0),
-        ("sampling_temperature", 1),
-    ):
-        if not config[name] >= least:
-            raise UserError(f"config.{name}: {config[name]} given; it must be at least {least}")
     if not 0.0 <= config.point_share <= 1.0:
         raise UserError(f"config.point_share: {config.point_share} given; it must be in [0, 1]")
-    _check_variants(config)
+    if not 0.0 <= config.ema_decay < 1.0:
+        raise UserError(f"config.ema_decay: {config.ema_decay} given; it must be in [0, 1)")
 
 
 def _check_losses(config: ml_collections.ConfigDict) -> None:
@@ -166,8 +153,6 @@ def _check_losses(config: ml_collections.ConfigDict) -> None:
 def _check_variants(config: ml_collections.ConfigDict) -> None:
     augmented, cached = augmentation_of(config) is not None, bool(config.embedding_cache)
     variants = config.embedding_variants
-    if variants < 1:
-        raise UserError(f"config.embedding_variants: {variants} given; it must be at least 1")
     if variants > 1 and not (augmented and cached):
         raise UserError(
             f"config.embedding_variants: {variants} given; several need config.embedding_cache and "
@@ -181,9 +166,7 @@ def _check_variants(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_parts(config: ml_collections.ConfigDict) -> None:
-    if config.lora.rank < 0:
-        raise UserError(f"config.lora.rank: {config.lora.rank} given; it must be at least 0")
+def _check_learning_rates(config: ml_collections.ConfigDict) -> None:
     for pair in config.learning_rates:
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2
         if not is_pair or not isinstance(pair[0], str) or not isinstance(pair[1], float | int):

@@ -46,25 +46,21 @@ def cached_embeddings(
     dtype, variants = config.embedding_dtype, config.embedding_variants
     size = model_config.embedding_size
     shape = (size, size, model_config.embed_dim)
+    records = {split: open_dataset(config.data_dir, split)[0] for split in ("train", "tune")}
     augmented = None
     if variants > 1:
         augmented = {"count": variants, **config.augmentation.to_dict()}
-    key = cache_key(encoder, model_config.preprocessing, info, shape, dtype, augmented)
-    records = {split: open_dataset(config.data_dir, split)[0] for split in ("train", "tune")}
-    if variants > 1:
         records["train"] = Variants(records["train"], augmentation_of(config), variants)
+    key = cache_key(encoder, model_config.preprocessing, info, shape, dtype, augmented)
     engine = Engine(functional.bind(functional.arrays))
     # Slices go one by one on a CPU in any case; no batch is larger than a shard of the cache.
     largest = 1 if engine.form.cpu else min(16, SLICES_PER_SHARD // len(engine.devices))
     batch_size = len(engine.devices) * max(largest, 1)
+
+    def encode(images: np.ndarray, valid_shapes: np.ndarray) -> np.ndarray:
+        return np.asarray(engine.embed(images, valid_shapes).astype(dtype))
+
     return {
-        split: open_or_build(
-            config.embedding_cache,
-            key,
-            of_split,
-            split,
-            lambda images, valid: np.asarray(engine.embed(images, valid).astype(dtype)),
-            batch_size,
-        )
+        split: open_or_build(config.embedding_cache, key, of_split, split, encode, batch_size)
         for split, of_split in records.items()
     }

@@ -25,7 +25,7 @@ from medsam_jax.models.checkpoint import read_config, read_params
 from medsam_jax.training.checkpoint import Exporter, TrainCheckpoints
 from medsam_jax.training.config import augmentation_of, validate
 from medsam_jax.training.embeddings import cached_embeddings
-from medsam_jax.training.monitor import FiniteWatch, MetricWriter, StepClock, Termination
+from medsam_jax.training.monitor import FiniteWatch, MetricWriter, StepClock, termination
 from medsam_jax.training.optimizer import parameter_table
 from medsam_jax.training.setup import (
     check_one_object_a_slice,
@@ -123,7 +123,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         if not restored:
             score(0)
         watch, clock = FiniteWatch(workdir), StepClock(config.batch_size)
-        termination = stack.enter_context(Termination())
+        stop_after = stack.enter_context(termination())
         program = None
         last_step = step if _stops_early(config, record) else config.num_steps
         steps = range(step + 1, last_step + 1)
@@ -139,7 +139,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             state, scalars = program(state, batch)
             last = step == config.num_steps
             watch.add(step, scalars, host_batch)
-            terminated = termination.due(step)
+            terminated = stop_after(step)
             if step % config.log_every == 0 or last:
                 watch.check()
                 named = {f"train/{name}": float(value) for name, value in scalars.items()}

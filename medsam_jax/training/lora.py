@@ -82,14 +82,18 @@ def merge(arrays: Mapping[str, Leaf], scale: float) -> dict[str, Leaf]:
     return merged
 
 
+def matching(field: str, regex: str, names: Iterable[str]) -> list[str]:
+    """Returns the names that a regex of `config.FIELD` matches as a whole. Raises UserError."""
+    try:
+        return [name for name in names if re.fullmatch(regex, name)]
+    except re.error as error:
+        raise UserError(f"config.{field}: {regex!r} is no regular expression: {error}") from None
+
+
 def _targets(arrays: Mapping[str, Leaf], regexes: Iterable[str]) -> list[str]:
     names = []
     for regex in regexes:
-        try:
-            found = [name for name in arrays if re.fullmatch(regex, name)]
-        except re.error as error:
-            reason = f"is no regular expression: {error}"
-            raise UserError(f"config.lora.targets: {regex!r} {reason}") from None
+        found = matching("lora.targets", regex, arrays)
         if not found:
             example = next(name for name in arrays if name.endswith(".kernel"))
             raise UserError(f"config.lora.targets: {regex!r} matches no array, such as {example}")

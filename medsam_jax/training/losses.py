@@ -113,11 +113,3 @@ def score_weights(
 def is_one_point(point_labels: Int[Array, "b p n"]) -> Bool[Array, "b p 1"]:
     """True for prompts that are a single point."""
     return jnp.sum(point_labels >= 0, axis=-1, keepdims=True) == 1
-
-
-def valid_pixels(valid_shape: Array, size: int) -> Bool[Array, "b s s"]:
-    """True for the pixels that are not padding, from heights and widths [B, 2] of the slices."""
-    position = jnp.arange(size)
-    rows = position < valid_shape[:, 0, None]
-    columns = position < valid_shape[:, 1, None]
-    return rows[:, :, None] & columns[:, None, :]

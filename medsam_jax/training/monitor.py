@@ -5,13 +5,15 @@ import csv
 import io
 import logging
 import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import write_whole
@@ -76,7 +78,7 @@ class StepClock:
         self._steps += 1
 
     def scalars(self) -> dict[str, float]:
-        """Returns means since the last call, and the peak memory of this process's devices."""
+        """Returns means since the last call, and the peak memory of the fullest device."""
         seconds = time.perf_counter() - self._start
         found = {
             "speed/images_per_second": self._steps * self._batch_size / seconds,
@@ -86,7 +88,9 @@ class StepClock:
         if self._utilisation:
             found["speed/mfu"] = self._utilisation * self._steps / seconds
         self._restart()
-        return found | memory_scalars()
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]  # a CPU has none
+        peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+        return found | ({"memory/peak_bytes": max(peaks)} if peaks else {})
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -95,15 +99,8 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK_FLOPS[max(starts, key=len)] if starts else None
 
 
-def memory_scalars() -> dict[str, float]:
-    """Returns the peak bytes in use on the fullest device; empty on a CPU, which reports none."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
-    return {"memory/peak_bytes": max(peaks)} if peaks else {}
-
-
 class FiniteWatch:
-    """Stops a run whose loss is not finite and saves the batch for inspection.
+    """Stops a run whose loss or gradient is not finite and saves the batch for inspection.
 
     The loss of a step is read after the next step has started, so the device never waits. Each
     process of several saves its own share of the batch under a name of its own.
@@ -123,12 +120,13 @@ class FiniteWatch:
             return
         step, scalars, batch = self._pending
         self._pending = None
-        if not np.isfinite(scalars["loss"]) or not np.isfinite(scalars["gradient_norm"]):
-            np.savez(self._path, **batch)
-            raise UserError(
-                f"step {step}: loss {float(scalars['loss'])} is not finite; the batch is in "
-                f"{self._path}: look at it, or lower config.learning_rate"
-            )
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(scalars[name]):
+                np.savez(self._path, **batch)
+                raise UserError(
+                    f"step {step}: {name} {float(scalars[name])} is not finite; the batch is in "
+                    f"{self._path}: look at it, or lower config.learning_rate"
+                )
 
 
 class MetricWriter:
@@ -187,32 +185,21 @@ def _rows_until(path: Path, last_step: int) -> list[list[str]]:
     return [row for row in rows if int(row[0]) <= last_step]
 
 
-class Termination:
-    """Tells the loop about SIGTERM, at the same step in every process of a run.
+@contextlib.contextmanager
+def termination() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step: True if the run must save and stop after it, for SIGTERM.
 
     SIGTERM is a cluster's notice before the kill. All processes must save together, but a cluster
     may signal one host alone, or several at different times. With several processes jax's own
-    handler, installed by `jax.distributed`, makes them agree on a step that none has passed.
+    handler, installed by `jax.distributed`, makes them agree on a step that none has passed. All
+    processes ask once a step.
     """
-
-    def __enter__(self) -> "Termination":
-        self._notified = False
-        self._alone = jax.process_count() == 1
-        if self._alone:
-            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        if self._alone:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def due(self, step: int) -> bool:
-        """True if the run must save and stop after this step. All processes ask once a step."""
-        if self._alone:
-            return self._notified
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.reached_preemption_sync_point(step)
-
-    def _on_signal(self, *_) -> None:
-        self._notified = True
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    notified = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: notified.set())
+    try:
+        yield lambda step: notified.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, previous)

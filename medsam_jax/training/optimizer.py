@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 
 from medsam_jax.errors import UserError
-from medsam_jax.training.lora import Leaf, is_adapter, kernel_of
+from medsam_jax.training.lora import Leaf, is_adapter, kernel_of, matching
 
 FROZEN, DECAYED, UNDECAYED = "frozen", "decayed", "undecayed"
 
@@ -33,22 +32,21 @@ def label_parameters(
       UserError: an invalid regex, a regex that matches nothing, nothing left to train, or an
         adapter on a kernel that is trained itself.
     """
-    parameters = set(parameters)
-    labels = {}
-    used = set()
-    for name in arrays:
-        matching = {regex for regex in frozen if _fullmatch("frozen", regex, name)}
-        used |= matching
-        if is_adapter(name):
-            labels[name] = UNDECAYED
-        elif matching or name not in parameters:
-            labels[name] = FROZEN
-        else:
-            labels[name] = DECAYED if name.endswith(".kernel") else UNDECAYED
+    trained = set(parameters)
     for regex in frozen:
-        if regex not in used:
+        found = matching("frozen", regex, arrays)
+        if not found:
             example = next(iter(arrays))
             raise UserError(f"config.frozen: {regex!r} matches no variable, such as {example}")
+        trained -= set(found)
+    labels = {}
+    for name in arrays:
+        if is_adapter(name):
+            labels[name] = UNDECAYED
+        elif name in trained:
+            labels[name] = DECAYED if name.endswith(".kernel") else UNDECAYED
+        else:
+            labels[name] = FROZEN
     if all(label == FROZEN for label in labels.values()):
         raise UserError("config.frozen: nothing is left to train; remove a pattern")
     for name in labels:
@@ -58,13 +56,6 @@ def label_parameters(
                 "config.frozen or leave its adapter out"
             )
     return labels
-
-
-def _fullmatch(field: str, regex: str, name: str) -> bool:
-    try:
-        return re.fullmatch(regex, name) is not None
-    except re.error as error:
-        raise UserError(f"config.{field}: {regex!r} is no regular expression: {error}") from None
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -196,14 +187,14 @@ def _rate_factors(
     left = {name for name, label in labels.items() if label != FROZEN}
     factors = []
     for regex, factor in config.learning_rates:
-        matching = {name for name in left if _fullmatch("learning_rates", regex, name)}
-        if not matching:
+        found = set(matching("learning_rates", regex, left))
+        if not found:
             raise UserError(
                 f"config.learning_rates: {regex!r} matches no trained parameter that is left by "
                 "the regexes before it; correct it, or see config.frozen"
             )
-        left -= matching
-        mask = {name: name in matching for name in labels}
+        left -= found
+        mask = {name: name in found for name in labels}
         factors.append(optax.masked(optax.scale(factor), mask))
     return factors
 

@@ -211,10 +211,7 @@ def check_one_object_a_slice(
 
 
 def _batch(
-    size: int,
-    config: ml_collections.ConfigDict,
-    model_config: SamConfig | UNetConfig,
-    cached: bool,
+    size: int, config: ml_collections.ConfigDict, model_config: SamConfig | UNetConfig, cached: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of `sharding.model_inputs` of a training batch."""
     prompts = (size,) if config.prompts_per_image == 1 else (size, config.prompts_per_image)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medsam_jax.errors import UserError
 
@@ -44,17 +44,17 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding that splits the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_state(mesh: Mesh, state: Any) -> Any:
+def shard_state(mesh: Mesh | AbstractMesh, state: Any) -> Any:
     """Returns a sharding for each leaf: its longest side that `fsdp` divides, or replicated."""
     size = mesh.shape["fsdp"]
 

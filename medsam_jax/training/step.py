@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from medsam_jax.data.preprocess import stored_grid_logits, stored_to_input
+from medsam_jax.data.preprocess import stored_grid_logits, stored_to_input, valid_pixels
 from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.metrics.overlap import iou_batch
 from medsam_jax.metrics.registry import METRICS
@@ -20,7 +19,7 @@ from medsam_jax.models.unet import UNet
 from medsam_jax.ops.form import Form
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.lora import Adapted
-from medsam_jax.training.losses import LOSSES, answer_weights, score_weights, valid_pixels
+from medsam_jax.training.losses import LOSSES, answer_weights, score_weights
 
 Batch = Mapping[str, jax.Array]
 Leaf = Any  # an array; its shape or its sharding in the trees that describe a state
@@ -149,7 +148,11 @@ def make_train_step(
             return gradient_fn(trained, frozen, batch)
 
         def accumulate(total, part):
-            micro = jax.tree.map(partial(_every, parts, part), batch)
+            # Every `parts`-th item, so that each part stays spread over the devices.
+            micro = {
+                name: jnp.reshape(x, (-1, parts, *x.shape[1:]))[:, part]
+                for name, x in batch.items()
+            }
             gradients, scalars = gradient_fn(trained, frozen, micro)
             return jax.tree.map(jnp.add, total, gradients), scalars
 
@@ -174,11 +177,6 @@ def make_train_step(
         return TrainState(state.step + 1, arrays, opt_state, ema), scalars
 
     return train_step
-
-
-def _every(parts: int, part: jax.Array, x: jax.Array) -> jax.Array:
-    """Selects every `parts`-th item, so that each part stays spread over the devices."""
-    return jnp.asarray(x).reshape(-1, parts, *x.shape[1:])[:, part]
 
 
 def parts_of_batch(

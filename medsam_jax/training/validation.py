@@ -101,17 +101,15 @@ class TuneEvaluation:
         )
 
     def _means(self, sums: np.ndarray) -> dict[str, float]:
-        *totals, count = sums.sum(axis=0).tolist()
-        scalars = {
-            f"tune/{name}": total / count for name, total in zip(self._names, totals, strict=True)
-        }
-        scalars["tune/objects"] = count
-        for modality, (*totals, count) in zip(self._modalities, sums.tolist(), strict=True):
+        """Divides the sums [modalities, names and count], of all objects and of each modality."""
+        rows = {"": sums.sum(axis=0)}
+        rows |= {f"_{name}": row for name, row in zip(self._modalities, sums, strict=True)}
+        scalars = {"tune/objects": float(rows[""][-1])}
+        for suffix, (*totals, count) in rows.items():
             if count:
-                scalars |= {
-                    f"tune/{name}_{modality}": total / count
-                    for name, total in zip(self._names, totals, strict=True)
-                }
+                means = np.divide(totals, count).tolist()
+                names = [f"tune/{name}{suffix}" for name in self._names]
+                scalars |= zip(names, means, strict=True)
         return scalars
 
 

@@ -1,4 +1,4 @@
-"""Stored slices equal their source files, for any number of workers and after interruptions."""
+"""Tests of built data sets: equal to the source files, equal for any workers, safe to interrupt."""
 
 import filecmp
 import json

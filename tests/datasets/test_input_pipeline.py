@@ -180,7 +180,6 @@ def test_temperature_evens_out_tasks(built):
         ({"prompts_per_image": 0}, "prompts_per_image: 0"),
         ({"temperature": 0.5}, "temperature: 0.5"),
         ({"split": "test"}, "split 'test'"),
-        ({"recipe": "v1"}, "recipe v1 is needed"),
     ],
 )
 def test_bad_settings(built, settings, message):

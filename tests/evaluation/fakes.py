@@ -74,7 +74,7 @@ def discs() -> list[dict]:
 
 
 def fake_dataset(records: list[dict], directory: Path, recipe: str = "lite"):
-    """Stand-in for the result of `open_dataset`, with these records."""
+    """Returns the result of `open_dataset` for these records."""
     pairs = [
         (position, label)
         for position, one in enumerate(records)

@@ -1,4 +1,4 @@
-"""Cases of the LiteMedSAM golden files, for the script that makes them and the tests."""
+"""Cases and prompts of the LiteMedSAM golden files, for tests and the script that writes them."""
 
 from collections.abc import Mapping
 from pathlib import Path

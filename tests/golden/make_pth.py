@@ -30,7 +30,7 @@ def tensors() -> OrderedDict:
 
 
 def training_checkpoint() -> dict:
-    """A training script's checkpoint: a DistributedDataParallel model next to other entries."""
+    """Returns a training script's checkpoint, with a wrapped DistributedDataParallel model."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Bad input to the predict command: one line of error each, status 1, nothing written."""
+"""Tests of wrong predict command lines: one line of error, status 1, nothing written."""
 
 import dataclasses
 import json

@@ -15,7 +15,7 @@ from medsam_jax.models.functional import flatten_state
 
 @pytest.fixture(scope="module")
 def directory(model, tmp_path_factory):
-    """Exports a checkpoint with the command line."""
+    """By the command line, from a checkpoint."""
     folder = tmp_path_factory.mktemp("export")
     save_model(folder / "checkpoint", flatten_state(model), model.config, {})
     command = [sys.executable, "-m", "medsam_jax.export", "--prompts=3", "--points=2"]
@@ -84,6 +84,8 @@ def test_places_and_bad_prompts(exported):
         exported.decode(embedding, boxes=np.zeros((4, 4)))
     with pytest.raises(UserError, match="1 prompts .* up to 2 points"):
         exported.decode(embedding, coords=np.zeros((1, 3, 2)), labels=np.ones((1, 3)))
+    with pytest.raises(UserError, match="coords, labels: one given without the other"):
+        exported.decode(embedding, coords=np.zeros((1, 2, 2)))
 
 
 def test_bad_exports(model, directory, tmp_path):

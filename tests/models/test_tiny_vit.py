@@ -67,7 +67,7 @@ def test_a_batch_equals_single_images(encoder, images, embeddings):
 
 
 def test_gradients_of_strips_equal_those_of_the_whole_map(encoder):
-    """Gradients of each kind of block; the deeper ones are tested on the first input channels."""
+    """Compares gradients for each kind of block, with the input channels that the block takes."""
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.standard_normal((2, 32, 20, 16)), jnp.float32)
     weights = jnp.asarray(rng.standard_normal((2, 32, 20, 16)), jnp.float32)
@@ -93,7 +93,7 @@ def test_gradients_of_strips_equal_those_of_the_whole_map(encoder):
 
 @pytest.mark.parametrize(("height", "width"), [(9, 11), (8, 11), (3, 3)])
 def test_windows_beyond_the_map_hold_zero_tokens(height, width):
-    """Padding tokens take part in the attention, as in PyTorch, which pads the map with zeros."""
+    """Compares with PyTorch's definition: the map is padded with zeros, whose tokens attend too."""
     window, dim = 4, 8
     block = tiny_vit.TinyViTBlock(dim, 2, window, 1.0, dtype=None, rngs=nnx.Rngs(0))
     graph, state = nnx.split(block)

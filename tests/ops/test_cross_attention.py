@@ -14,7 +14,7 @@ from medsam_jax.ops.cross_attention import (
     tokens_to_pixels,
 )
 from medsam_jax.ops.form import CPU, PLAIN
-from medsam_jax.ops.prompts import one_prompt_after_another
+from medsam_jax.ops.prompt_loop import one_prompt_after_another
 
 BATCH, PROMPTS, TOKENS, PIXELS, CHANNELS, HEADS, DIM = 2, 3, 4, 10, 12, 2, 5
 

@@ -18,7 +18,7 @@ def random(*shape):
 
 
 def depthwise(x, kernel, stride):
-    """Computes each output pixel in float64."""
+    """In float64, output pixel by output pixel."""
     x, kernel = (np.asarray(a, np.float64) for a in (x, kernel))
     batch, height, width, channels = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -95,8 +95,8 @@ def test_maps_are_the_function_of_each_part(form):
     found = strips.map_strips(lambda part: part[:, ::-1] * 2, x)
     np.testing.assert_array_equal(found, x[..., ::-1] * 2)
     images = random(3, 40, 64, 2)
-    found = strips.image_by_image(lambda images: images[..., None] + 1, images, form)
-    np.testing.assert_array_equal(found, images[..., None] + 1)
+    found = strips.image_by_image(lambda images: images + 1, images, form)
+    np.testing.assert_array_equal(found, images + 1)
     np.testing.assert_array_equal(strips.token_wise(jnp.exp, images, form), jnp.exp(images))
 
 

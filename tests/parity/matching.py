@@ -1,4 +1,4 @@
-"""Matches two sets of masks one to one."""
+"""Counts the one-to-one matches between two sets of masks."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -5,6 +5,7 @@ import dataclasses
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -221,11 +222,12 @@ def test_transformers_model_gives_the_same_masks(tmp_path, transformers_sam, mul
     points = rng.uniform(0, 1024, (2, 2, 3, 2)).astype(np.float32)
     labels = rng.integers(0, 2, (2, 2, 3)).astype(np.int32)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    embeddings = model.image_encoder(images)
+    embeddings = model.image_encoder(jnp.asarray(images))
     for ours, theirs in (
         ({"boxes": boxes}, {"input_boxes": boxes}),
         ({"points": (points, labels)}, {"input_points": points, "input_labels": labels}),
     ):
+        ours = jax.tree.map(jnp.asarray, ours)
         logits, iou = model.decode(embeddings, **ours, multimask_output=multimask)
         with torch.no_grad():
             expected = transformers_sam(

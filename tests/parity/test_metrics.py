@@ -13,7 +13,7 @@ from medsam_jax.metrics import (
     hausdorff_distance,
     normalized_surface_dice,
     nsd_batch,
-    tables,
+    surface_elements,
 )
 
 MAKER = Path(__file__).parents[1] / "golden" / "make_metrics.py"
@@ -89,7 +89,9 @@ def test_tables(reference):
     for spacing in rng.uniform(0.3, 5, (10, 3)):
         areas = theirs.create_table_neighbour_code_to_surface_area(spacing)
         reverse = [int(f"{code:08b}"[::-1], 2) for code in range(256)]
-        np.testing.assert_allclose(tables.surface_areas(spacing)[reverse], areas, rtol=1e-12)
+        np.testing.assert_allclose(
+            surface_elements.surface_areas(spacing)[reverse], areas, rtol=1e-12
+        )
         lengths = theirs.create_table_neighbour_code_to_contour_length(spacing[:2])
         reverse = [int(f"{code:04b}"[::-1], 2) for code in range(16)]
-        np.testing.assert_allclose(tables.contour_lengths(spacing[:2])[reverse], lengths)
+        np.testing.assert_allclose(surface_elements.contour_lengths(spacing[:2])[reverse], lengths)

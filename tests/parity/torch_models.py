@@ -109,7 +109,7 @@ def load_torch_lite_medsam(weights: Path | None = None) -> nn.Module:
 
 
 class LiteTransform:
-    """What segment_anything's `ResizeLongestSide` is for LiteMedSAM: area interpolation, and one
+    """LiteMedSAM's form of segment_anything's `ResizeLongestSide`: area interpolation, and one
     scale for both axes of coordinates."""
 
     def __init__(self, target_length: int):

@@ -31,7 +31,7 @@ def check(workdir, expected) -> None:
 
 
 def split_arrays(workdir) -> int:
-    """Returns the number of sharded arrays of the state in the checkpoint of step 10."""
+    """Counts the state arrays that the checkpoint of step 10 lists as sharded over devices."""
     layouts = json.loads((workdir / "checkpoints" / "10" / "state" / "_sharding").read_text())
     return sum("fsdp" in json.loads(layout)["partition_spec"] for layout in layouts.values())
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medsam_jax.training.losses import cross_entropy_loss, dice_loss, valid_pixels
+from medsam_jax.data.preprocess import valid_pixels
+from medsam_jax.training.losses import cross_entropy_loss, dice_loss
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,12 @@
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from medsam_jax.errors import UserError
+from medsam_jax.training.monitor import FiniteWatch
 from tests.training.runs import ROOT
 from tests.training.test_two_processes import free_port
 
@@ -26,6 +30,16 @@ try:
 except UserError as error:
     print(error, flush=True)
 """
+
+
+def test_a_gradient_that_is_not_finite_is_named(tmp_path):
+    watch = FiniteWatch(tmp_path)
+    scalars = {"loss": jnp.float32(0.5), "gradient_norm": jnp.float32("inf")}
+    watch.add(3, scalars, {"image": np.ones(1)})
+    with pytest.raises(UserError, match="step 3: gradient_norm inf is not finite"):
+        watch.check()
+    with np.load(tmp_path / "nonfinite_batch.npz") as batch:
+        assert batch["image"] == [1]
 
 
 def test_each_process_saves_its_own_batch(tmp_path):

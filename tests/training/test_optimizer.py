@@ -1,4 +1,4 @@
-"""Frozen parameters stay bit-identical without optimiser state; the config selects the trained."""
+"""Tests of freezing: which parameters train; frozen ones keep their bits and have no state."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A step's prompts: which object gets a box or a point, and which mask is trained for it."""
+"""Tests of the training step on boxes and points: losses, scores and gradients of each prompt."""
 
 import re
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from medsam_jax.distributed import join_processes
 from medsam_jax.training.checkpoint import TrainCheckpoints
 from medsam_jax.training.step import TrainState
-from medsam_jax.training.monitor import Termination
+from medsam_jax.training.monitor import termination
 
 workdir, coordinator, process_id, last = sys.argv[1:]
 join_processes(False, coordinator, 2, int(process_id))
@@ -33,13 +33,13 @@ checkpoints = TrainCheckpoints(Path(workdir) / "checkpoints", 2)
 restored = checkpoints.restore_latest(state, data)
 state = restored[0] if restored else state
 print("begin", int(state.step), flush=True)
-with Termination() as termination:
+with termination() as stop_after:
     while int(state.step) < int(last):
         value = next(data)
         assert value == int(state.step), "data and state go together"
         state = TrainState(add(state.step), {}, (), {})
         step = int(state.step)
-        due = termination.due(step)
+        due = stop_after(step)
         if step % 2 == 0 or due:
             checkpoints.save(step, state, data, {})
         if due:

@@ -1,4 +1,4 @@
-"""Errors before anything is compiled or written, and the records of a run in its workdir."""
+"""Tests of a run's records in its workdir, and of the checks before compilation and writing."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Round trips: same tensors, names, order, types and bytes, for every format and wrapper."""
+"""In and out again: same tensors, names, order, types and bytes, for every format and wrapper."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def test_round_trip_through_a_directory(
 
 
 def _with_wrapper(arrays: dict[str, np.ndarray], wrapper: str, prefix: str) -> bytes:
-    """A training script's checkpoint: wrapped tensors, an epoch and an optimiser."""
+    """Returns a training script's checkpoint: wrapped tensors, an epoch and an optimiser."""
     entries, members = b"", {}
     for index, (name, array) in enumerate(arrays.items()):
         storage = {"float32": "FloatStorage", "int64": "LongStorage"}[array.dtype.name]
