@@ -33,7 +33,7 @@ def model():
 
 def run(model, images, **prompts):
     functional = Functional(model)
-    call = jax.jit(lambda arrays, *a, **kw: functional.bind(arrays)(*a, **kw)[0])
+    call = jax.jit(lambda arrays, *a, **kw: functional.bind(arrays).decode(*a, **kw)[0])
     return call(functional.arrays, images, **prompts)
 
 
@@ -101,7 +101,7 @@ def test_it_learns_a_slice(model):
     functional, tx = Functional(model), optax.adam(1e-2)
 
     def loss(arrays):
-        logits = functional.bind(arrays)(image, boxes=boxes)[0][0, 0, 0]
+        logits = functional.bind(arrays).decode(image, boxes=boxes)[0][0, 0, 0]
         return optax.sigmoid_binary_cross_entropy(logits, disc.astype(float)).mean(), logits
 
     def step(carry, _):
