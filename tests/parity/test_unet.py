@@ -67,10 +67,10 @@ def test_logits(pair):
     functional = Functional(ours)
 
     @jax.jit
-    def answer(arrays):
+    def answer(arrays, given):
         return predict(functional.bind(arrays), with_prompt_axis(given))[0][0][:, 0, 0]
 
-    logits = answer(functional.arrays)
+    logits = answer(functional.arrays, given)
     with torch.no_grad():
         expected = unet_pytorch.on_stored_grid(
             theirs(unet_pytorch.inputs(given, ours.config))[-1], 256
