@@ -21,7 +21,8 @@ from medsam_jax.data.manifest import FIRST, Case, read_cases
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.io.files import keep_compiled_programs
-from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
+from medsam_jax.io.geometry import slice_axis, slice_spacing
+from medsam_jax.io.scans import read_mask, read_scan
 
 _MANIFEST = flags.DEFINE_string("manifest", None, "Scans with masks, in cases.csv form.")
 _TASK = flags.DEFINE_list("task", [], "Only these tasks of the manifest.")

@@ -16,7 +16,8 @@ from medsam_jax.data.modality import is_ct
 from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
-from medsam_jax.io.scans import Scan, read_mask, read_scan, slice_axis
+from medsam_jax.io.geometry import Scan, slice_axis
+from medsam_jax.io.scans import read_mask, read_scan
 
 HISTOGRAM_BINS = 64
 

@@ -26,7 +26,8 @@ from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, p
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.io.files import sha256_of_json
-from medsam_jax.io.scans import read_mask, read_scan, slice_axis, slice_spacing
+from medsam_jax.io.geometry import slice_axis, slice_spacing
+from medsam_jax.io.scans import read_mask, read_scan
 from medsam_jax.metrics import lesion_size
 
 _Key = tuple[int, int, Protocol]  # slice, label, how it was prompted

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from medsam_jax.errors import UserError
+from medsam_jax.io.dicom import is_dicom
+from medsam_jax.io.geometry import Scan
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
-from medsam_jax.io.scans import Scan, is_dicom
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
 MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")

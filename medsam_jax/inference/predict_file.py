@@ -23,8 +23,10 @@ from medsam_jax.inference.prompt_file import ObjectPrompts
 from medsam_jax.inference.request import Request, check_request, modality_of, start_slice
 from medsam_jax.inference.segmentation import Segmentation, find_all, segment_objects
 from medsam_jax.inference.volume import VolumePredictor
+from medsam_jax.io.dicom import dicom_files
 from medsam_jax.io.files import check_writable, jsonable, write_json, write_whole
-from medsam_jax.io.scans import Scan, dicom_files, read_scan, slice_axis, slice_spacing
+from medsam_jax.io.geometry import Scan, slice_axis, slice_spacing
+from medsam_jax.io.scans import read_scan
 from medsam_jax.models.sam import Sam
 
 

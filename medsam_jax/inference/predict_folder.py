@@ -11,8 +11,8 @@ from medsam_jax.inference.object_records import COCO_FILE, write_coco
 from medsam_jax.inference.outputs import SCAN_SUFFIXES, stem
 from medsam_jax.inference.predict_file import FilePredictor
 from medsam_jax.inference.request import Request
+from medsam_jax.io.dicom import list_series
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
-from medsam_jax.io.scans import list_series
 
 _SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
-from medsam_jax.io.scans import Scan, read_mask
+from medsam_jax.io.geometry import Scan
+from medsam_jax.io.scans import read_mask
 
 _FIELDS = ("label", "name", "slice", "box", "points")
 _LARGEST_LABEL = 65535  # what a mask of 16 bits holds

@@ -8,7 +8,8 @@ import numpy as np
 from medsam_jax.data.modality import is_ct
 from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import MASK_FORMATS
-from medsam_jax.io.scans import Scan, dicom_files, is_dicom
+from medsam_jax.io.dicom import dicom_files, is_dicom
+from medsam_jax.io.geometry import Scan
 
 # Only CT changes what is done: HU and a window. The list catches misspellings of it.
 MODALITIES = ("CT", "MR", "MRI", "US", "PT", "PET", "NM", "XR", "CR", "DX", "MG", "XA", "RF", "OCT")

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from medsam_jax.errors import UserError
-from medsam_jax.io import scans
+from medsam_jax.io import geometry, scans
 
 
 def volume(shape=(4, 6, 8), dtype=np.int16):
@@ -232,12 +232,12 @@ AXES = np.eye(3)
 )
 def test_slices_are_cut_out_of_plane(tmp_path, spacing, direction, axis):
     path = write(tmp_path / "a.nrrd", volume(), spacing, direction=direction.ravel().tolist())
-    assert scans.slice_axis(scans.read_scan(path)) == axis
+    assert geometry.slice_axis(scans.read_scan(path)) == axis
 
 
 def test_a_single_slice_has_its_axis(tmp_path):
     path = write(tmp_path / "a.nrrd", volume((6, 1, 8)), (1.0, 1.0, 1.0))
-    assert scans.slice_axis(scans.read_scan(path)) == 1
+    assert geometry.slice_axis(scans.read_scan(path)) == 1
 
 
 # --- bad input: one line that names the file, what was found and the remedy

@@ -1,0 +1,107 @@
+"""Volume on its grid in patient space: slices, comparison and resampling of grids."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """Volume or picture with its geometry.
+
+    A picture is a volume of one slice. `affine` holds SimpleITK's origin, spacing and direction in
+    x, y, z order; None if the file has no geometry. `notes` has one sentence for each decision
+    that a reader made and that another reader could make otherwise.
+    """
+
+    array: np.ndarray  # [Z, Y, X] or [Z, Y, X, 3]
+    spacing: tuple[float, float, float]  # (z, y, x), mm; NaN where unknown
+    affine: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None
+    path: str
+    notes: tuple[str, ...] = ()
+
+    def to_image(self, array: np.ndarray) -> Any:
+        """Returns a SimpleITK image of `array` [Z, Y, X] on this scan's grid."""
+        import SimpleITK as sitk
+
+        image = sitk.GetImageFromArray(array)
+        if self.affine is not None:
+            origin, spacing, direction = self.affine
+            image.SetOrigin(origin)
+            image.SetSpacing(spacing)
+            image.SetDirection(direction)
+        return image
+
+
+def slice_axis(scan: Scan) -> int:
+    """Returns the out-of-plane array axis (0, 1 or 2), across which a volume is cut into slices.
+
+    It is the axis whose spacing is largest by more than 10 %. If there is none, it is the axis
+    along the patient's feet-to-head direction, or 0 without geometry. If one axis has
+    length 1, it is that axis.
+    """
+    singles = [axis for axis in range(3) if scan.array.shape[axis] == 1]
+    if len(singles) == 1:
+        return singles[0]
+    if scan.affine is None:
+        return 0
+    order = np.argsort(scan.spacing)
+    if scan.spacing[order[2]] > 1.1 * scan.spacing[order[1]]:
+        return int(order[2])
+    feet_to_head = np.abs(np.reshape(scan.affine[2], (3, 3))[2])  # per x, y, z index axis
+    return 2 - int(np.argmax(feet_to_head))
+
+
+def slice_spacing(scan: Scan, axis: int) -> tuple[float, float, float]:
+    """Returns mm between slices, rows and columns of a volume cut across `axis`; NaN if unknown."""
+    order = [axis, *(other for other in range(3) if other != axis)]
+    return tuple(float(scan.spacing[index]) for index in order)
+
+
+def same_grid(mask: Scan, scan: Scan) -> bool:
+    """Returns whether the grids agree: first and last voxel within a tenth of a voxel."""
+    if mask.array.shape[:3] != scan.array.shape[:3]:
+        return False
+    last = np.array(scan.array.shape[2::-1]) - 1  # x, y, z index of the last voxel
+    far, near = [], []
+    for origin, spacing, direction in (mask.affine, scan.affine):
+        near.append(np.array(origin))
+        far.append(np.array(origin) + np.reshape(direction, (3, 3)) @ (last * np.array(spacing)))
+    apart = max(np.abs(near[0] - near[1]).max(), np.abs(far[0] - far[1]).max())
+    turned = np.abs(np.subtract(mask.affine[2], scan.affine[2])).max()
+    return bool(apart < 0.1 * min(scan.spacing) and turned < 1e-3)
+
+
+def resample(mask: Scan, scan: Scan) -> np.ndarray:
+    """Returns `mask` at the voxel centres of `scan`. Raises UserError if nothing overlaps."""
+    import SimpleITK as sitk
+
+    moving, fixed = (
+        mask.to_image(mask.array),
+        scan.to_image(np.zeros(scan.array.shape[:3], np.uint8)),
+    )
+    resampled = sitk.Resample(moving, fixed, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    labels = sitk.GetArrayFromImage(resampled)
+    if mask.array.any() and not labels.any():
+        raise UserError(
+            f"{mask.path}: the mask does not overlap the image {scan.path} "
+            f"(mask {_extent(moving)}, image {_extent(fixed)}, mm); pair the right files, or copy "
+            "the image's geometry into the mask"
+        )
+    return labels
+
+
+def _extent(image: Any) -> str:
+    """Returns the x, y, z bounding box of a SimpleITK image's voxel centres in patient space."""
+    last = [side - 1 for side in image.GetSize()]
+    points = [
+        image.TransformIndexToPhysicalPoint(
+            [end if bit >> axis & 1 else 0 for axis, end in enumerate(last)]
+        )
+        for bit in range(8)
+    ]
+    low, high = np.min(points, axis=0), np.max(points, axis=0)
+    return " x ".join(f"{a:.0f}..{b:.0f}" for a, b in zip(low, high, strict=True))
