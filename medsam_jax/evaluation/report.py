@@ -1,5 +1,6 @@
 """Writes the results of an evaluation: tables, tests, figures and a page to read."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from operator import attrgetter, itemgetter
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medsam_jax.drawing import save_figures
 from medsam_jax.evaluation import burden_report, plots, statistics, tables
 from medsam_jax.evaluation.base import ObjectScore
 from medsam_jax.evaluation.statistics import Row
@@ -74,21 +76,22 @@ def write_figures(
     by_checkpoint = statistics.grouped(first, attrgetter("checkpoint"))
     checkpoints = list(by_checkpoint)
     unit = statistics.units(row.unit for row in first)
-    figures = {"overview.png": plots.overview(by_checkpoint[checkpoints[0]], unit)}
+    draw_overview = functools.partial(plots.overview, by_checkpoint[checkpoints[0]], unit)
+    figures: dict[str, Callable[[], Any]] = {"overview.png": draw_overview}
     for metric in (name for name, metric in METRICS.items() if metric.is_main):
         heading = METRICS[metric].title(tolerance, unit)
-        figures[f"box_{metric}.png"] = plots.box_plots(first, metric, heading)
+        figures[f"box_{metric}.png"] = functools.partial(plots.box_plots, first, metric, heading)
         for a, b in itertools.combinations(range(len(checkpoints)), 2):
-            name = f"scatter_{metric}_{a + 1}_{b + 1}.png"
-            figures[name] = plots.paired_scatter(first, metric, checkpoints[a], checkpoints[b])
+            pair = checkpoints[a], checkpoints[b]
+            figures[f"scatter_{metric}_{a + 1}_{b + 1}.png"] = functools.partial(
+                plots.paired_scatter, first, metric, *pair
+            )
     if len({row.box_shift for row in rows}) > 1:
         same = [row for row in rows if row.reference == first[0].reference]
-        figures["box_shift.png"] = plots.score_by_shift(same)
+        figures["box_shift.png"] = functools.partial(plots.score_by_shift, same)
     for number, members in enumerate(by_checkpoint.values(), 1):
-        figures[f"pictures_{number}.png"] = plots.picture_grid(members, draw)
-    for name, figure in figures.items():
-        plots.save(figure, folder / name)
-    return list(figures)
+        figures[f"pictures_{number}.png"] = functools.partial(plots.picture_grid, members, draw)
+    return save_figures(folder, figures)
 
 
 def _page(

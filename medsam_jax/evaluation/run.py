@@ -96,7 +96,7 @@ def evaluate(
             columns=evaluation.columns,
             slice_rows=evaluation.slice_rows,
         )
-    print((output / "summary.md").resolve())
+    print((output / "summary.md").absolute())
 
 
 def _whole(flag: str, value: int | str) -> int:
