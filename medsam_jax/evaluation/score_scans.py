@@ -198,7 +198,7 @@ def _read(case: Case, labels: Sequence[int]) -> _Volume:
     except UserError as error:
         raise UserError(f"{case.name}: {error}") from None
     masks = {name: np.moveaxis(mask, axis, 0) for name, mask in masks.items()}
-    present = [int(label) for label in np.unique(masks[FIRST]) if label]
+    present = [int(n) for n in np.unique(masks[FIRST]) if n and n not in case.ignore]
     absent = [label for label in labels if label not in present]
     if absent:
         raise UserError(
@@ -265,4 +265,5 @@ def _state(case: Case) -> str:
     paths = (case.image, *case.masks.values())
     times = [Path(split_series(path)[0]).stat().st_mtime_ns for path in paths]
     fields = [case.case_id, case.image, case.masks, case.modality, case.task, case.window]
+    fields += [case.ignore] if case.ignore else []
     return sha256_of_json([fields, times])[:16]

@@ -8,10 +8,10 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io.dicom import is_dicom
 from medsam_jax.io.files import split_series
+from medsam_jax.io.folders import SCAN_SUFFIXES
 from medsam_jax.io.geometry import Scan
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
 
-SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
 MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")
 
 

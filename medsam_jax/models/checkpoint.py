@@ -280,7 +280,7 @@ def _is_readable(checkpointer: Any, place: Path, part: Mapping[str, np.ndarray])
     if found != {path: value.shape for path, value in part.items()}:
         return False
     path, value = min(part.items(), key=lambda item: item[1].nbytes)
-    wanted = ocp.args.PyTreeRestore(item=_nest({path: 0}), partial_restore=True)
+    wanted = ocp.args.PyTreeRestore(item=_nest({path: value}), partial_restore=True)
     (read,) = _flatten(checkpointer.restore(place, args=wanted)).values()
     return read.tobytes() == value.tobytes()
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from datasets.medical_slices import pairing
+from datasets.medical_slices import nnunet, pairing
 from medsam_jax.data.manifest import read_manifest
 from medsam_jax.data.recipes import DEFAULT_RECIPE, PREPROCESSING
 from medsam_jax.errors import UserError
@@ -81,7 +81,7 @@ def test_nnunet_folders(tmp_path, version):
     (tmp_path / "dataset.json").write_text(json.dumps(described))
     touch(tmp_path, "imagesTr/a_b_0000.nii.gz", "imagesTr/a_b_0001.nii.gz", "labelsTr/a_b.nii.gz")
     touch(tmp_path, "imagesTr/c_0000.nii.gz", "labelsTr/c.nii.gz", "imagesTr/d_0000.nii.gz")
-    found = pairing.read_nnunet(tmp_path, "brain")
+    found = nnunet.read_nnunet(tmp_path, "brain")
     assert [(row[0], row[3], row[4]) for row in found.rows] == [
         ("a_b", "T1", "brain"),
         ("a_b", "T2", "brain"),
@@ -120,7 +120,7 @@ def test_what_is_written_is_read_back(tmp_path):
     [
         (lambda path: pairing.pair_folders(path / "no", path, "CT", "t"), "not a folder"),
         (lambda path: pairing.pair_folders(path, path, "CT", "t"), "holds no file"),
-        (lambda path: pairing.read_nnunet(path, "t"), "dataset.json: does not exist"),
+        (lambda path: nnunet.read_nnunet(path, "t"), "dataset.json: does not exist"),
     ],
 )
 def test_unusable_folders(tmp_path, make, message):
