@@ -71,7 +71,11 @@ def save_model(
         "created_by": _versions(),
     }
     with replacing(Path(directory), overwrite) as target:
-        _write_params(target / "params", params)
+        if not _write_params(target / "params", params):
+            raise UserError(
+                f"{directory}: what was written there cannot be read back; nothing is kept, choose "
+                "another folder"
+            )
         if extras:
             from medsam_jax.io.safetensors import write_safetensors
 
@@ -250,8 +254,8 @@ def check_same(
         )
 
 
-def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> None:
-    """Writes the parts and reads back the names, shapes and first array of each."""
+def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> bool:
+    """Writes the parts; returns whether names, shapes and the smallest array of each are there."""
     import orbax.checkpoint as ocp
 
     alone = _this_process_alone()
@@ -263,14 +267,12 @@ def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> 
         for index, part in enumerate(_parts(params)):
             checkpointer.save(place / str(index), args=ocp.args.PyTreeSave(_nest(part)))
             if not _is_readable(checkpointer, place / str(index), part):
-                raise UserError(
-                    f"{directory.parent}: what was written there cannot be read back, and is "
-                    "removed; write to another folder"
-                )
+                return False
+    return True
 
 
 def _is_readable(checkpointer: Any, place: Path, part: Mapping[str, np.ndarray]) -> bool:
-    """Returns whether a written part has the names and shapes of `part` and its first values."""
+    """Returns whether a written part has the names and shapes of `part` and one array."""
     import orbax.checkpoint as ocp
 
     metadata = checkpointer.metadata(place).item_metadata
