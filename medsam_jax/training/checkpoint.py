@@ -133,11 +133,14 @@ class TrainCheckpoints:
             self._manager.wait_until_finished()
         if step is None or jax.process_index() != 0:
             return
-        if self._manager.item_metadata(step)["state"] is None:
+        try:
+            self._manager.item_metadata(step)["state"].tree
+        except Exception as error:  # as in `restore_latest`
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
-                f"{self.directory / str(step)}: was written and cannot be read back; resume in "
-                "another --workdir"
-            )
+                f"{self.directory / str(step)}: was written and cannot be read back ({reason}); "
+                "use another --workdir"
+            ) from error
 
 
 def _remove_leftovers(workdir: Path) -> None:

@@ -173,7 +173,9 @@ def test_what_spreadsheets_write(tmp_path, text):
     assert (found.image, found.mask) == (str(tmp_path / "a, b.nii"), str(tmp_path / "m"))
 
 
-@pytest.mark.parametrize("name", ["a#b", "a[1]*?", "n\nl", "a\u2028b\x85c", "\u00e9", '"q"', "{x}; y"])
+@pytest.mark.parametrize(
+    "name", ["a#b", "a[1]*?", "n\nl", "a\u2028b\x85c", "\u00e9", '"q"', "{x}; y"]
+)
 def test_any_name_is_a_file(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / name).touch()
