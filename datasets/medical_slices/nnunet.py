@@ -188,4 +188,4 @@ def _left_over(described: _Described, used: set[pathlib.Path]) -> list[str]:
 
 
 def _visible(folder: pathlib.Path, ending: str) -> list[pathlib.Path]:
-    return [file for file in folder.glob(f"*{ending}") if not file.name.startswith(".")]
+    return [file for file in folder.glob("[!.]*") if file.name.endswith(ending)]

@@ -94,6 +94,10 @@ class FilePredictor:
         prompts = [dataclasses.asdict(o) for o in self._by_image.get(_key(image), [])]
         return jsonable(kept | {"modified": modified, "prompts": prompts})
 
+    def without_image(self, images: list[str]) -> list[str]:
+        """Returns the names in the file of prompts that none of the images has."""
+        return sorted(set(self._by_image) - set(map(_key, images)))
+
     def run(self, image: str, name: str, mask: str | None = None) -> list[Path]:
         """Reads, predicts and writes; says which objects came out empty.
 

@@ -27,14 +27,12 @@ def predict_path(request: Request) -> None:
     """
     predictor = FilePredictor(request)
     images, left_out = _search(request.image)
-    for line in left_out:
-        print(f"left out: {line}", file=sys.stderr)
     if images is None:
         mask = _mask_of(request, request.image, alone=True)
         for path in predictor.run(request.image, _name(request.image), mask):
             print(path)
     else:
-        _run_folder(predictor, images)
+        _run_folder(predictor, images, left_out)
     written = write_coco(request.output)
     if written:
         print(written)
@@ -84,7 +82,7 @@ def _subfolder(folder: Path) -> tuple[list[str], list[str]]:
     return images, [line] if others else []
 
 
-def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
+def _run_folder(predictor: FilePredictor, images: list[str], left_out: list[str]) -> None:
     request = predictor.request
     if request.output.resolve() == Path(request.image).resolve():
         raise UserError(f"--output: {request.output} is the folder of the images; give another")
@@ -92,6 +90,9 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
         raise UserError(
             f"--prompt_mask: {request.prompt_mask} is no folder; give one mask for each image"
         )
+    unused = [f"{request.prompts}: {n}: no such image" for n in predictor.without_image(images)]
+    for line in left_out + unused:
+        print(f"left out: {line}", file=sys.stderr)
     names = _names(images)
     failures, skipped = [], 0
     for image in progress(images, "images"):

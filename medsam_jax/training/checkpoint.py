@@ -134,7 +134,8 @@ class TrainCheckpoints:
         if step is None or jax.process_index() != 0:
             return
         try:
-            self._manager.item_metadata(step)["state"].tree
+            if self._manager.item_metadata(step)["state"] is None:
+                raise FileNotFoundError("it has no arrays")
         except Exception as error:  # as in `restore_latest`
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(

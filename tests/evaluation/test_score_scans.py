@@ -393,20 +393,3 @@ def test_patients_of_the_training_are_pointed_out(manifest, monkeypatch, capsys)
     assert f"2 scans of `{manifest}` (2 train)" in text
     run.evaluate(["0.5"], output, manifest=str(manifest), name="liver")
     assert "note" not in capsys.readouterr().out
-
-
-def test_labels_that_a_row_ignores_are_not_scored(manifest):
-    rows = [line.split(",") for line in manifest.read_text().splitlines()[1:]]
-    rows = [[*row, ignored] for row, ignored in zip(rows, ("3", ""), strict=True)]
-    path = write_manifest(manifest.parent / "ignore.csv", rows, ("ignore",))
-    scored = [(row.case_id, row.label) for row in evaluation(path).evaluate("0")]
-    assert scored == [("one", 1), ("two", 1), ("two", 3)]
-
-
-def test_rows_of_a_spreadsheet_are_scored_as_those_of_a_plain_file(manifest):
-    """Spaces around fields once turned CT into another modality, without a word."""
-    text = manifest.read_text()
-    spaced = text.replace(",", " , ")
-    (manifest.parent / "spaced.csv").write_text(f"\ufeff{spaced}, , , , \n", encoding="utf-8")
-    found = evaluation(manifest.parent / "spaced.csv").evaluate("0")
-    assert found == evaluation(manifest).evaluate("0")

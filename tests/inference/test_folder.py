@@ -131,15 +131,17 @@ def test_a_full_disk_stops_the_run(ran, folder, monkeypatch):
     assert not any((folder.parent / "out").iterdir())
 
 
-def test_prompts_by_image(ran, folder):
+def test_prompts_by_image(ran, folder, capsys):
     prompts = {
         "a.png": [{"box": BOXES[0], "label": 4, "name": "cell"}],
         "b.png": [{"box": [0] * 4}],
+        "gone.png": [{"box": BOXES[0]}],
     }
     path = folder.parent / "prompts.json"
     path.write_text(json.dumps(prompts))
     with pytest.raises(UserError, match="2 of 4 images failed"):
         predict_path(request(folder, boxes=[], prompts=str(path)))
+    assert f"left out: {path}: gone.png: no such image" in capsys.readouterr().err
     mask = np.asarray(Image.open(folder.parent / "out" / "a_mask.png"))
     assert set(np.unique(mask)) == {0, 4}
 
