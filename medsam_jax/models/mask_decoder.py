@@ -92,15 +92,13 @@ class MaskDecoder(nnx.Module):
         """Predicts masks for every prompt of every image.
 
         Args:
-          image_embeddings: from the image encoder. All prompts of an image share its embedding,
-            which is not repeated.
+          image_embeddings: from the image encoder; the prompts of an image share its embedding.
           image_pe: from `PromptEncoder.get_dense_pe`.
           sparse, sparse_valid, dense: from the prompt encoder.
           multimask_output: True for three masks, for an ambiguous prompt; False for the single
             mask; None for all four, the single mask first, for training.
 
-        Returns:
-          low_res_logits and iou_predictions; M is 3, 1 or 4.
+        Returns low_res_logits and iou_predictions; M is 3, 1 or 4.
         """
         masks = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
         predict = partial(self.predict_masks, image_embeddings, image_pe, masks)

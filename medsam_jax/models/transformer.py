@@ -19,13 +19,7 @@ class Attention(nnx.Module):
     """Multi-head attention whose inner width is `embedding_dim / downsample_rate`."""
 
     def __init__(
-        self,
-        embedding_dim: int,
-        num_heads: int,
-        downsample_rate: int = 1,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
+        self, embedding_dim: int, num_heads: int, downsample_rate: int = 1, *, dtype, rngs: nnx.Rngs
     ):
         internal_dim = embedding_dim // downsample_rate
         self.q_proj = nnx.Linear(embedding_dim, internal_dim, dtype=dtype, rngs=rngs)
@@ -136,24 +130,12 @@ class TwoWayTransformer(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        self.layers = nnx.List(
-            [
-                TwoWayAttentionBlock(
-                    embedding_dim,
-                    num_heads,
-                    mlp_dim,
-                    attention_downsample_rate,
-                    skip_first_layer_pe=index == 0,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for index in range(depth)
-            ]
-        )
-        self.final_attn_token_to_image = Attention(
-            embedding_dim, num_heads, attention_downsample_rate, dtype=dtype, rngs=rngs
-        )
-        self.norm_final_attn = LayerNorm(embedding_dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        kw = {"dtype": dtype, "rngs": rngs}
+        sizes = (embedding_dim, num_heads, mlp_dim, attention_downsample_rate)
+        self.layers = nnx.List([TwoWayAttentionBlock(*sizes, i == 0, **kw) for i in range(depth)])
+        cross = (embedding_dim, num_heads, attention_downsample_rate)
+        self.final_attn_token_to_image = Attention(*cross, **kw)
+        self.norm_final_attn = LayerNorm(embedding_dim, epsilon=1e-5, **kw)
 
     def __call__(
         self,
@@ -163,11 +145,7 @@ class TwoWayTransformer(nnx.Module):
         point_valid: Bool[Array, "b p t"] | None,
         num_outputs: int,
     ) -> tuple[Float[Array, "b p t2 c"], Float[Array, "b p n c"]]:
-        """Returns the processed tokens and image of each prompt.
-
-        Args:
-          num_outputs: number of tokens to return, from the first.
-        """
+        """Returns the first `num_outputs` processed tokens and the image of each prompt."""
         queries, keys = point_embedding, image_embedding
         for layer in self.layers:
             queries, keys = layer(queries, keys, point_embedding, image_pe, point_valid)

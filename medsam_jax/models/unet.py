@@ -7,9 +7,8 @@ supervision. Differences: there is one class. The prompt's box can be an input c
 comparison with models that get the box. Inputs are scaled by the preprocessing contract; instance
 norm makes this equivalent to z-scores.
 
-The U-Net has the methods of `Sam` (`encode`, `decode`), so that training and evaluation accept
-either model. `python -m weights_converter.init --model unet` writes untrained weights as a start
-for training.
+It has the methods of `Sam` (`encode`, `decode`), so that training and evaluation accept either.
+`python -m weights_converter.init --model unet` writes untrained weights to start from.
 
 Without the box channel the model cannot distinguish objects. It then segments all pixels of a
 label, so the data must have one object label per slice. Training checks this.
@@ -57,11 +56,7 @@ class UNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, for model.json."""
-        fields = dataclasses.asdict(self)
-        return fields | {
-            "features": list(self.features),
-            "preprocessing": self.preprocessing.to_dict(),
-        }
+        return dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "UNetConfig":
@@ -108,11 +103,7 @@ class UNet(nnx.Module):
         multimask_output: bool = False,
         **valid: Any,
     ) -> tuple[Float[Array, "b p 1 s s"], Float[Array, "b p 1"]]:
-        """Returns logits at full size for each box, and NaN as the predicted IoU.
-
-        Raises:
-          ValueError: the model does not support the prompt.
-        """
+        """Returns logits at full size for each box, and NaN as the predicted IoU."""
         logits = self.supervised_logits(image_embeddings, points, boxes, masks)[-1]
         return logits, jnp.full(logits.shape[:3], jnp.nan)
 
@@ -143,19 +134,17 @@ class UNet(nnx.Module):
         return [one.reshape(batch, count, 1, *one.shape[1:]) for one in logits]
 
     def _forward(self, x: Float[Array, "n s s c"]) -> list[Float[Array, "n h w 1"]]:
-        skips = []
-        for level in range(self.encoder.length):
-            x = getattr(self.encoder, str(level))(x)
+        skips, logits = [], []
+        for stage in self.encoder.layers:
+            x = stage(x)
             skips.append(x)
         skips.pop()
-        logits = []
-        first_head = self.decoder.length - self.heads.length
-        for level in range(self.decoder.length):
-            x = getattr(self.upsampling, str(level))(x)
-            x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = getattr(self.decoder, str(level))(x)
-            if level >= first_head:
-                logits.append(getattr(self.heads, str(level - first_head))(x))
+        heads = [None] * (self.decoder.length - self.heads.length) + self.heads.layers
+        steps = zip(self.upsampling.layers, self.decoder.layers, heads, strict=True)
+        for enlarge, stage, head in steps:
+            x = stage(jnp.concatenate([enlarge(x), skips.pop()], axis=-1))
+            if head is not None:
+                logits.append(head(x))
         return logits
 
 
