@@ -127,43 +127,31 @@ def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> n
 
 
 def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Sets every cell with a set cell near it.
+    """Sets every cell of words [N, Y, W] or [N, Z, Y, W] with a set cell near it.
 
-    Args:
-      words: [N, Y, W] or [N, Z, Y, W].
-      reach: int [rows] or [planes, rows]. The largest column distance to a set cell that is
-        `planes` planes and `rows` rows away; -1 if no column is near enough.
+    `reach`, int [rows] or [planes, rows], is the largest column distance to a set cell that is
+    `planes` planes and `rows` rows away; -1 if no column is near enough.
     """
-    spread = {0: words}
+    spread = [words]
     for columns in range(1, int(reach.max()) + 1):
-        spread[columns] = spread[columns - 1] | shift_up(words, columns)
-        spread[columns] |= shift_down(words, columns)
+        spread.append(spread[-1] | shift_up(words, columns))
+        spread[-1] |= shift_down(words, columns)
     planes = [
-        _or_rows([spread[int(columns)] for columns in row if columns >= 0])
+        _or_shifted([spread[columns] for columns in row if columns >= 0], words.ndim - 2)
         for row in np.atleast_2d(reach)
     ]
-    if words.ndim == 3:
-        return planes[0]
-    result = planes[0]
-    for distance, plane in enumerate(planes[1:], start=1):
-        _or_shifted(result, plane, 1, distance)
+    return planes[0] if words.ndim == 3 else _or_shifted(planes, 1)
+
+
+def _or_shifted(arrays: list[np.ndarray], axis: int) -> np.ndarray:
+    """ORs the arrays, each moved along an axis, both ways, by its position in the list."""
+    result = arrays[0].copy()
+    for steps, words in enumerate(arrays[1:], start=1):
+        if steps < words.shape[axis]:
+            low, high = _ends(axis, steps)
+            result[low] |= words[high]
+            result[high] |= words[low]
     return result
-
-
-def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
-    """ORs the arrays; each is first moved along the rows by its position in the list."""
-    result = spread[0].copy()
-    for distance, words in enumerate(spread[1:], start=1):
-        _or_shifted(result, words, words.ndim - 2, distance)
-    return result
-
-
-def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) -> None:
-    """ORs into `result` the words moved by `steps` along an axis, in both directions."""
-    if steps < words.shape[axis]:
-        low, high = _ends(axis, steps)
-        result[low] |= words[high]
-        result[high] |= words[low]
 
 
 def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) -> np.ndarray:
@@ -172,11 +160,10 @@ def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) 
     Distances are rounded as in SciPy's distance transform. A distance equal to the tolerance
     therefore counts as within it exactly when it does in surface-distance.
     """
+    spacing, tolerance = tuple(map(float, spacing)), float(tolerance)
     # Two more than the quotient, because rounding may make it one too low.
-    steps = [
-        int(min(tolerance / s + 2, n)) for s, n in zip(map(float, spacing), shape, strict=True)
-    ]
-    return _reach(tuple(map(float, spacing)), float(tolerance), tuple(steps))
+    steps = (int(min(tolerance / s + 2, n)) for s, n in zip(spacing, shape, strict=True))
+    return _reach(spacing, tolerance, tuple(steps))
 
 
 @lru_cache(maxsize=256)

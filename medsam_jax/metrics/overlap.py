@@ -22,10 +22,7 @@ def dice(pred: Mask, target: Mask) -> float | Float[Array, ""]:
     """Returns the Dice similarity coefficient, 2 |A and B| / (|A| + |B|), of 2D or 3D masks.
 
     NumPy arrays give a Python float; jax arrays give a float32 scalar and work under `jit` and
-    `vmap`.
-
-    Raises:
-      ValueError: shapes differ, or an array holds anything but booleans, or 0 and 1.
+    `vmap`. Raises ValueError if shapes differ or an array is no mask.
     """
     check_shapes(pred, target, (1, 2, 3))
     if is_jax(pred, target):

@@ -103,10 +103,6 @@ METRICS = {
 def mask_scores(
     pred: np.ndarray, target: np.ndarray, spacing: Spacing, tolerance: float
 ) -> dict[str, float]:
-    """Returns every metric of one pair of masks, 2D or 3D, by name.
-
-    Raises:
-      ValueError: see `normalized_surface_dice`.
-    """
+    """Returns every metric of one pair of masks by name; masks as `normalized_surface_dice`."""
     masks = MaskPair(pred, target, spacing, tolerance)
     return {name: metric.score(masks) for name, metric in METRICS.items()}

@@ -24,16 +24,13 @@ WORD = 32
 
 
 def nsd_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> Float[Array, " b"]:
-    """Returns the normalized surface Dice of each pair of 2D masks in a batch.
+    """Returns the normalized surface Dice of each pair of 2D masks; NaN where both are empty.
 
     Args:
       pred, target: [B, H, W], boolean, or 0 and 1; boolean where they are traced.
       spacing: (row, column), one for all or one per item. Known numbers are compared with the
         tolerance in float64 as in the NumPy form; a traced array in float32.
       tolerance: in the unit of `spacing`; a Python number.
-
-    Returns:
-      0 to 1; NaN where both masks are empty; 0 where one is.
 
     Raises:
       ValueError: shapes differ; no masks; known spacing is of the wrong length, not positive or
@@ -64,8 +61,7 @@ def nsd_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> F
 def nsd_volume(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> Float[Array, ""]:
     """Returns the normalized surface Dice of one pair of volumes [D, H, W]; see `nsd_batch`.
 
-    Raises:
-      ValueError: also when `spacing` is traced. A loop over several spacings stays outside `jit`.
+    Raises ValueError also when `spacing` is traced: several spacings are looped over outside `jit`.
     """
     if isinstance(spacing, jax.core.Tracer):
         raise ValueError("spacing of a volume must be known numbers, not a traced array")
@@ -123,27 +119,20 @@ def _nsd_packed(
     a, b = above[:, :, :-1], above[:, :, 1:]
     corner = a ^ b ^ c ^ d
     even = ~corner
-    kinds = {  # by the table of `surface_elements.contour_lengths`
-        "diagonal": corner,
-        "column": even & ~(a ^ b) & (a ^ c),
-        "row": even & (a ^ b) & ~(a ^ c),
-        "two_diagonals": even & (a ^ b) & (a ^ c),
-    }
-    surface = corner | kinds["column"] | kinds["row"] | kinds["two_diagonals"]
+    # By the table of `surface_elements.contour_lengths`.
+    along_row, along_column = even & ~(a ^ b) & (a ^ c), even & (a ^ b) & ~(a ^ c)
+    two_corners = even & (a ^ b) & (a ^ c)
+    surface = corner | along_row | along_column | two_corners
     other = jnp.roll(surface, batch, axis=0)
     near = _dilate(other, jnp.concatenate([reach, reach]))
 
     def length(cells):
-        count = {
-            kind: lax.population_count(bits & cells).sum((1, 2), dtype=jnp.int32)
-            for kind, bits in kinds.items()
-        }
-        count = {kind: n[:batch] + n[batch:] for kind, n in count.items()}
-        return (
-            diagonal * (count["diagonal"] + 2 * count["two_diagonals"])
-            + row * count["row"]
-            + column * count["column"]
-        )
+        def count(kind):
+            counts = lax.population_count(kind & cells).sum((1, 2), dtype=jnp.int32)
+            return counts[:batch] + counts[batch:]
+
+        diagonals = count(corner) + 2 * count(two_corners)
+        return diagonal * diagonals + row * count(along_column) + column * count(along_row)
 
     return length(near) / length(surface)
 

@@ -15,6 +15,7 @@ label, so the data must have one object label per slice. Training checks this.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
+from medsam_jax.errors import UserError
 from medsam_jax.models.common import ConvTranspose2x2, Sequential
 
 _INIT = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # He, as in nnU-Net
@@ -73,17 +75,13 @@ class UNet(nnx.Module):
         self.config = config
         features, kw = config.features, {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
         inputs = (3 + config.box_channel, *features[:-1])
-        self.encoder = Sequential(
-            *(
-                Stage(n_in, n_out, 1 if level == 0 else 2, **kw)
-                for level, (n_in, n_out) in enumerate(zip(inputs, features, strict=True))
-            )
-        )
-        upper = list(reversed(features[:-1]))  # of the skip connections, from the bottom up
-        lower = list(reversed(features))[:-1]
-        self.upsampling = Sequential(
-            *(ConvTranspose2x2(n_in, n_out, **kw) for n_in, n_out in zip(lower, upper, strict=True))
-        )
+        strides = (1, *[2] * (len(features) - 1))
+        stages = zip(inputs, features, strides, strict=True)
+        self.encoder = Sequential(*(Stage(*sizes, **kw) for sizes in stages))
+        upwards = features[::-1]
+        upper = upwards[1:]  # of the skip connections
+        steps = itertools.pairwise(upwards)
+        self.upsampling = Sequential(*(ConvTranspose2x2(*sizes, **kw) for sizes in steps))
         self.decoder = Sequential(*(Stage(2 * n, n, 1, **kw) for n in upper))
         heads = upper[-config.supervised :]
         self.heads = Sequential(*(nnx.Conv(n, 1, (1, 1), **kw) for n in heads))
@@ -116,13 +114,14 @@ class UNet(nnx.Module):
     ) -> list[Float[Array, "b p 1 h w"]]:
         """Returns the logits of the supervised decoder stages, from the smallest to full size.
 
-        Raises:
-          ValueError: the model does not support the prompt.
+        Raises UserError for prompts that the model cannot take.
         """
-        if self.config.box_channel and boxes is None:
-            raise ValueError("a U-Net with a box channel needs boxes; prompt with --prompt box")
-        if masks is not None or (self.config.box_channel and points is not None):
-            raise ValueError("a U-Net takes no prompts but boxes")
+        if masks is not None or (self.config.box_channel and (boxes is None or points is not None)):
+            kinds = {"points": points, "box": boxes, "mask_input": masks}
+            given = " and ".join(kind for kind, prompt in kinds.items() if prompt is not None)
+            raise UserError(
+                f"prompt: {given or 'none'} given; a U-Net takes a box and nothing else"
+            )
         batch, size = pixels.shape[:2]
         prompt = boxes if boxes is not None else points[0] if points is not None else None
         count = 1 if prompt is None else prompt.shape[1]

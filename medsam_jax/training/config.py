@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
 from medsam_jax.data.augment import Augmentation
@@ -106,11 +107,7 @@ def base_config() -> ml_collections.ConfigDict:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Refuses unknown fields, missing fields and values that cannot work.
-
-    Raises:
-      UserError: naming the field, the value and the remedy.
-    """
+    """Raises UserError for unknown fields, missing fields and values that cannot work."""
     known = _flat(base_config())
     given = _flat(config)
     for name in given.keys() - known.keys():
@@ -192,11 +189,7 @@ def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"config.{name}: {value!r} given; use one of {', '.join(choices)}")
 
 
-def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict) and name not in OPTAX_ARGS:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _flat(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """Returns the fields by dotted path; the arguments of an optax function are one field."""
+    args = {(name,) for name in OPTAX_ARGS}
+    return flatten_dict(config.to_dict(), is_leaf=lambda path, _: path in args, sep=".")

@@ -44,10 +44,9 @@ def iou_loss(
     target: Bool[Array, "*#b h w"],
     valid: Bool[Array, "*#b h w"],
 ) -> Float[Array, "*#b"]:
-    """Squared error of the predicted IoU; no gradient flows into the mask.
+    """Squared error of the predicted IoU of `prediction`, the thresholded masks.
 
-    Args:
-      prediction: the thresholded masks.
+    No gradient flows into the masks.
     """
     prediction, truth = prediction & valid, target & valid
     intersection = jnp.sum(prediction & truth, axis=(-2, -1))

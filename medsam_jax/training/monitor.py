@@ -189,10 +189,9 @@ def _rows_until(path: Path, last_step: int) -> list[list[str]]:
 def termination() -> Iterator[Callable[[int], bool]]:
     """Yields a function of the step: True if the run must save and stop after it, for SIGTERM.
 
-    SIGTERM is a cluster's notice before the kill. All processes must save together, but a cluster
-    may signal one host alone, or several at different times. With several processes jax's own
-    handler, installed by `jax.distributed`, makes them agree on a step that none has passed. All
-    processes ask once a step.
+    A cluster may signal one host alone, or several at different times, but all processes must save
+    together. jax's own handler, installed by `jax.distributed`, makes several processes agree on a
+    step that none has passed. All processes ask once a step.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

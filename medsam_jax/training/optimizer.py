@@ -28,9 +28,8 @@ def label_parameters(
       frozen: regexes; a parameter that one of them matches as a whole is frozen. Adapters
         (`lora.py`) are always trained, and the kernels below them have to be frozen.
 
-    Raises:
-      UserError: an invalid regex, a regex that matches nothing, nothing left to train, or an
-        adapter on a kernel that is trained itself.
+    Raises UserError for a regex that is invalid or matches nothing, for nothing left to train, and
+    for an adapter on a kernel that is trained itself.
     """
     trained = set(parameters)
     for regex in frozen:
@@ -62,17 +61,13 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Returns the learning rate by step: a linear warm-up from zero, then `config.schedule`.
 
     The optax schedule starts at `config.learning_rate` and takes the steps that are left, unless
-    `config.schedule_args` says otherwise.
-
-    Raises:
-      UserError: a name or an argument that optax does not know.
+    `config.schedule_args` says otherwise. Raises UserError for what optax does not know.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     steps = max(config.num_steps - warmup, 1)
     defaults = dict.fromkeys(("value", "init_value", "peak_value"), peak)
     defaults |= dict.fromkeys(("decay_steps", "transition_steps"), steps)
-    function = _from_optax(config, "schedule", _optax_schedules())
-    after = _call(config, "schedule", function, defaults)
+    after = _from_optax(config, "schedule", _optax_schedules(), defaults)
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
@@ -83,9 +78,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimiser of the trained arrays; frozen ones get no update and no state.
 
-    Raises:
-      UserError: an optimiser, schedule or argument that optax does not know, or a regex of
-        `config.learning_rates` that is invalid or matches nothing trained.
+    Raises UserError for an optimiser, schedule or argument that optax does not know, and for a
+    regex of `config.learning_rates` that is invalid or matches nothing trained.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optimizer_from_optax(config, learning_rate_schedule(config), labels)
@@ -100,19 +94,15 @@ def optimizer_from_optax(
     """Returns optax's function `config.optimizer`, called with `config.optimizer_args`.
 
     Optimisers whose decay takes a mask get `config.weight_decay` for the arrays labelled DECAYED.
-
-    Raises:
-      UserError: no optimiser of optax, a wrong argument, or one that needs more than gradients.
+    Raises UserError for one that optax has not or that needs more than gradients, or its arguments.
     """
 
     def decayed(arrays: Mapping[str, Any]) -> dict[str, bool]:
         return {name: labels.get(name) == DECAYED for name in arrays}
 
-    function = _from_optax(config, "optimizer", _optax_optimizers())
     defaults = {"learning_rate": schedule, "mask": decayed, "weight_decay_mask": decayed}
-    if {"mask", "weight_decay_mask"} & _parameters(function):
-        defaults["weight_decay"] = config.weight_decay
-    tx = _call(config, "optimizer", function, defaults)
+    defaults["weight_decay"] = config.weight_decay
+    tx = _from_optax(config, "optimizer", _optax_optimizers(), defaults)
     try:
         example = {"kernel": jnp.zeros((2, 2))}
         jax.eval_shape(lambda x: tx.update(x, tx.init(x), x), example)
@@ -150,22 +140,21 @@ def _parameters(function: Callable) -> set[str]:
 
 
 def _from_optax(
-    config: ml_collections.ConfigDict, field: str, functions: Mapping[str, Callable]
-) -> Callable:
-    """Returns the function that `config.FIELD` names."""
+    config: ml_collections.ConfigDict,
+    field: str,
+    functions: Mapping[str, Callable],
+    defaults: dict[str, Any],
+) -> Any:
+    """Calls the function `config.FIELD` with `config.FIELD_args` and the defaults that it has."""
     if config[field] not in functions:
         raise UserError(
             f"config.{field}: {config[field]!r} is not in optax; use one of "
             f"{', '.join(sorted(functions))}"
         )
-    return functions[config[field]]
-
-
-def _call(
-    config: ml_collections.ConfigDict, field: str, function: Callable, defaults: Mapping[str, Any]
-) -> Any:
-    """Calls the function with `config.FIELD_args`, and with the defaults that it has."""
+    function = functions[config[field]]
     args, parameters = config[f"{field}_args"].to_dict(), _parameters(function)
+    if not {"mask", "weight_decay_mask"} & parameters:  # it would decay every array
+        defaults = {name: x for name, x in defaults.items() if name != "weight_decay"}
     for name in sorted(args.keys() - parameters):
         raise UserError(
             f"config.{field}_args: {config[field]} of optax has no argument {name!r}; it has "
@@ -214,13 +203,10 @@ def apply_gradients(
     gradients: Mapping[str, jax.Array],
     opt_state: optax.OptState,
 ) -> tuple[dict[str, jax.Array], optax.OptState, jax.Array]:
-    """Takes one optimiser step from the gradients of the trained arrays.
+    """Returns all arrays after one step, the optimiser's state and the global norm of the update.
 
-    optax expects a gradient for every array, so a frozen one gets a scalar zero. Nothing is added
-    to a frozen array: adding zero would turn -0.0 into 0.0.
-
-    Returns:
-      All arrays, the optimiser's state and the global norm of the update.
+    `gradients` are those of the trained arrays. optax expects one for every array, so a frozen one
+    gets a scalar zero. Nothing is added to a frozen array: adding zero would turn -0.0 into 0.0.
     """
     everything = {name: gradients.get(name, jnp.zeros(())) for name in arrays}
     updates, opt_state = tx.update(everything, opt_state, arrays)
@@ -230,9 +216,7 @@ def apply_gradients(
 
 
 def parameter_table(
-    arrays: Mapping[str, jax.Array | np.ndarray],
-    labels: Mapping[str, str],
-    opt_state: optax.OptState,
+    arrays: Mapping[str, Leaf], labels: Mapping[str, str], opt_state: optax.OptState
 ) -> str:
     """Formats numbers and bytes of trained and frozen arrays for each part of the model."""
     rows: dict[str, np.ndarray] = {}

@@ -77,17 +77,13 @@ def set_up(
     params: Mapping[str, np.ndarray] | None = None,
     platform: str | None = None,
 ) -> Setup:
-    """Makes what a run of `config` needs, from a checkpoint of `stored_config`.
+    """Makes what a run of `config` needs. Raises UserError if it does not fit the model.
 
     Args:
-      config: a run's configuration.
       stored_config: model config of the checkpoint that `config` names.
       mesh: `sharding.make_mesh(config)`, or an abstract mesh of devices that are not here.
       params: the checkpoint's arrays by dotted path; None for shapes alone.
       platform: the platform to make the steps for, such as "cpu" or "tpu"; None for this process's.
-
-    Raises:
-      UserError: a configuration that does not fit the model.
     """
     form = form_for(platform, mesh.size) if platform else local_form(mesh.size)
     model_config = configured(stored_config, config)
@@ -104,29 +100,21 @@ def set_up(
     state_sharding = shard_state(mesh, state)
     by_item, on_all = batch_sharding(mesh), replicated(mesh)
     parts = parts_of_batch(model, config, form, mesh.size)
-    return Setup(
-        config,
-        model_config,
-        functional,
-        labels,
-        tx,
-        state,
-        state_sharding,
-        by_item,
-        train_step=jit(
-            make_train_step(functional, tx, labels, config, parts),
-            form,
-            in_shardings=(state_sharding, by_item),
-            out_shardings=(state_sharding, on_all),
-            donate_argnums=0,
-        ),
-        eval_step=jit(
-            make_eval_step(functional, config.tolerance),
-            form,
-            in_shardings=(state_sharding.arrays, by_item),
-            out_shardings=by_item,
-        ),
+    train_step = jit(
+        make_train_step(functional, tx, labels, config, parts),
+        form,
+        in_shardings=(state_sharding, by_item),
+        out_shardings=(state_sharding, on_all),
+        donate_argnums=0,
     )
+    eval_step = jit(
+        make_eval_step(functional, config.tolerance),
+        form,
+        in_shardings=(state_sharding.arrays, by_item),
+        out_shardings=by_item,
+    )
+    made = functional, labels, tx, state, state_sharding, by_item, train_step, eval_step
+    return Setup(config, model_config, *made)
 
 
 def configured(
@@ -148,10 +136,8 @@ def trained_for(
 ) -> SamConfig | UNetConfig:
     """Returns the model config to export: the checkpoint's, with this run's contract.
 
-    The contract is preprocessing, mask threshold and CT windows.
-
-    Args:
-      ct_windows: windows of the CT slices in the training split; () keeps the checkpoint's.
+    The contract is preprocessing, mask threshold and CT windows: `ct_windows` are those of the
+    training split; () keeps the checkpoint's.
     """
     if isinstance(stored, UNetConfig) and (config.point_share or config.losses.iou):
         field = "point_share" if config.point_share else "losses.iou"

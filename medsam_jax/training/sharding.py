@@ -19,8 +19,7 @@ from medsam_jax.errors import UserError
 def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
     """Makes a mesh over all devices of all processes.
 
-    Raises:
-      UserError: axes whose product is not the number of devices, or a batch they do not divide.
+    Raises UserError if the axes' product is not the number of devices, or does not divide a batch.
     """
     count = jax.device_count()
     shape = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
@@ -82,10 +81,7 @@ def place(array: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """Puts this process's part of a batch on its devices and returns global arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-    }
+    return {n: jax.make_array_from_process_local_data(sharding, x) for n, x in batch.items()}
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -43,15 +43,13 @@ class TrainState:
 def predict(
     model: Sam | UNet, batch: Batch, multimask_output: bool | None = False
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Predicts a mask for every prompt of a batch, from cached embeddings if it holds them.
+    """Predicts a mask for every prompt of a batch with a prompt axis, see `with_prompt_axis`.
 
-    Args:
-      batch: arrays with a prompt axis, see `with_prompt_axis`.
-      multimask_output: see `MaskDecoder`.
+    Cached embeddings of the batch, if any, replace its images.
 
     Returns:
       Logits [B, P, M, S, S] on the stored grid, then those of a U-Net's coarser stages, finest
-      first; and the predicted IoU [B, P, M].
+      first; and the predicted IoU [B, P, M]. For M see `MaskDecoder`.
     """
     preprocessing = model.config.preprocessing
     if "embedding" in batch:
@@ -68,10 +66,8 @@ def predict(
             points = stored_to_input(batch["points"], preprocessing)
             prompts["points"] = points, batch["point_labels"]
             prompts["boxes_valid"] = batch["boxes_valid"]
-        logits, predicted_iou = model.decode(
-            embeddings, multimask_output=multimask_output, **prompts
-        )
-        stages = [logits]
+        decoded = model.decode(embeddings, multimask_output=multimask_output, **prompts)
+        stages, predicted_iou = [decoded[0]], decoded[1]
     return [stored_grid_logits(logits, preprocessing) for logits in stages], predicted_iou
 
 
@@ -86,10 +82,7 @@ def with_prompt_axis(batch: Batch) -> dict[str, jax.Array]:
 def make_loss(
     functional: Functional | Adapted, config: ml_collections.ConfigDict
 ) -> Callable[[Mapping[str, jax.Array], Batch], tuple[jax.Array, dict[str, jax.Array]]]:
-    """Returns a function from arrays and batch to the loss, a mean over prompts, and its parts.
-
-    A loss of `config.losses` with weight 0 is not computed.
-    """
+    """Returns a function from arrays and batch to the loss, a mean over prompts, and its parts."""
     weighed = [(LOSSES[name], weight) for name, weight in config.losses.items() if weight]
     mask_losses = [(row, weight) for row, weight in weighed if not row.of_score]
     score_losses = [(row, weight) for row, weight in weighed if row.of_score]
@@ -149,10 +142,7 @@ def make_train_step(
 
         def accumulate(total, part):
             # Every `parts`-th item, so that each part stays spread over the devices.
-            micro = {
-                name: jnp.reshape(x, (-1, parts, *x.shape[1:]))[:, part]
-                for name, x in batch.items()
-            }
+            micro = {n: x.reshape(-1, parts, *x.shape[1:])[:, part] for n, x in batch.items()}
             gradients, scalars = gradient_fn(trained, frozen, micro)
             return jax.tree.map(jnp.add, total, gradients), scalars
 
