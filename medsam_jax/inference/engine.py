@@ -154,6 +154,8 @@ class Engine:
         """
         moved = [self._to_input(*pair) for pair in zip(prompts, original_shapes, strict=True)]
         packed = pack(moved, count)
+        if isinstance(self.model, UNet):
+            _check_unet_prompts(self.model, packed)
         if len(self.devices) > 1 and len(embeddings) % len(self.devices) == 0:
             batch = jax.device_put((embeddings, packed), self._split)
             return self._decode_split(self._arrays, *batch, multimask_output)
@@ -223,3 +225,12 @@ class Engine:
             return mapped(arrays, *batch)
 
         return on_each
+
+
+def _check_unet_prompts(model: UNet, packed: dict[str, Any]) -> None:
+    """Raises UserError for prompts that a U-Net cannot take."""
+    needs_box = model.config.box_channel and "boxes" not in packed
+    if needs_box or "masks" in packed or (model.config.box_channel and "points" in packed):
+        kinds = {"points": "points", "boxes": "box", "masks": "mask_input"}
+        given = " and ".join(name for kind, name in kinds.items() if kind in packed)
+        raise UserError(f"prompt: {given} given; a U-Net takes a box and nothing else")

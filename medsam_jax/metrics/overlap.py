@@ -10,12 +10,11 @@ be boolean, as their values are not known.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int
 
 from medsam_jax.metrics.checks import as_mask, check_shapes, is_jax
 
 Mask = np.ndarray | jax.Array
-Masks = Bool[Array, "b ..."] | Integer[Array, "b ..."]
 
 
 def dice(pred: Mask, target: Mask) -> float | Float[Array, ""]:

@@ -96,11 +96,8 @@ def _face_segments(
 
 def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
     """Returns the triangulation of a polygon with the greatest area at unit spacing."""
-
-    def area(cut):
-        return sum(np.linalg.norm(_area_vector(triangle)) for triangle in cut)
-
-    return max(_triangulations(polygon), key=area)
+    cuts = _triangulations(polygon)
+    return max(cuts, key=lambda cut: sum(np.linalg.norm(_area_vector(part)) for part in cut))
 
 
 def _triangulations(polygon: list[Point]) -> list[list[tuple[Point, Point, Point]]]:

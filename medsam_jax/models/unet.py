@@ -101,8 +101,17 @@ class UNet(nnx.Module):
         multimask_output: bool = False,
         **valid: Any,
     ) -> tuple[Float[Array, "b p 1 s s"], Float[Array, "b p 1"]]:
-        """Returns logits at full size for each box, and NaN as the predicted IoU."""
-        logits = self.supervised_logits(image_embeddings, points, boxes, masks)[-1]
+        """Returns logits at full size for each box, and NaN as the predicted IoU.
+
+        Raises:
+          UserError: the model does not support the prompt.
+        """
+        prompts = {"points": points, "box": boxes, "mask_input": masks}
+        given = [name for name, prompt in prompts.items() if prompt is not None]
+        if masks is not None or (self.config.box_channel and given != ["box"]):
+            kinds = " and ".join(given)
+            raise UserError(f"prompt: {kinds} given; a U-Net takes a box and nothing else")
+        logits = self.supervised_logits(image_embeddings, points, boxes)[-1]
         return logits, jnp.full(logits.shape[:3], jnp.nan)
 
     def supervised_logits(
@@ -110,18 +119,8 @@ class UNet(nnx.Module):
         pixels: Float[Array, "b s s 3"],
         points: Any = None,
         boxes: Float[Array, "b p 4"] | None = None,
-        masks: Any = None,
     ) -> list[Float[Array, "b p 1 h w"]]:
-        """Returns the logits of the supervised decoder stages, from the smallest to full size.
-
-        Raises UserError for prompts that the model cannot take.
-        """
-        if masks is not None or (self.config.box_channel and (boxes is None or points is not None)):
-            kinds = {"points": points, "box": boxes, "mask_input": masks}
-            given = " and ".join(kind for kind, prompt in kinds.items() if prompt is not None)
-            raise UserError(
-                f"prompt: {given or 'none'} given; a U-Net takes a box and nothing else"
-            )
+        """Returns the logits of the supervised decoder stages, from the smallest to full size."""
         batch, size = pixels.shape[:2]
         prompt = boxes if boxes is not None else points[0] if points is not None else None
         count = 1 if prompt is None else prompt.shape[1]

@@ -53,9 +53,7 @@ def _flash(q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array) -> Array:
     batch, rows, columns, heads, head_dim = k.shape
     length = -(-(head_dim + rows + columns) // 8) * 8  # the kernel needs a multiple of 8
     row, column = np.divmod(np.arange(rows * columns), columns)
-    one_hot = np.concatenate(
-        [np.eye(rows)[row], np.eye(columns)[column]], axis=1
-    )  # [N, rows + columns]
+    one_hot = np.concatenate([np.eye(rows)[row], np.eye(columns)[column]], axis=1)  # [N, Y + X]
     position = jnp.asarray(one_hot, k.dtype)[None, :, None]
     position = jnp.broadcast_to(position, (batch, rows * columns, heads, rows + columns))
 

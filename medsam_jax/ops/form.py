@@ -35,11 +35,9 @@ ACCELERATOR = Form("accelerator")
 
 
 def form_for(platform: str, devices: int = 1) -> Form:
-    """Returns the form of programs compiled for a platform, on this machine or another.
+    """Returns the form of programs for "cpu", "gpu", "cuda", "rocm" or "tpu", here or elsewhere.
 
-    Args:
-      platform: "cpu", "gpu", "cuda", "rocm" or "tpu".
-      devices: number of devices over which a batch is sharded.
+    A batch is sharded over `devices`.
     """
     if platform == "cpu":
         return CPU if devices == 1 else CPU_MESH
@@ -57,10 +55,7 @@ def local_form(devices: int = 1) -> Form:
 
 
 def _cuda_capability(device: Any) -> float | None:
-    """Returns the compute capability of an NVIDIA GPU; None for other devices.
-
-    ROCm devices have the name of an architecture in this attribute.
-    """
+    """Returns None for all but NVIDIA GPUs; ROCm devices have an architecture's name there."""
     try:
         return float(getattr(device, "compute_capability", ""))
     except (TypeError, ValueError):

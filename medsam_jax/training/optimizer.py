@@ -38,18 +38,13 @@ def label_parameters(
             example = next(iter(arrays))
             raise UserError(f"config.frozen: {regex!r} matches no variable, such as {example}")
         trained -= set(found)
-    labels = {}
-    for name in arrays:
-        if is_adapter(name):
-            labels[name] = UNDECAYED
-        elif name in trained:
-            labels[name] = DECAYED if name.endswith(".kernel") else UNDECAYED
-        else:
-            labels[name] = FROZEN
-    if all(label == FROZEN for label in labels.values()):
+    adapters = [name for name in arrays if is_adapter(name)]
+    labels = dict.fromkeys(arrays, FROZEN) | dict.fromkeys(adapters, UNDECAYED)
+    labels |= {name: DECAYED if name.endswith(".kernel") else UNDECAYED for name in trained}
+    if set(labels.values()) == {FROZEN}:
         raise UserError("config.frozen: nothing is left to train; remove a pattern")
-    for name in labels:
-        if is_adapter(name) and labels[kernel_of(name)] != FROZEN:
+    for name in adapters:
+        if labels[kernel_of(name)] != FROZEN:
             raise UserError(
                 f"config.lora.targets: {kernel_of(name)} is trained itself; freeze it by "
                 "config.frozen or leave its adapter out"

@@ -60,14 +60,25 @@ class Setup:
 
     def train_batch(self, cached: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a training batch; `cached`: with embeddings instead of images."""
-        return _batch(self.config.batch_size, self.config, self.model_config, cached)
-
-    def eval_batch(self, cached: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a tune batch: one object a slice, with one point if points are trained."""
-        config = self.config.copy_and_resolve_references()
-        config.update({"prompts_per_image": 1, "positive_points": 1, "negative_points": 0})
-        shapes = _batch(config.eval_batch_size, config, self.model_config, cached)
-        return {name: shape for name, shape in shapes.items() if name != "boxes_valid"}
+        config, model_config, size = self.config, self.model_config, self.config.batch_size
+        prompts = (size,) if config.prompts_per_image == 1 else (size, config.prompts_per_image)
+        side = get_recipe(model_config.preprocessing.recipe).size
+        shapes = {
+            "mask": ((*prompts, side, side), jnp.uint8),
+            "box": ((*prompts, 4), jnp.float32),
+            "valid_shape": ((size, 2), jnp.int32),
+        }
+        if cached:
+            grid, channels = model_config.embedding_size, model_config.embed_dim
+            shapes["embedding"] = ((size, grid, grid, channels), jnp.dtype(config.embedding_dtype))
+        else:
+            shapes["image"] = ((size, side, side, 3), jnp.uint8)
+        if config.point_share:
+            count = config.positive_points + config.negative_points
+            shapes["points"] = ((*prompts, count, 2), jnp.float32)
+            shapes["point_labels"] = ((*prompts, count), jnp.int32)
+            shapes["boxes_valid"] = (prompts, jnp.bool_)
+        return {name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()}
 
 
 def set_up(
@@ -194,27 +205,3 @@ def check_one_object_a_slice(
                 "meant; give it the channel, or choose one label with datasets.build --labels or "
                 "one task with config.task"
             )
-
-
-def _batch(
-    size: int, config: ml_collections.ConfigDict, model_config: SamConfig | UNetConfig, cached: bool
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of `sharding.model_inputs` of a training batch."""
-    prompts = (size,) if config.prompts_per_image == 1 else (size, config.prompts_per_image)
-    side = get_recipe(model_config.preprocessing.recipe).size
-    shapes = {
-        "mask": ((*prompts, side, side), jnp.uint8),
-        "box": ((*prompts, 4), jnp.float32),
-        "valid_shape": ((size, 2), jnp.int32),
-    }
-    if cached:
-        grid, channels = model_config.embedding_size, model_config.embed_dim
-        shapes["embedding"] = ((size, grid, grid, channels), jnp.dtype(config.embedding_dtype))
-    else:
-        shapes["image"] = ((size, side, side, 3), jnp.uint8)
-    if config.point_share:
-        count = config.positive_points + config.negative_points
-        shapes["points"] = ((*prompts, count, 2), jnp.float32)
-        shapes["point_labels"] = ((*prompts, count), jnp.int32)
-        shapes["boxes_valid"] = (prompts, jnp.bool_)
-    return {name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()}
