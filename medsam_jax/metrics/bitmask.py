@@ -50,33 +50,23 @@ def crop_and_pad(words: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
     return padded
 
 
-def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
-    """Moves every bit up by `columns` columns; bits beyond the last word are dropped."""
-    whole, part = divmod(columns, WORD)
+def shift(words: np.ndarray, columns: int) -> np.ndarray:
+    """Moves every bit up by `columns` columns, down if negative; bits past the ends are dropped."""
+    whole, part = divmod(abs(columns), WORD)
+    up = columns > 0
     if words.shape[-1] == 1 and not whole:
-        return words << np.uint64(part)
+        return words << np.uint64(part) if up else words >> np.uint64(part)
     shifted = np.zeros_like(words)
-    if whole >= words.shape[-1]:
+    kept = words.shape[-1] - whole
+    if kept <= 0:
         return shifted
-    source = words[..., : words.shape[-1] - whole]
-    np.left_shift(source, np.uint64(part), out=shifted[..., whole:])
-    if part:
-        shifted[..., whole + 1 :] |= source[..., :-1] >> np.uint64(WORD - part)
-    return shifted
-
-
-def shift_down(words: np.ndarray, columns: int) -> np.ndarray:
-    """Moves every bit down by `columns` columns; bits before the first word are dropped."""
-    whole, part = divmod(columns, WORD)
-    if words.shape[-1] == 1 and not whole:
-        return words >> np.uint64(part)
-    shifted = np.zeros_like(words)
-    if whole >= words.shape[-1]:
-        return shifted
-    source = words[..., whole:]
-    np.right_shift(source, np.uint64(part), out=shifted[..., : source.shape[-1]])
-    if part:
-        shifted[..., : source.shape[-1] - 1] |= source[..., 1:] << np.uint64(WORD - part)
+    source = words[..., :kept] if up else words[..., whole:]
+    target = shifted[..., whole:] if up else shifted[..., :kept]
+    (np.left_shift if up else np.right_shift)(source, np.uint64(part), out=target)
+    if part and up:
+        target[..., 1:] |= source[..., :-1] >> np.uint64(WORD - part)
+    elif part:
+        target[..., :-1] |= source[..., 1:] << np.uint64(WORD - part)
     return shifted
 
 
@@ -89,7 +79,7 @@ def surface_cells(words: np.ndarray) -> np.ndarray:
     for axis in range(1, words.ndim - 1):
         low, high = _ends(axis, 1)
         some, every = some[low] | some[high], every[low] & every[high]
-    some, every = some | shift_up(some, 1), every & shift_up(every, 1)
+    some, every = some | shift(some, 1), every & shift(every, 1)
     return some & ~every
 
 
@@ -117,7 +107,7 @@ def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> n
         # The masks are longer than the lattice by one along every leading axis.
         cells = cells + cells // ((size - 1) * stride) * stride
         stride *= size
-    flat, previous = words.ravel(), shift_up(words, 1).ravel()
+    flat, previous = words.ravel(), shift(words, 1).ravel()
     codes = np.zeros(cells.shape, np.uint64)
     for i, offset in enumerate(offsets):
         corner = cells + offset
@@ -134,8 +124,8 @@ def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
     """
     spread = [words]
     for columns in range(1, int(reach.max()) + 1):
-        spread.append(spread[-1] | shift_up(words, columns))
-        spread[-1] |= shift_down(words, columns)
+        spread.append(spread[-1] | shift(words, columns))
+        spread[-1] |= shift(words, -columns)
     planes = [
         _or_shifted([spread[columns] for columns in row if columns >= 0], words.ndim - 2)
         for row in np.atleast_2d(reach)

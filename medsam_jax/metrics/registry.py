@@ -33,7 +33,6 @@ class MaskPair:
 
     @functools.cached_property
     def surface_distances(self) -> Directed | None:
-        """See `surface.surface_distances`."""
         return surface_distances(self.pred, self.target, self.spacing)
 
 

@@ -37,9 +37,7 @@ _THREADED_POINTS = 20_000
 def normalized_surface_dice(
     pred: Mask, target: Mask, spacing: Spacing, tolerance: float
 ) -> float | Float[Array, ""]:
-    """Returns the share, 0 to 1, of both surfaces that lies within `tolerance` of the other one.
-
-    NaN when both masks are empty, 0 when one is.
+    """Returns the share of both surfaces within `tolerance` of the other; NaN for two empty masks.
 
     Args:
       pred, target: masks of one shape, [H, W] or [D, H, W]. NumPy arrays give a Python float; jax

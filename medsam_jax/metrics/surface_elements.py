@@ -69,12 +69,10 @@ def _polygons(code: int) -> list[list[Point]]:
 
     loops = []
     while neighbours:
-        loop = [next(iter(neighbours))]
-        while True:
-            following = [p for p in neighbours.pop(loop[-1]) if p in neighbours]
-            if not following:
-                break
-            loop.append(following[0])
+        loop, point = [], next(iter(neighbours))
+        while point is not None:
+            loop.append(point)
+            point = next((p for p in neighbours.pop(point) if p in neighbours), None)
         loops.append(loop)
     return loops
 

@@ -51,8 +51,7 @@ def nsd_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> F
         rows = np.broadcast_to(spacing, (batch, 2))
         reach = np.full((batch, width + 1), -1, np.int32)
         for pair in np.unique(rows, axis=0):
-            table = reachable_columns(check_spacing(pair, 2), tolerance, (height + 1, width + 1))
-            table = _reachable_rows(table)
+            table = _reachable_rows(check_spacing(pair, 2), tolerance, (height + 1, width + 1))
             reach[(rows == pair).all(axis=1), : len(table)] = table
         spacing = rows.astype(np.float32)
     return _nsd_packed(pred, target, spacing, reach)
@@ -68,15 +67,18 @@ def nsd_volume(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> 
     pred, target = as_mask("pred", pred), as_mask("target", target)
     tolerance, spacing = check_tolerance(tolerance), check_spacing(spacing, 3)
     lattice = tuple(n + 1 for n in pred.shape)
-    table = _reachable_rows(reachable_columns(spacing, tolerance, lattice))
+    table = _reachable_rows(spacing, tolerance, lattice)
     reach = np.full((lattice[0], lattice[2]), -1, np.int32)
     reach[tuple(slice(0, n) for n in table.shape)] = table
     areas = surface_elements.surface_areas(tuple(spacing)).astype(np.float32)
     return _nsd_volume(pred, target, areas, reach)
 
 
-def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... columns"]:
-    """Transposes a table: the largest number of rows, by columns; -1 where no row is near."""
+def _reachable_rows(
+    spacing: np.ndarray, tolerance: float, lattice: tuple[int, ...]
+) -> Int[np.ndarray, "... columns"]:
+    """Returns the largest number of rows within the tolerance, by columns; -1 for none."""
+    reach = reachable_columns(spacing, tolerance, lattice)
     columns = np.arange(reach.max() + 1)
     return (reach[..., None, :] >= columns[:, None]).sum(axis=-1) - 1
 
@@ -84,10 +86,7 @@ def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... 
 def _traced_reach(
     spacing: Float[Array, "b 2"], tolerance: float, height: int, width: int
 ) -> Int[Array, "b w"]:
-    """Returns, by columns, the largest number of rows within the tolerance; -1 for none.
-
-    Counterpart of `bitmask.reachable_columns` in float32, for spacing known only at run time.
-    """
+    """Computes `_reachable_rows` in float32, for spacing known only at run time."""
     row, column = spacing[:, :1], spacing[:, 1:]
     columns = (jnp.arange(width) * column) ** 2
 
@@ -184,16 +183,11 @@ def _dilate_volume(
     def grow_planes(plane, carry):
         near, up, down = carry
         near |= _dilate(up | down, reach[plane][None])
-        return near, _move_planes(up, -1), _move_planes(down, 1)
+        up = jnp.pad(up[1:], ((0, 1), (0, 0), (0, 0)))
+        return near, up, jnp.pad(down[:-1], ((1, 0), (0, 0), (0, 0)))
 
     start = (jnp.zeros_like(surface), surface, surface)
     return lax.fori_loop(0, jnp.sum(reach[:, 0] >= 0), grow_planes, start)[0]
-
-
-def _move_planes(words: UInt32[Array, "d h w"], step: int) -> UInt32[Array, "d h w"]:
-    """Moves the planes by one; zeros come in."""
-    kept = words[:-1] if step > 0 else words[1:]
-    return jnp.pad(kept, ((1, 0) if step > 0 else (0, 1), (0, 0), (0, 0)))
 
 
 def _pack(masks: Bool[Array, "b h w"]) -> UInt32[Array, "b words w+2"]:

@@ -13,11 +13,8 @@ from medsam_jax.ops.form import PLAIN, Form
 class Functional:
     """A module split into its static part and a flat dict of arrays, for `jax.jit` over the dict.
 
-    `nnx.jit` traverses the module's graph at every call, `Functional` once.
-
-    Args:
-      module: a model; its arrays may be abstract.
-      form: form of the operations (`ops.form`) in every program that is jitted with the model.
+    `nnx.jit` traverses the module's graph at every call, `Functional` once. The module's arrays may
+    be abstract. `form` (`ops.form`) is that of every program that is jitted with the model.
     """
 
     def __init__(self, module: nnx.Module, form: Form = PLAIN):

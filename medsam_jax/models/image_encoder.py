@@ -1,8 +1,7 @@
 """SAM's ViT image encoder (segment_anything/modeling/image_encoder.py): vit_b, vit_l and vit_h.
 
 Differences from the PyTorch file: arrays are NHWC. The position tables have the size of the model's
-grid; `resize_position_tables` resizes those of a checkpoint with another input size. Faster forms
-for each device are in `medsam_jax/ops`.
+grid; `resize_position_tables` resizes those of a checkpoint with another input size.
 """
 
 import dataclasses
@@ -51,10 +50,8 @@ class PatchEmbed(nnx.Module):
     """Projection of non-overlapping patches to channels."""
 
     def __init__(self, patch_size: int, embed_dim: int, *, dtype, rngs: nnx.Rngs):
-        patch = (patch_size, patch_size)
-        self.proj = nnx.Conv(
-            3, embed_dim, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
-        )
+        kw = {"strides": patch_size, "padding": "VALID", "dtype": dtype, "rngs": rngs}
+        self.proj = nnx.Conv(3, embed_dim, (patch_size, patch_size), **kw)
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
         return self.proj(x)

@@ -48,21 +48,10 @@ class MaskDecoder(nnx.Module):
     """Predicts mask logits and IoU from an image embedding and prompt tokens."""
 
     form = PLAIN
+    num_mask_tokens = 4  # the single mask, and the three for an ambiguous prompt
 
-    def __init__(
-        self,
-        transformer: TwoWayTransformer,
-        transformer_dim: int,
-        num_multimask_outputs: int = 3,
-        iou_head_depth: int = 3,
-        iou_head_hidden_dim: int = 256,
-        *,
-        dtype=None,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, transformer: TwoWayTransformer, dim: int, *, dtype, rngs: nnx.Rngs):
         kw = {"dtype": dtype, "rngs": rngs}
-        dim = transformer_dim
-        self.num_mask_tokens = num_multimask_outputs + 1
         self.transformer = transformer
         self.iou_token = nnx.Embed(1, dim, rngs=rngs)
         self.mask_tokens = nnx.Embed(self.num_mask_tokens, dim, rngs=rngs)
@@ -76,9 +65,7 @@ class MaskDecoder(nnx.Module):
         self.output_hypernetworks_mlps = nnx.List(
             [MLP(dim, dim, dim // 8, 3, **kw) for _ in range(self.num_mask_tokens)]
         )
-        self.iou_prediction_head = MLP(
-            dim, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth, **kw
-        )
+        self.iou_prediction_head = MLP(dim, dim, self.num_mask_tokens, 3, **kw)
 
     def __call__(
         self,

@@ -117,16 +117,14 @@ class Sam(nnx.Module):
         self.prompt_encoder = PromptEncoder(dim, *sizes, config.mask_in_chans, **kw)
         heads, mlp_dim = config.decoder_num_heads, config.decoder_mlp_dim
         transformer = TwoWayTransformer(config.decoder_depth, dim, heads, mlp_dim, **kw)
-        self.mask_decoder = MaskDecoder(transformer, dim, iou_head_hidden_dim=dim, **kw)
+        self.mask_decoder = MaskDecoder(transformer, dim, **kw)
 
     def encode(
         self, images: UInt8[Array, "b s s 3"], valid_shape: Int[Array, "b 2"]
     ) -> Float[Array, "b h w c"]:
         """Embeddings of slices on the recipe's grid, prepared as the checkpoint's contract says.
 
-        Args:
-          images: grey levels or colours, padded at the bottom and right (`data.preprocess`).
-          valid_shape: height and width of what is not padding.
+        `images` are padded at the bottom and right; `valid_shape` (height, width) is the rest.
         """
         pixels = encoder_input(images, valid_shape, self.config.preprocessing)
         return image_by_image(self.image_encoder, pixels, self.form)
@@ -140,12 +138,9 @@ class Sam(nnx.Module):
         multimask_output: bool | None = False,
         **valid: Bool[Array, "b p"],
     ) -> tuple[Float[Array, "b p m mh mw"], Float[Array, "b p m"]]:
-        """Mask logits and predicted IoU for prompts on encoded images.
+        """Mask logits and predicted IoU for any number of prompts on each image of `encode`.
 
-        Args:
-          image_embeddings: from `encode`; one image may have any number of prompts.
-          points, boxes, masks, valid: prompts, see `PromptEncoder`.
-          multimask_output: see `MaskDecoder`.
+        For the prompts see `PromptEncoder`, for `multimask_output` see `MaskDecoder`.
         """
         sparse, sparse_valid, dense = self.prompt_encoder(points, boxes, masks, **valid)
         prompts = self.prompt_encoder.get_dense_pe(), sparse, sparse_valid, dense

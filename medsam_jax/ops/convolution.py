@@ -84,11 +84,9 @@ def inverted_bottleneck(
 ) -> Float[Array, "b h2 w2 e"]:
     """Applies `expand`, GELU, `mix`, GELU and `finish`. Plain form: the first line.
 
-    The CPU's form processes a strip of rows at a time, because the hidden map has many channels.
-
-    Args:
-      expand, mix: `models.common.Conv2dBN`, 1x1 and depthwise 3x3.
-      finish: maps (hidden map, x) to the result, each pixel independently.
+    `expand` and `mix` are `models.common.Conv2dBN`, 1x1 and depthwise 3x3; `finish` maps (hidden
+    map, x) to the result, each pixel independently. The CPU's form processes a strip of rows at a
+    time, because the hidden map has many channels.
     """
     if not form.cpu:
         return finish(gelu(mix(gelu(expand(x)))), x)

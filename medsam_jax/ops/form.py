@@ -6,7 +6,6 @@ the model's modules, and they pass it to the operations. No operation queries th
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -47,16 +46,9 @@ def form_for(platform: str, devices: int = 1) -> Form:
 def local_form(devices: int = 1) -> Form:
     """Returns the form of programs for this process's devices, with cuDNN's kernel if available."""
     form = form_for(jax.default_backend(), devices)
-    capability = _cuda_capability(jax.local_devices()[0])
-    if capability is None:
+    try:  # a number on NVIDIA GPUs alone: on ROCm devices it is the name of an architecture
+        capability = float(getattr(jax.local_devices()[0], "compute_capability", ""))
+    except (TypeError, ValueError):
         return form
     # cuDNN's attention accepts longer vectors on Hopper and later GPUs.
     return dataclasses.replace(form, cudnn=True, cudnn_head_dim=256 if capability >= 9 else 128)
-
-
-def _cuda_capability(device: Any) -> float | None:
-    """Returns None for all but NVIDIA GPUs; ROCm devices have an architecture's name there."""
-    try:
-        return float(getattr(device, "compute_capability", ""))
-    except (TypeError, ValueError):
-        return None

@@ -116,9 +116,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.{name}: missing; start the recipe from base_config()")
     if not config.data_dir:
         raise UserError("config.data_dir: empty; give --config.data_dir=DIR of a built data set")
-    for name in ("dtype", "embedding_dtype"):
-        _require_choice(name, config[name], ("bfloat16", "float32"))
-    _require_choice("preprocessing", config.preprocessing, ("", *PREPROCESSING))
+    types = ("bfloat16", "float32")
+    choices = {"dtype": types, "embedding_dtype": types, "preprocessing": ("", *PREPROCESSING)}
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            shown = ", ".join(allowed)
+            raise UserError(f"config.{name}: {config[name]!r} given; use one of {shown}")
     for name, least in _LEAST.items():
         if not given[name] >= least:
             raise UserError(f"config.{name}: {given[name]} given; it must be at least {least}")
@@ -182,11 +185,6 @@ def augmentation_of(config: ml_collections.ConfigDict) -> Augmentation | None:
     """Returns the augmentation, None if it changes nothing. Raises UserError out of range."""
     augmentation = Augmentation(**config.augmentation.to_dict())
     return None if augmentation == Augmentation() else augmentation
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"config.{name}: {value!r} given; use one of {', '.join(choices)}")
 
 
 def _flat(config: ml_collections.ConfigDict) -> dict[str, object]:

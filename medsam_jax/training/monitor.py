@@ -53,10 +53,9 @@ class StepClock:
         self._steps, self._waited = 0, 0.0
 
     def measure(self, step: jax.stages.Compiled, accumulation_steps: int) -> None:
-        """Reads the step's FLOP from XLA; a device without a known peak has no MFU.
+        """Reads one device's FLOP of a step from XLA; without a known peak there is no MFU.
 
-        XLA counts the share of one device, with recomputation (`remat`). It counts the body of the
-        accumulation loop once.
+        XLA counts recomputation (`remat`) too, and the body of the accumulation loop once.
         """
         flops = (step.cost_analysis() or {}).get("flops", 0.0) * accumulation_steps
         peak = peak_flops(jax.devices()[0].device_kind)

@@ -112,12 +112,9 @@ def optimizer_from_optax(
 
 def _optax_optimizers() -> dict[str, Callable]:
     """Functions of optax whose first parameter is the learning rate."""
-    functions = {name: value for name, value in vars(optax).items() if inspect.isfunction(value)}
-    return {
-        name: function
-        for name, function in functions.items()
-        if not name.startswith("scale_by_") and "learning_rate" in _parameters(function)
-    }
+    functions = {n: x for n, x in vars(optax).items() if inspect.isfunction(x)}
+    with_rate = {n: f for n, f in functions.items() if "learning_rate" in _parameters(f)}
+    return {n: f for n, f in with_rate.items() if not n.startswith("scale_by_")}
 
 
 def _optax_schedules() -> dict[str, Callable]:
@@ -188,8 +185,7 @@ def split_frozen(
 ) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """Returns the trained arrays and the frozen ones."""
     trained = {name: value for name, value in arrays.items() if labels[name] != FROZEN}
-    frozen = {name: value for name, value in arrays.items() if labels[name] == FROZEN}
-    return trained, frozen
+    return trained, {name: value for name, value in arrays.items() if name not in trained}
 
 
 def apply_gradients(

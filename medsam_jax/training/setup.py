@@ -156,14 +156,6 @@ def trained_for(
             f"config.{field}: {config.point_share or config.losses.iou} given, but a U-Net has "
             "neither points nor a predicted IoU; set it to 0"
         )
-    changes: dict[str, Any] = {}
-    if config.point_share and config.losses.iou:  # automatic masks are ranked by predicted IoU
-        changes["automatic_prompts"] = "points"
-    contract: dict[str, Any] = {}
-    if config.mask_threshold is not None:
-        contract["mask_threshold"] = config.mask_threshold
-    if ct_windows:
-        contract["ct_windows"] = ct_windows
     preprocessing = stored.preprocessing
     if config.preprocessing:
         preprocessing = PREPROCESSING[config.preprocessing]
@@ -173,7 +165,13 @@ def trained_for(
                 f"{preprocessing.image_size} pixels, {stored.name} takes {stored.image_size}; use "
                 "the preprocessing that its size fits"
             )
-    changes["preprocessing"] = dataclasses.replace(preprocessing, **contract)
+    if config.mask_threshold is not None:
+        preprocessing = dataclasses.replace(preprocessing, mask_threshold=config.mask_threshold)
+    if ct_windows:
+        preprocessing = dataclasses.replace(preprocessing, ct_windows=ct_windows)
+    changes: dict[str, Any] = {"preprocessing": preprocessing}
+    if config.point_share and config.losses.iou:  # automatic masks are ranked by predicted IoU
+        changes["automatic_prompts"] = "points"
     return dataclasses.replace(stored, **changes)
 
 

@@ -39,8 +39,7 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
     for name, size in batches.items():
         if size % count:
             raise UserError(f"config.{name}: {size} is not a multiple of the {count} devices")
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:

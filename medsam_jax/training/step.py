@@ -172,10 +172,9 @@ def make_train_step(
 def parts_of_batch(
     model: Sam | UNet, config: ml_collections.ConfigDict, form: Form, devices: int
 ) -> int:
-    """Number of equal parts in which a training step processes its batch.
+    """Number of equal parts in which a training step processes its batch; gradients are the same.
 
-    On a CPU a SAM gets one image a device at a time: the feature maps of one image stay in the
-    cache, those of a batch do not. The gradients are the same.
+    On a CPU a SAM gets one image a device at a time, whose feature maps stay in the cache.
     """
     if form.cpu and isinstance(model, Sam):
         return max(config.accumulation_steps, config.batch_size // devices)
@@ -192,11 +191,10 @@ def make_eval_step(
 ) -> Callable[[Mapping[str, jax.Array], Batch], dict[str, jax.Array]]:
     """Returns a function from arrays and a batch of one object a slice to scores [B] by name.
 
-    The scores of the box prompt are every metric that works under jit (`batch_metrics`), native 2D
-    with lengths in pixels, and `iou_error`, the absolute error of the predicted IoU; `prediction`
-    [B, S, S] is the mask. A batch with one point an object adds the same names with `point_` for
-    the single mask. `point_best_dice` and `point_best_iou_error` are those of the mask, of three,
-    with the highest predicted IoU.
+    The scores of the box prompt are `batch_metrics`, with lengths in pixels, and `iou_error`, the
+    absolute error of the predicted IoU; `prediction` [B, S, S] is the mask. A batch with one point
+    an object adds the same names with `point_` for the single mask. `point_best_dice` and
+    `point_best_iou_error` are those of the mask, of three, with the highest predicted IoU.
     """
     metrics = batch_metrics()
 
