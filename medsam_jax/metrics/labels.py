@@ -14,7 +14,7 @@ def label_scores(
     """Returns `mask_scores` of each label of two label maps; other labels are background.
 
     Raises ValueError for no or repeated labels, one that is absent from `target`, or label maps
-    that are not of integers; also as `normalized_surface_dice`.
+    that are not of integers, and as `normalized_surface_dice` does.
     """
     check_shapes(pred, target, (2, 3))
     for name, array in (("pred", pred), ("target", target)):

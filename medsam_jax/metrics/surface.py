@@ -69,7 +69,7 @@ def hausdorff_distance(
     """Returns the Hausdorff distance at a percentile of the surface (HD95), in `spacing`'s unit.
 
     The greater of the two directed percentiles, each weighted by length or area. NaN when both
-    masks are empty, infinite when one is. Raises ValueError as `normalized_surface_dice`.
+    masks are empty, infinite when one is. Raises ValueError as `normalized_surface_dice` does.
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it must lie between 0 and 100")
@@ -80,7 +80,7 @@ def average_surface_distance(pred: np.ndarray, target: np.ndarray, spacing: Spac
     """Returns the mean distance from either surface to the other (ASD), in `spacing`'s unit.
 
     Both surfaces' elements enter one mean, weighted by length or area. NaN when both masks are
-    empty, infinite when one is. Raises ValueError as `normalized_surface_dice`.
+    empty, infinite when one is. Raises ValueError as `normalized_surface_dice` does.
     """
     return average_distance(surface_distances(pred, target, spacing))
 

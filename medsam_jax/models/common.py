@@ -70,8 +70,8 @@ class NeckConv(nnx.Conv):
     form = PLAIN
 
     def __init__(self, features: int, out_features: int, side: int, *, dtype, rngs: nnx.Rngs):
-        sides = (side, side)
-        super().__init__(features, out_features, sides, use_bias=False, dtype=dtype, rngs=rngs)
+        kw = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        super().__init__(features, out_features, (side, side), **kw)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         dtype = self.dtype or x.dtype

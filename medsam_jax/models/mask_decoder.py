@@ -34,9 +34,8 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nnx.List(
-            [nnx.Linear(*pair, dtype=dtype, rngs=rngs) for pair in itertools.pairwise(dims)]
-        )
+        pairs = itertools.pairwise(dims)
+        self.layers = nnx.List([nnx.Linear(*pair, dtype=dtype, rngs=rngs) for pair in pairs])
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         for layer in self.layers[:-1]:
@@ -62,9 +61,8 @@ class MaskDecoder(nnx.Module):
             ConvTranspose2x2(dim // 4, dim // 8, **kw),
             gelu,
         )
-        self.output_hypernetworks_mlps = nnx.List(
-            [MLP(dim, dim, dim // 8, 3, **kw) for _ in range(self.num_mask_tokens)]
-        )
+        mlps = [MLP(dim, dim, dim // 8, 3, **kw) for _ in range(self.num_mask_tokens)]
+        self.output_hypernetworks_mlps = nnx.List(mlps)
         self.iou_prediction_head = MLP(dim, dim, self.num_mask_tokens, 3, **kw)
 
     def __call__(

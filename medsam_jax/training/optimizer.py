@@ -89,14 +89,14 @@ def optimizer_from_optax(
     """Returns optax's function `config.optimizer`, called with `config.optimizer_args`.
 
     Optimisers whose decay takes a mask get `config.weight_decay` for the arrays labelled DECAYED.
-    Raises UserError for one that optax has not or that needs more than gradients, or its arguments.
+    Raises UserError for an unknown one, a wrong argument, or one that needs more than gradients.
     """
 
     def decayed(arrays: Mapping[str, Any]) -> dict[str, bool]:
         return {name: labels.get(name) == DECAYED for name in arrays}
 
-    defaults = {"learning_rate": schedule, "mask": decayed, "weight_decay_mask": decayed}
-    defaults["weight_decay"] = config.weight_decay
+    defaults = {"learning_rate": schedule, "weight_decay": config.weight_decay}
+    defaults |= {"mask": decayed, "weight_decay_mask": decayed}
     tx = _from_optax(config, "optimizer", _optax_optimizers(), defaults)
     try:
         example = {"kernel": jnp.zeros((2, 2))}

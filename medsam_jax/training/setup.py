@@ -108,24 +108,25 @@ def set_up(
 
     shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in functional.arrays.items()}
     state = jax.eval_shape(lambda arrays: init_state(arrays, labels, tx, config), shapes)
-    state_sharding = shard_state(mesh, state)
+    shardings = shard_state(mesh, state)
     by_item, on_all = batch_sharding(mesh), replicated(mesh)
     parts = parts_of_batch(model, config, form, mesh.size)
-    train_step = jit(
+    train = jit(
         make_train_step(functional, tx, labels, config, parts),
         form,
-        in_shardings=(state_sharding, by_item),
-        out_shardings=(state_sharding, on_all),
+        in_shardings=(shardings, by_item),
+        out_shardings=(shardings, on_all),
         donate_argnums=0,
     )
-    eval_step = jit(
+    evaluate = jit(
         make_eval_step(functional, config.tolerance),
         form,
-        in_shardings=(state_sharding.arrays, by_item),
+        in_shardings=(shardings.arrays, by_item),
         out_shardings=by_item,
     )
-    made = functional, labels, tx, state, state_sharding, by_item, train_step, eval_step
-    return Setup(config, model_config, *made)
+    return Setup(
+        config, model_config, functional, labels, tx, state, shardings, by_item, train, evaluate
+    )
 
 
 def configured(

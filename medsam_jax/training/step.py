@@ -61,13 +61,13 @@ def predict(
         stages = model.supervised_logits(embeddings, boxes=boxes)[::-1]
         predicted_iou = jnp.full(stages[0].shape[:3], jnp.nan)
     else:
-        prompts = {"boxes": boxes}
+        prompts = {"boxes": boxes, "multimask_output": multimask_output}
         if "points" in batch:
             points = stored_to_input(batch["points"], preprocessing)
             prompts["points"] = points, batch["point_labels"]
             prompts["boxes_valid"] = batch["boxes_valid"]
-        decoded = model.decode(embeddings, multimask_output=multimask_output, **prompts)
-        stages, predicted_iou = [decoded[0]], decoded[1]
+        logits, predicted_iou = model.decode(embeddings, **prompts)
+        stages = [logits]
     return [stored_grid_logits(logits, preprocessing) for logits in stages], predicted_iou
 
 
