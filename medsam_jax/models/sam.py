@@ -124,7 +124,7 @@ class Sam(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         """Embeddings of slices on the recipe's grid, prepared as the checkpoint's contract says.
 
-        `images` are padded at the bottom and right; `valid_shape` (height, width) is the rest.
+        `images` are padded at the bottom and right; `valid_shape` is height and width before that.
         """
         pixels = encoder_input(images, valid_shape, self.config.preprocessing)
         return image_by_image(self.image_encoder, pixels, self.form)
