@@ -7,7 +7,6 @@ its prompts.
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,27 +39,16 @@ class SplitEvaluation(Evaluation):
     """Scores checkpoints on one split; its items are the slices with an object.
 
     Args:
-      data_dir, split: see `open_dataset`.
+      data_dir, split: see `open_dataset`, also for the errors raised.
       settings: see `Evaluation`; shifts and tolerance are in pixels of the stored slice.
-
-    Raises:
-      UserError: no such data set or split.
     """
 
     unit, scoring = "px", "slices in 2D, in pixels of the stored grid"
     columns = ("checkpoint", "unit", "prompt", "box_shift", "case_id", "task", "modality")
     columns += ("slice_index", "label", "reference", "truth_size", "predicted_size")
 
-    def __init__(
-        self,
-        data_dir: str,
-        split: str,
-        protocols: Sequence[Protocol],
-        tolerance: float,
-        batch_size: int,
-        output: Path,
-    ):
-        super().__init__(protocols, tolerance, batch_size, output)
+    def __init__(self, data_dir: str, split: str, *settings: Any):
+        super().__init__(*settings)
         self._source, self.info = open_dataset(data_dir, split)
         self._positions, self._labels = self.info.objects(split)
         self._split = split
@@ -72,9 +60,8 @@ class SplitEvaluation(Evaluation):
 
     def identity(self) -> dict[str, Any]:
         """Returns the data set, the split and its cases."""
-        return {
-            "data": [str(self.info.directory.resolve()), self._split, self.info.record["cases"]]
-        }
+        directory = str(self.info.directory.resolve())
+        return {"data": [directory, self._split, self.info.record["cases"]]}
 
     def patients(self) -> set[str]:
         """Returns `case_hash` of the patients of the split."""
@@ -96,9 +83,8 @@ class SplitEvaluation(Evaluation):
         """
         shown = self.info.ct_windows(self._split)
         trained = preprocessing.ct_windows or (preprocessing.ct_window(),)
-        if set(shown) <= set(trained):
-            return ""
-        return f"CT is shown in window {', '.join(shown)}, expected in {', '.join(trained)}"
+        note = f"CT is shown in window {', '.join(shown)}, expected in {', '.join(trained)}"
+        return "" if set(shown) <= set(trained) else note
 
     def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
         """Scores slices, a batch at a time; see `Evaluation.score`."""
@@ -152,8 +138,8 @@ class SplitEvaluation(Evaluation):
             names |= {"slice_index": int(one.record["slice_index"]), "label": one.label}
             names |= {"reference": FIRST, "unit": self.unit, "runs": encode_runs(mask)}
             names |= {"prompt": one.protocol.prompt, "box_shift": one.protocol.box_shift}
-            names |= prompt_fields(one.prompt)
-            rows.append(self._object_score(mask, one.truth, PIXELS, **names))
+            fields = names | prompt_fields(one.prompt)
+            rows.append(self._object_score(mask, one.truth, PIXELS, **fields))
         return Entry(position, rows)
 
 
