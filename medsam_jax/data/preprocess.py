@@ -218,23 +218,24 @@ def encoder_input(
 
 
 def prompts_to_input(
-    coords: Float[Array | np.ndarray, "... 2"],
+    coords: Float[Array | np.ndarray, "... c"],
     original_shape: Sequence[int],
     preprocessing: Preprocessing,
-) -> Float[Array | np.ndarray, "... 2"]:
-    """Converts pixels (x, y) of the original image [H, W] to pixels of the encoder input.
+) -> Float[Array | np.ndarray, "... c"]:
+    """Converts points [..., 2] or boxes [..., 4] to pixels of the encoder input.
 
-    A box [..., 4] is two corners: reshape it to [..., 2, 2]. LiteMedSAM scales both axes by
+    They are in pixels (x, y) of the original image [H, W]. LiteMedSAM scales both axes by
     256 / max(H, W), SAM and MedSAM by the exact ratio of each axis.
     """
     recipe = get_recipe(preprocessing.recipe)
-    enlargement = preprocessing.image_size / recipe.size
+    height, width = original_shape
     if recipe.coordinate_scale == "longest":
-        scale = recipe.size / max(original_shape) * enlargement
-        return coords * np.float32([scale, scale])
-    height, width = resized_shape(original_shape, recipe)
-    scales = width / original_shape[1] * enlargement, height / original_shape[0] * enlargement
-    return coords * np.float32(scales)
+        scales = [recipe.size / max(original_shape)] * 2
+    else:
+        new_height, new_width = resized_shape(original_shape, recipe)
+        scales = [new_width / width, new_height / height]
+    scales = np.multiply(scales, preprocessing.image_size / recipe.size)
+    return coords * np.tile(np.float32(scales), coords.shape[-1] // 2)
 
 
 def stored_to_input(

@@ -123,7 +123,7 @@ def unit_grid(layer: int, grid: Any) -> np.ndarray:
     return points
 
 
-def box_grid(shape: tuple[int, int], sides: tuple[float, ...]) -> Float[np.ndarray, "n 4"]:
+def box_grid(shape: tuple[int, int], sides: Sequence[float]) -> Float[np.ndarray, "n 4"]:
     """Square boxes in an image of (H, W), evenly spread, neighbours half a box apart or less.
 
     Args:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
+from medsam_jax.errors import UserError
 from medsam_jax.models.common import ConvTranspose2x2, Sequential
 
 _INIT = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # He, as in nnU-Net
@@ -111,9 +112,14 @@ class UNet(nnx.Module):
         """Returns logits at full size for each box, and NaN as the predicted IoU.
 
         Raises:
-          ValueError: the model does not support the prompt.
+          UserError: the model does not support the prompt.
         """
-        logits = self.supervised_logits(image_embeddings, points, boxes, masks)[-1]
+        prompts = {"points": points, "box": boxes, "mask_input": masks}
+        given = [name for name, prompt in prompts.items() if prompt is not None]
+        if masks is not None or (self.config.box_channel and given != ["box"]):
+            kinds = " and ".join(given)
+            raise UserError(f"prompt: {kinds} given; a U-Net takes a box and nothing else")
+        logits = self.supervised_logits(image_embeddings, points, boxes)[-1]
         return logits, jnp.full(logits.shape[:3], jnp.nan)
 
     def supervised_logits(
@@ -121,17 +127,8 @@ class UNet(nnx.Module):
         pixels: Float[Array, "b s s 3"],
         points: Any = None,
         boxes: Float[Array, "b p 4"] | None = None,
-        masks: Any = None,
     ) -> list[Float[Array, "b p 1 h w"]]:
-        """Returns the logits of the supervised decoder stages, from the smallest to full size.
-
-        Raises:
-          ValueError: the model does not support the prompt.
-        """
-        if self.config.box_channel and boxes is None:
-            raise ValueError("a U-Net with a box channel needs boxes; prompt with --prompt box")
-        if masks is not None or (self.config.box_channel and points is not None):
-            raise ValueError("a U-Net takes no prompts but boxes")
+        """Returns the logits of the supervised decoder stages, from the smallest to full size."""
         batch, size = pixels.shape[:2]
         prompt = boxes if boxes is not None else points[0] if points is not None else None
         count = 1 if prompt is None else prompt.shape[1]
