@@ -79,21 +79,16 @@ class VolumeEvaluation(Evaluation):
         return {_state(case): index for index, case in enumerate(self.cases)}
 
     def patients(self) -> set[str]:
-        """Returns `case_hash` of the patients of the manifest's cases."""
         return {case_hash(self._data_set, case.case_id) for case in self.cases}
 
     def identity(self) -> dict[str, Any]:
-        """Returns the settings of this route."""
         return {"settings": [self._labels, self._burden]}
 
     def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
-        """Scores cases one by one; see `Evaluation.score`."""
         for index in progress(items, "scans"):
             yield [self._score_case(predictor, index)]
 
     def evaluate_annotators(self) -> list[ObjectScore]:
-        """Returns rows of each annotator against each other one; none where there is only one."""
-
         def score(items: list[int]) -> Iterator[list[Entry]]:
             for index in progress(items, "annotators"):
                 yield [self._score_annotators(index)]
@@ -102,7 +97,6 @@ class VolumeEvaluation(Evaluation):
         return self._rows(None, ["annotators"], score) if several else []
 
     def show(self, row: ObjectScore) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a row's slice as the model saw it, and the truth."""
         volume = _read(self.cases[row.item], self._labels)
         recipe, modality = get_recipe(row.recipe), volume.case.modality
         limits = intensity_limits(volume.image, modality, recipe, row.window)

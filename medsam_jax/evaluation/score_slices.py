@@ -5,7 +5,6 @@ its prompts.
 """
 
 import collections
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,19 +19,12 @@ from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, prompt_fields
-from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 
 
-@dataclasses.dataclass(frozen=True)
-class _Object:
-    """An object of a slice under one protocol."""
-
-    label: int
-    protocol: Protocol
-    prompt: Prompt  # pixels of the stored slice
-    truth: np.ndarray  # bool, on the valid part
-    record: dict[str, Any]  # of the slice
+# Of an object of a slice under one protocol: its prompt in pixels of the stored slice, its mask on
+# the valid part, and the fields of its row that are known before it is scored.
+_Object = tuple[Prompt, np.ndarray, dict[str, Any]]
 
 
 class SplitEvaluation(Evaluation):
@@ -64,13 +56,11 @@ class SplitEvaluation(Evaluation):
         return {"data": [directory, self._split, self.info.record["cases"]]}
 
     def patients(self) -> set[str]:
-        """Returns `case_hash` of the patients of the split."""
         record = self.info.record
         cases = [case for case in record["cases"] if case["split"] == self._split]
         return {case_hash(record["name"], case["case_id"]) for case in cases}
 
     def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
-        """Raises UserError for a checkpoint of another recipe than the data set's."""
         try:
             check_compatible(self.info, preprocessing)
         except UserError as error:
@@ -87,7 +77,6 @@ class SplitEvaluation(Evaluation):
         return "" if set(shown) <= set(trained) else note
 
     def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
-        """Scores slices, a batch at a time; see `Evaluation.score`."""
         in_flight = collections.deque()  # slices on their way through the model
 
         def tasks() -> Iterator[SliceTask]:
@@ -111,16 +100,18 @@ class SplitEvaluation(Evaluation):
         record = self._source[position]
         objects = list(self._objects(position, record))
         return objects, SliceTask(
-            name=f"{_name(record)}, label {objects[0].label}",
+            name=f"{_name(record)}, label {objects[0][2]['label']}",
             image=record["image"],
             valid_shape=tuple(int(side) for side in record["valid_shape"]),
-            prompts=[one.prompt for one in objects],
+            prompts=[prompt for prompt, _, _ in objects],
         )
 
     def _objects(self, position: int, record: dict[str, Any]) -> Iterator[_Object]:
         height, width = record["valid_shape"]
         labels = record["mask"][:height, :width, 0]
-        for label in self._labels[self._positions == position]:
+        names = {name: record[name].decode() for name in ("case_id", "task", "modality")}
+        names |= {"slice_index": int(record["slice_index"]), "reference": FIRST, "unit": self.unit}
+        for label in self._labels[self._positions == position].tolist():
             truth = labels == label
             if not truth.any():
                 raise UserError(
@@ -128,18 +119,15 @@ class SplitEvaluation(Evaluation):
                     "pixel; build the data set again"
                 )
             for protocol in self._protocols:
-                prompt = protocol.draw(truth, (position, int(label)))
-                yield _Object(int(label), protocol, prompt, truth, record)
+                prompt = protocol.draw(truth, (position, label))
+                shift = {"prompt": protocol.prompt, "box_shift": protocol.box_shift}
+                yield prompt, truth, names | {"label": label} | shift | prompt_fields(prompt)
 
     def _entry(self, position: int, objects: list[_Object], masks: list[np.ndarray]) -> Entry:
-        rows = []
-        for one, mask in zip(objects, masks, strict=True):
-            names = {name: one.record[name].decode() for name in ("case_id", "task", "modality")}
-            names |= {"slice_index": int(one.record["slice_index"]), "label": one.label}
-            names |= {"reference": FIRST, "unit": self.unit, "runs": encode_runs(mask)}
-            names |= {"prompt": one.protocol.prompt, "box_shift": one.protocol.box_shift}
-            fields = names | prompt_fields(one.prompt)
-            rows.append(self._object_score(mask, one.truth, PIXELS, **fields))
+        rows = [
+            self._object_score(mask, truth, PIXELS, runs=encode_runs(mask), **fields)
+            for (_, truth, fields), mask in zip(objects, masks, strict=True)
+        ]
         return Entry(position, rows)
 
 

@@ -74,11 +74,9 @@ def _small(mask: np.ndarray, min_area: int) -> tuple[np.ndarray, np.ndarray]:
     import cv2
 
     _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), None, 8)
-    sizes = stats[:, cv2.CC_STAT_AREA].copy()
+    sizes = stats[:, cv2.CC_STAT_AREA]
     sizes[0] = 0  # the background
-    small = sizes < min_area
-    small[0] = False
-    return small[components], mask & (components == sizes.argmax())
+    return mask & (sizes[components] < min_area), mask & (components == sizes.argmax())
 
 
 def crop_boxes(

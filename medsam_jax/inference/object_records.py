@@ -61,14 +61,8 @@ def write_coco(output: Path) -> Path | None:
         if record is None:
             continue
         height, width = record["shape"][-2:]
-        images.append(
-            {
-                "id": len(images) + 1,
-                "file_name": Path(record["image"]).name,
-                "height": height,
-                "width": width,
-            }
-        )
+        image = {"id": len(images) + 1, "file_name": Path(record["image"]).name}
+        images.append(image | {"height": height, "width": width})
         for found in record["objects"]:
             name = found["name"] or "object"
             annotations.append(

@@ -83,11 +83,9 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
             raise
         except UserError as error:
             failures.append(str(error))
-    done = len(images) - skipped - len(failures)
-    print(
-        f"{request.output}: {done} images done, {skipped} skipped (finished earlier), "
-        f"{len(failures)} failed"
-    )
+    failed, done = len(failures), len(images) - skipped - len(failures)
+    counts = f"{done} images done, {skipped} skipped (finished earlier), {failed} failed"
+    print(f"{request.output}: {counts}")
     if failures:
         write_coco(request.output)
         for text in failures:
@@ -104,12 +102,9 @@ def _name(image: str) -> str:
 def _names(images: list[str]) -> dict[str, str]:
     """Names of outputs: stems, or whole file names where stems are the same."""
     counts = Counter(_name(image).lower() for image in images)
-    names = {}
-    for image in images:
-        folder, _, uid = image.partition("#")
-        whole = Path(folder).name + (f"_{uid}" if uid else "")
-        names[image] = _name(image) if counts[_name(image).lower()] == 1 else whole
-    return names
+    names = {image: _name(image) for image in images}
+    repeated = [image for image, name in names.items() if counts[name.lower()] > 1]
+    return names | {image: Path(image).name.replace("#", "_") for image in repeated}
 
 
 def _mask_of(request: Request, image: str, alone: bool) -> str | None:

@@ -35,7 +35,11 @@ def segment_objects(
     records = []
     for found in objects:
         _prompt(volume, found)
-        mask, scores = _answer(volume, request.follow)
+        if len(volume.slices) == 1 or request.follow == "off":
+            mask, scores = volume.predict_slices()
+        else:
+            follow = {"interpolate": volume.interpolate, "propagate": volume.propagate}
+            mask, scores = follow[request.follow]()
         if request.largest_component or request.fill_holes:
             mask = clean(mask, request.largest_component, request.fill_holes)
         mask &= scores[:, None, None] > best
@@ -52,14 +56,6 @@ def segment_objects(
             }
         )
     return Segmentation(labels, records)
-
-
-def _answer(volume: VolumePredictor, follow: str) -> tuple[np.ndarray, np.ndarray]:
-    if len(volume.slices) == 1 or follow == "off":
-        return volume.predict_slices()
-    if follow == "interpolate":
-        return volume.interpolate()
-    return volume.propagate()
 
 
 def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:

@@ -148,7 +148,7 @@ class VolumePredictor:
     def predict_slices(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Returns masks of the prompted slices only, and their predicted IoU (NaN elsewhere)."""
         mask, scores = self._empty()
-        for index, prompt in progress(self._require_prompts().items(), "slices"):
+        for index, prompt in progress(self._prompts.items(), "slices"):
             mask[index], scores[index] = self._predict(index, prompt)
         return mask, scores
 
@@ -228,7 +228,7 @@ class VolumePredictor:
         Raises UserError for a prompt without a box, or fewer than two.
         """
         mask, scores = self._empty()
-        prompts = self._require_prompts()
+        prompts = self._prompts
         keys = sorted(prompts)
         if len(keys) < 2 or any("box" not in prompts[key] for key in keys):
             raise UserError("interpolate: give boxes on two slices or more")
@@ -253,13 +253,11 @@ class VolumePredictor:
         return self._encoded[index]
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mask and scores to fill in. Raises UserError where there is no volume or no prompt."""
         shape = self.slices.shape[:3]
-        return np.zeros(shape, bool), np.full(shape[0], np.nan)
-
-    def _require_prompts(self) -> dict[int, dict[str, Any]]:
         if not self._prompts:
             raise UserError("no prompt is given; call add_prompt first")
-        return self._prompts
+        return np.zeros(shape, bool), np.full(shape[0], np.nan)
 
 
 def _sides(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "2"]:
