@@ -36,13 +36,9 @@ def augment(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augments the valid part; padding is not moved.
+    """Augments the valid part of an image [S, S, 3] and its labels [S, S]; padding is not moved.
 
     A rotation and change of size that would leave no object in the picture are skipped.
-
-    Args:
-      image: uint8 [S, S, 3].
-      labels: uint8 [S, S].
     """
     height, width = int(valid_shape[0]), int(valid_shape[1])
     new_image, new_labels = image.copy(), labels.copy()

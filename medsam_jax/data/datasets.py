@@ -90,8 +90,7 @@ class DatasetInfo:
 def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> DatasetInfo:
     """Finds the data set in `data_dir` (`--data_dir` of `datasets.build`, or a version folder).
 
-    Raises:
-      UserError: none there, only other recipes, or several and `recipe` is None.
+    Raises UserError where there is none, only other recipes, or several and `recipe` is None.
     """
     root = pathlib.Path(data_dir)
     files = [*root.glob(RECORD_FILE)] or sorted(root.glob(f"medical_slices/*/*/{RECORD_FILE}"))
@@ -120,10 +119,7 @@ def open_dataset(
 
     A record is a dict: `image` uint8 [S, S, 3], `mask` uint8 [S, S, 1] label map, `case_id`, `task`
     and `modality` bytes, `slice_index`, `spacing` float32 [2] (row, column, mm, NaN where unknown),
-    `original_shape` and `valid_shape` int32 [2].
-
-    Raises:
-      UserError: no such data set or split.
+    `original_shape` and `valid_shape` int32 [2]. Raises UserError for no such data set or split.
     """
     info = find_dataset(data_dir)
     available = [name for name, counts in info.counts.items() if counts["slices"]]

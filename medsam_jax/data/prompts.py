@@ -24,8 +24,7 @@ class Prompt:
 def box_from_mask(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
     """Returns the box (x_min, y_min, x_max, y_max) of an object, by its extreme pixels, as MedSAM.
 
-    Raises:
-      ValueError: no pixel is set.
+    Raises ValueError for an empty mask.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -76,14 +75,9 @@ def sample_points(
 def draw_points(
     mask: Bool[np.ndarray, "h w"], on: int, beside: int, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
-    """Draws points on an object (label 1) and beside it (label 0), in this order.
+    """Draws so many points on an object (label 1), then beside it (label 0).
 
-    Args:
-      mask: the object, on the valid part of its slice.
-      on, beside: how many.
-
-    Returns:
-      points and labels; those beside an object that fills the slice are padding.
+    The mask is that of the valid part of a slice. Points beside one that fills it are padding.
     """
     inside = sample_points(mask, on, rng)
     if mask.all():

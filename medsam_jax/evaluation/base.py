@@ -141,8 +141,7 @@ class Evaluation(abc.ABC):
     def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
         """Scores items in order; entries come as often as they are to be written to disk.
 
-        Raises:
-          UserError: bad data or an output that is not finite; the case is named.
+        Raises UserError for bad data or an output that is not finite; the case is named.
         """
 
     @abc.abstractmethod
@@ -161,10 +160,7 @@ class Evaluation(abc.ABC):
         """Returns `case_hash` of every patient that is scored."""
 
     def seen_note(self, metadata: Mapping[str, Any]) -> str:
-        """Returns a note where patients of the checkpoint's training are scored, else "".
-
-        `metadata` is that of `models.checkpoint.read_metadata`.
-        """
+        """Returns a note where patients of the checkpoint's training are scored, else ""."""
         seen, patients = trained_cases(metadata), self.patients()
         counts = collections.Counter(seen[patient] for patient in patients if patient in seen)
         found = " and ".join(f"{counts[split]} in {split}" for split in SEEN if counts[split])

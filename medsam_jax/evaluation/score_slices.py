@@ -6,7 +6,7 @@ its prompts.
 
 import collections
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,9 +22,12 @@ from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, p
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 
 
-# Of an object of a slice under one protocol: its prompt in pixels of the stored slice, its mask on
-# the valid part, and the fields of its row that are known before it is scored.
-_Object = tuple[Prompt, np.ndarray, dict[str, Any]]
+class _Object(NamedTuple):
+    """An object of a slice under one protocol."""
+
+    prompt: Prompt  # pixels of the stored slice
+    truth: np.ndarray  # bool, on the valid part
+    fields: dict[str, Any]  # of its row, except for scores
 
 
 class SplitEvaluation(Evaluation):
@@ -100,10 +103,10 @@ class SplitEvaluation(Evaluation):
         record = self._source[position]
         objects = list(self._objects(position, record))
         return objects, SliceTask(
-            name=f"{_name(record)}, label {objects[0][2]['label']}",
+            name=f"{_name(record)}, label {objects[0].fields['label']}",
             image=record["image"],
             valid_shape=tuple(int(side) for side in record["valid_shape"]),
-            prompts=[prompt for prompt, _, _ in objects],
+            prompts=[one.prompt for one in objects],
         )
 
     def _objects(self, position: int, record: dict[str, Any]) -> Iterator[_Object]:
@@ -121,12 +124,13 @@ class SplitEvaluation(Evaluation):
             for protocol in self._protocols:
                 prompt = protocol.draw(truth, (position, label))
                 shift = {"prompt": protocol.prompt, "box_shift": protocol.box_shift}
-                yield prompt, truth, names | {"label": label} | shift | prompt_fields(prompt)
+                fields = names | {"label": label} | shift | prompt_fields(prompt)
+                yield _Object(prompt, truth, fields)
 
     def _entry(self, position: int, objects: list[_Object], masks: list[np.ndarray]) -> Entry:
         rows = [
-            self._object_score(mask, truth, PIXELS, runs=encode_runs(mask), **fields)
-            for (_, truth, fields), mask in zip(objects, masks, strict=True)
+            self._object_score(mask, one.truth, PIXELS, runs=encode_runs(mask), **one.fields)
+            for one, mask in zip(objects, masks, strict=True)
         ]
         return Entry(position, rows)
 

@@ -88,8 +88,7 @@ class Engine:
     def encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
         """Encodes uint8 images of any sizes, [H, W] or [H, W, 3], after the intensity rule.
 
-        Raises:
-          UserError: an image that is not uint8: the intensity rule was not applied.
+        Raises UserError for another type, to which that rule was not applied.
         """
         for image in images:
             if image.dtype != np.uint8:
@@ -117,11 +116,8 @@ class Engine:
     ) -> Float[Array, "b2 h w c"]:
         """Encodes slices on the recipe's grid, every device its share; does not wait for them.
 
-        Args:
-          size: batch size to compile for, B or more, rounded up to a multiple of the devices.
-
-        Returns:
-          One embedding for each slice, then those of the last slice, which fills the batch.
+        The batch is compiled for `size`, B or more, rounded up to a multiple of the devices, and
+        filled with the last slice.
         """
         count = len(stored)
         size = -(-(size or count) // len(self.devices)) * len(self.devices)

@@ -25,8 +25,7 @@ def segment_objects(
 ) -> Segmentation:
     """Segments prompted objects one after another; where they overlap the better score stays.
 
-    Raises:
-      UserError: a prompt that the volume or the model cannot take; object and slice are named.
+    Raises UserError for a prompt that the volume or the model cannot take.
     """
     for found in objects:  # all are checked before the first is encoded
         _prompt(volume, found)
