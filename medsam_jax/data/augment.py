@@ -77,13 +77,9 @@ class Variants(Sequence):
         record = self._records[position]
         if variant == 0:
             return record
-        image, labels = augment(
-            record["image"],
-            record["mask"][:, :, 0],
-            record["valid_shape"],
-            self._augmentation,
-            np.random.default_rng([position, variant]),
-        )
+        rng = np.random.default_rng([position, variant])
+        unchanged = record["image"], record["mask"][:, :, 0], record["valid_shape"]
+        image, labels = augment(*unchanged, self._augmentation, rng)
         return {**record, "image": image, "mask": labels[:, :, None]}
 
 

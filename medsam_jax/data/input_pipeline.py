@@ -60,10 +60,8 @@ class DrawPrompts:
         present = present_labels(labels)
         rounds = math.ceil(self.prompts_per_image / len(present))
         order = np.concatenate([rng.permutation(present) for _ in range(rounds)])
-        drawn = [
-            self._draw(labels == label, valid_shape, rng)
-            for label in order[: self.prompts_per_image]
-        ]
+        chosen = order[: self.prompts_per_image]
+        drawn = [self._draw(labels == label, valid_shape, rng) for label in chosen]
         example = {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
         if self.prompts_per_image == 1:
             example = {name: array[0] for name, array in example.items()}
@@ -74,11 +72,8 @@ class DrawPrompts:
     def _draw(
         self, mask: np.ndarray, valid_shape: np.ndarray, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        box = prompts.box_from_mask(mask)
-        drawn = {
-            "mask": mask.astype(np.uint8),
-            "box": prompts.jitter_box(box, self.box_jitter, valid_shape, rng),
-        }
+        box = prompts.jitter_box(prompts.box_from_mask(mask), self.box_jitter, valid_shape, rng)
+        drawn = {"mask": mask.astype(np.uint8), "box": box}
         if self.positive_points or self.negative_points:
             valid = mask[: valid_shape[0], : valid_shape[1]]
             drawn["points"], drawn["point_labels"] = prompts.draw_points(
@@ -156,11 +151,11 @@ def train_loader(
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
     seed = seed % 2**32
-    groups = {
-        name: np.add.outer(positions * variants, np.arange(variants)).ravel()
-        for name, positions in info.groups(split, task).items()
-    }
-    slices = _shuffled(list(groups.values()), seed, temperature).map(source.__getitem__)
+    groups = [
+        np.add.outer(positions * variants, np.arange(variants)).ravel()
+        for positions in info.groups(split, task).values()
+    ]
+    slices = _shuffled(groups, seed, temperature).map(source.__getitem__)
     batches = slices.random_map(draw, seed=seed)[process_index::process_count].batch(batch_size)
     loader = batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     if num_workers > 0:
@@ -198,7 +193,6 @@ class EvalObjects:
     seed: int
 
     def __len__(self) -> int:
-        """Number of batches."""
         return len(self.positions) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -283,16 +277,7 @@ def eval_objects(
     count = len(positions)
     share = math.ceil(math.ceil(count / process_count) / batch_size) * batch_size
     indices = np.arange(share) * process_count + process_index
-    real = indices < count
-    indices = np.where(real, indices, count - 1)
-    return EvalObjects(
-        source=source,
-        positions=positions[indices],
-        labels=labels[indices],
-        indices=indices,
-        weights=real.astype(np.float32),
-        batch_size=batch_size,
-        box_jitter=box_jitter,
-        one_point=one_point,
-        seed=seed,
-    )
+    weights = (indices < count).astype(np.float32)
+    indices = np.minimum(indices, count - 1)
+    objects = positions[indices], labels[indices], indices, weights
+    return EvalObjects(source, *objects, batch_size, box_jitter, one_point, seed)

@@ -43,17 +43,9 @@ def jitter_box(
     As in MedSAM (19 of 256 in v1, 20 of 1024 in v2, 5 of 256 in LiteMedSAM), except that the
     draw comes from a seeded generator and the far sides end at the last pixel, not after it.
     """
-    left, top, right, bottom = rng.integers(0, jitter, size=4, endpoint=True)
-    height, width = int(valid_shape[0]), int(valid_shape[1])
-    return np.array(
-        [
-            max(box[0] - left, 0),
-            max(box[1] - top, 0),
-            min(box[2] + right, width - 1),
-            min(box[3] + bottom, height - 1),
-        ],
-        np.float32,
-    )
+    outwards = rng.integers(0, jitter, size=4, endpoint=True) * [-1, -1, 1, 1]
+    height, width = valid_shape
+    return np.clip(box + outwards, 0, [width - 1, height - 1] * 2).astype(np.float32)
 
 
 def sample_points(

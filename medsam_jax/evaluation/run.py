@@ -35,10 +35,8 @@ def evaluate(
     """Evaluates checkpoints side by side and writes tables and figures to `output`.
 
     See `medsam_jax.evaluate` for the arguments. Where `batch_size` is None, the model gets 8 slices
-    at a time, on a CPU one: a larger batch gains nothing there and pads the last one.
-
-    Raises:
-      UserError: bad arguments, data set, manifest or checkpoint; before any work where possible.
+    at a time, on a CPU one: a larger batch gains nothing there and pads the last one. Raises
+    UserError for bad arguments, data, manifest or checkpoint, before any work where possible.
     """
     protocols = [Protocol(prompt, _whole("box_shift", shift), seed) for shift in box_shifts]
     if batch_size is None:

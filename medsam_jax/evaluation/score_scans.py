@@ -229,10 +229,10 @@ def _fields(case: Case, label: int, reference: str, protocol: Protocol) -> dict[
 
 def _check_spacing(image: str, spacing: Sequence[float], is_volume: bool) -> None:
     """Raises UserError unless it is positive mm, or, in a picture, unknown (NaN)."""
-    spacing = np.asarray(spacing, float)
-    if not ((spacing > 0) | (np.isnan(spacing) & (not is_volume))).all() or np.isinf(spacing).any():
+    spacing = [float(mm) for mm in spacing]
+    if not all(0 < mm < np.inf or (np.isnan(mm) and not is_volume) for mm in spacing):
         raise UserError(
-            f"{image}: has the spacing {spacing.tolist()} (z, y, x); 3D scores need positive mm: "
+            f"{image}: has the spacing {spacing} (z, y, x); 3D scores need positive mm: "
             "save the volume in a format with geometry"
         )
 

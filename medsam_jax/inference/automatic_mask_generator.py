@@ -40,7 +40,6 @@ _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "coco_rle": compress_rle,
 }
 
-
 # Least predicted IoU and stability. SAM's for points, which leave no mask of LiteMedSAM's boxes;
 # docs/automatic_masks.md has the measurements behind the values for boxes.
 _THRESHOLDS = {"points": (0.88, 0.95), "boxes": (0.8, 0.8)}
@@ -184,10 +183,7 @@ class AutomaticMaskGenerator:
     def medical(cls, model: Sam | Predictor, **changes: Any) -> "AutomaticMaskGenerator":
         """Returns a generator with settings for scans and weights trained on boxes.
 
-        docs/automatic_masks.md says how they were chosen.
-
-        Args:
-          changes: arguments of the constructor that differ from the preset.
+        docs/automatic_masks.md says how they were chosen; `changes` replace or add to them.
         """
         return cls(model, **(_MEDICAL | changes))
 
@@ -236,11 +232,7 @@ class AutomaticMaskGenerator:
             for _ in range(self.box_rounds):
                 grid = self._boxes_of_masks(crop, grid)
         steps = enlargement(engine.mask_side, crop.valid_shape, shape, contract)
-        place = (
-            jax.device_put(steps),
-            np.array(crop_box, np.int32),
-            np.array(image.shape[:2], np.int32),
-        )
+        place = jax.device_put((steps, np.array(crop_box), np.array(image.shape[:2])))
         least = self.pred_iou_thresh, self.stability_score_thresh
         thresholds = Thresholds(*least, self.stability_score_offset, contract.mask_threshold)
 
@@ -306,8 +298,7 @@ class AutomaticMaskGenerator:
         if count == 0:
             return []
         packed = np.asarray(filtered.packed[: min(bucket(count), len(filtered.packed))])
-        scores, stability = np.asarray(filtered.scores), np.asarray(filtered.stability)
-        boxes = np.asarray(filtered.boxes)
+        prompts, scores, stability, boxes = map(np.asarray, filtered[1:5])
         kind = "point_coords" if self.prompts == "points" else "prompt_box"
         corner = np.tile(crop_box[:2], batch.shape[1] // 2)
         return [
@@ -319,7 +310,7 @@ class AutomaticMaskGenerator:
                 prompt={kind: [(batch[prompt] + corner).tolist()]},
                 crop_box=crop_box,
             )
-            for i, prompt in enumerate(np.asarray(filtered.prompts)[:count])
+            for i, prompt in enumerate(prompts[:count])
         ]
 
     def _without_small_regions(self, found: list[_Candidate], shape) -> list[_Candidate]:

@@ -65,18 +65,17 @@ def write_coco(output: Path) -> Path | None:
         images.append(image | {"height": height, "width": width})
         for found in record["objects"]:
             name = found["name"] or "object"
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": len(images),
-                    "category_id": categories.setdefault(name, len(categories) + 1),
-                    "segmentation": found["segmentation"],
-                    "bbox": found["bbox"],
-                    "area": found["area_px"],
-                    "iscrowd": 0,
-                    "score": found["predicted_iou"],
-                }
-            )
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": len(images),
+                "category_id": categories.setdefault(name, len(categories) + 1),
+                "segmentation": found["segmentation"],
+                "bbox": found["bbox"],
+                "area": found["area_px"],
+                "iscrowd": 0,
+                "score": found["predicted_iou"],
+            }
+            annotations.append(annotation)
     if not images:
         return None
     listed = [{"id": number, "name": name} for name, number in categories.items()]

@@ -21,10 +21,8 @@ def predict_path(request: Request) -> None:
     """Predicts an image, or every image of a folder, and lists what was written.
 
     In a folder, images whose outputs are there with the same settings are skipped, and one that
-    fails does not stop the others.
-
-    Raises:
-      UserError: see `FilePredictor`; for a folder also when any image failed, each named before.
+    fails does not stop the others. Raises UserError as `FilePredictor`, and for a folder when any
+    image failed, each named before.
     """
     predictor = FilePredictor(request)
     images = find_images(request.image)

@@ -120,11 +120,8 @@ def _check(here: str, prompt: Any) -> None:
 
 
 def _are_numbers(value: Any, count: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == count
-        and all(type(number) in (int, float) for number in value)
-    )
+    are_numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+    return are_numbers and len(value) == count
 
 
 def from_mask(path: str | Path, scan: Scan, axis: int) -> list[ObjectPrompts]:

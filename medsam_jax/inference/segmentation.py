@@ -45,15 +45,14 @@ def segment_objects(
         labels[mask] = found.label
         best = np.where(mask, scores[:, None, None], best)
         reached = np.flatnonzero(np.isfinite(scores)).tolist()
-        records.append(
-            {
-                "label": found.label,
-                "name": found.name,
-                "prompts": [{"slice": i} | prompt for i, prompt in found.slices.items()],
-                "predicted_iou": float(np.nanmean(scores)),
-                "slice_scores": {index: float(scores[index]) for index in reached},
-            }
-        )
+        record = {
+            "label": found.label,
+            "name": found.name,
+            "prompts": [{"slice": i} | prompt for i, prompt in found.slices.items()],
+            "predicted_iou": float(np.nanmean(scores)),
+            "slice_scores": {index: float(scores[index]) for index in reached},
+        }
+        records.append(record)
     return Segmentation(labels, records)
 
 

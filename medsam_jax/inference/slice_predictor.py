@@ -51,7 +51,8 @@ class SlicePredictor:
         Raises:
           UserError: a model output that is not finite, named by the slice.
         """
-        chunks = _batched(tasks, self.batch_size)
+        left = iter(tasks)
+        chunks = iter(lambda: tuple(itertools.islice(left, self.batch_size)), ())
         for launched in one_ahead(self._launch(chunk, original_shape) for chunk in chunks):
             yield self._collect(*launched)
 
@@ -95,10 +96,3 @@ def _as_prompts(prompt: Prompt) -> Prompts:
     if prompt.box is not None:
         return Prompts(boxes=prompt.box[None])
     return Prompts(coords=prompt.points[None], labels=prompt.labels[None])
-
-
-def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    """`itertools.batched` of Python 3.12."""
-    iterator = iter(items)
-    while batch := tuple(itertools.islice(iterator, size)):
-        yield batch

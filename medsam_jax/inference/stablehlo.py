@@ -57,8 +57,10 @@ def export_model(
         raise UserError(f"prompts, points: {prompts}, {points} given; use 1 or more of each")
     _require_flatbuffers()
     arrays = {name: np.asarray(array) for name, array in Functional(model).arrays.items()}
+    stored = get_recipe(model.config.preprocessing.recipe).size
+    image = _shape(1, stored, stored, 3, dtype=jnp.uint8), _shape(1, 2, dtype=jnp.int32)
     programs = {
-        _ENCODER: (Sam.encode, _encoder_arguments(model)),
+        _ENCODER: (Sam.encode, image),
         _DECODER: (_decode, _decoder_arguments(model, prompts, points)),
     }
     with replacing(Path(directory), overwrite=False) as partial:
@@ -100,11 +102,6 @@ def _by_platform(
     return lambda *arguments: jax.lax.platform_dependent(*arguments, **by_name)
 
 
-def _encoder_arguments(model: Sam) -> tuple[jax.ShapeDtypeStruct, ...]:
-    stored = get_recipe(model.config.preprocessing.recipe).size
-    return _shape(1, stored, stored, 3, dtype=jnp.uint8), _shape(1, 2, dtype=jnp.int32)
-
-
 def _decode(
     model: Sam, embedding: Float[Array, "1 h w c"], given: Mapping[str, Array]
 ) -> tuple[Array, Array]:
@@ -131,18 +128,14 @@ def _shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def _signature(arguments: tuple[Any, ...]) -> list[Any]:
-    """Shapes and types of what a program takes after the weights."""
+    """Types and shapes of what a program takes after the weights."""
     return jax.tree.map(lambda x: [str(x.dtype), *x.shape], list(arguments))
 
 
 class ExportedModel:
-    """Runs the programs of an exported directory; needs jax and safetensors only.
+    """Runs the programs of a directory by `export_model`; needs jax and safetensors only.
 
-    Args:
-      directory: written by `export_model`.
-
-    Raises:
-      UserError: no such directory, of another format, or exported for other platforms.
+    Raises UserError for no such directory, another format, or one exported for other platforms.
     """
 
     def __init__(self, directory: str | os.PathLike):
