@@ -39,6 +39,10 @@ class Recipe(IntensitySettings):
 
 DEFAULT_RECIPE = "lite"  # of `datasets.build`: what `config.checkpoint`'s default needs
 
+# Intensities and objects from MedSAM v2 on, which the recipe for SAM shares.
+_SINCE_V2 = {"percentiles": (0.5, 99.5), "percentile_voxels": "positive", "clip_8bit": False}
+_SINCE_V2 |= {"rule": "components"}
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -63,10 +67,7 @@ RECIPES = {
             interpolation="spline",
             coordinate_scale="per_axis",
             ct_windows=("soft_tissue", "lung", "brain"),
-            percentiles=(0.5, 99.5),
-            percentile_voxels="positive",
-            clip_8bit=False,
-            rule="components",
+            **_SINCE_V2,
             min_voxels=999,
             min_pixels=99,
         ),
@@ -77,10 +78,7 @@ RECIPES = {
             interpolation="area",
             coordinate_scale="longest",
             ct_windows=("wide", "soft_tissue", "lung", "brain"),
-            percentiles=(0.5, 99.5),
-            percentile_voxels="positive",
-            clip_8bit=False,
-            rule="components",
+            **_SINCE_V2,
             min_voxels=99,  # the group's pre_CT_MR.py as it stands today; the paper's are in v2
             min_pixels=9,
         ),
@@ -91,10 +89,7 @@ RECIPES = {
             interpolation="pillow",
             coordinate_scale="per_axis",
             ct_windows=("wide", "soft_tissue", "lung", "brain"),
-            percentiles=(0.5, 99.5),
-            percentile_voxels="positive",
-            clip_8bit=False,
-            rule="components",
+            **_SINCE_V2,
             min_voxels=0,
             min_pixels=0,
         ),
