@@ -55,11 +55,9 @@ class _Input:
 class FilePredictor:
     """Answers one image after another; the model is loaded for the first one.
 
-    Longer than other classes here: each step from an image to its files needs the request.
-
-    Raises:
-      UserError: a request that contradicts itself, an unreadable prompt file, an output folder that
-        cannot be written.
+    Longer than other classes here: each step from an image to its files needs the request. Raises
+    UserError for a request that contradicts itself, an unreadable prompt file, or an output folder
+    that cannot be written.
     """
 
     def __init__(self, request: Request):

@@ -21,10 +21,8 @@ def predict_path(request: Request) -> None:
     """Predicts an image, or every image of a folder, and lists what was written.
 
     In a folder, images whose outputs are there with the same settings are skipped, and one that
-    fails does not stop the others.
-
-    Raises:
-      UserError: see `FilePredictor`; for a folder also when any image failed, each named before.
+    fails does not stop the others. Raises UserError as `FilePredictor`, and for a folder when any
+    image failed, each named before.
     """
     predictor = FilePredictor(request)
     images = find_images(request.image)
@@ -83,11 +81,9 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
             raise
         except UserError as error:
             failures.append(str(error))
-    done = len(images) - skipped - len(failures)
-    print(
-        f"{request.output}: {done} images done, {skipped} skipped (finished earlier), "
-        f"{len(failures)} failed"
-    )
+    failed, done = len(failures), len(images) - skipped - len(failures)
+    counts = f"{done} images done, {skipped} skipped (finished earlier), {failed} failed"
+    print(f"{request.output}: {counts}")
     if failures:
         write_coco(request.output)
         for text in failures:
@@ -104,12 +100,9 @@ def _name(image: str) -> str:
 def _names(images: list[str]) -> dict[str, str]:
     """Names of outputs: stems, or whole file names where stems are the same."""
     counts = Counter(_name(image).lower() for image in images)
-    names = {}
-    for image in images:
-        folder, _, uid = image.partition("#")
-        whole = Path(folder).name + (f"_{uid}" if uid else "")
-        names[image] = _name(image) if counts[_name(image).lower()] == 1 else whole
-    return names
+    names = {image: _name(image) for image in images}
+    repeated = [image for image, name in names.items() if counts[name.lower()] > 1]
+    return names | {image: Path(image).name.replace("#", "_") for image in repeated}
 
 
 def _mask_of(request: Request, image: str, alone: bool) -> str | None:

@@ -45,7 +45,6 @@ class Metric:
     score: Callable[[MaskPair], float]
     # (pred [B, H, W], target, spacing, tolerance) -> [B]; works under jit. None: on the host only.
     batch: Callable[[Mask, Mask, Spacing, float], Float[Array, " b"]] | None = None
-    higher_is_better: bool = True
     is_length: bool = False  # in the unit of the spacing; otherwise a share from 0 to 1
     uses_tolerance: bool = False
     is_main: bool = False  # with its mean in tables, statistical tests and figures of its own
@@ -85,14 +84,12 @@ METRICS = {
             "hd95",
             "HD95",
             lambda masks: distance_percentile(masks.surface_distances, 95.0),
-            higher_is_better=False,
             is_length=True,
         ),
         Metric(
             "asd",
             "ASD",
             lambda masks: average_distance(masks.surface_distances),
-            higher_is_better=False,
             is_length=True,
         ),
     )
