@@ -86,10 +86,9 @@ class Description:
             return "not stated"
         tilt = f", oblique by {self.oblique_degrees:.1f} degrees" if self.oblique_degrees else ""
         words = {"L": "left", "R": "right", "A": "front", "P": "back", "S": "head", "I": "feet"}
-        runs = (
-            f"{axis} to the {words[to]}" for axis, to in zip("xyz", self.orientation, strict=True)
-        )
-        return f"{self.orientation} ({', '.join(runs)}{tilt})"
+        sides = zip("xyz", self.orientation, strict=True)
+        runs = ", ".join(f"{axis} to the {words[side]}" for axis, side in sides)
+        return f"{self.orientation} ({runs}{tilt})"
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -239,9 +238,7 @@ _SIGNATURES = (
 
 def format_of(path: str) -> str:
     """Returns the format that the first bytes of a file show, whatever its name says."""
-    file = pathlib.Path(path)
-    if not file.exists():
-        file = pathlib.Path(path.rpartition("#")[0] or path)
+    file = pathlib.Path(_folder_and_series(path)[0])
     if file.is_dir():
         return "DICOM series"
     try:
@@ -253,6 +250,12 @@ def format_of(path: str) -> str:
             return f"{_format(content.read(1024))}, compressed by gzip"
     except (OSError, EOFError, zlib.error):
         return "cannot be read"
+
+
+def _folder_and_series(path: str) -> tuple[str, str]:
+    """Splits `FOLDER#SERIES_UID`; the UID is empty for any other path."""
+    folder, _, uid = path.rpartition("#")
+    return (folder, uid) if folder and not pathlib.Path(path).exists() else (path, "")
 
 
 def _format(start: bytes) -> str:
@@ -304,7 +307,7 @@ def picture_names(scans: list[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken = collections.Counter()
     for scan in scans:
-        folder, _, uid = scan.rpartition("#") if not pathlib.Path(scan).exists() else (scan, "", "")
+        folder, uid = _folder_and_series(scan)
         base = stem(folder) + (f"_{uid}" if uid else "")
         taken[base.lower()] += 1
         count = taken[base.lower()]
