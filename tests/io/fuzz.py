@@ -3,7 +3,6 @@
 `python -m tests.io.fuzz NUMBER` writes that mutation to the current folder and reads it.
 """
 
-import dataclasses
 import json
 import os
 import re
@@ -31,7 +30,7 @@ SEED = 19
 ROOT = Path(__file__).parents[2]
 # One thread and one heap: others reserve address space when they first come into use.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
-ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+ENVIRONMENT |= {"PYTHONPATH": str(ROOT)}
 
 
 def damaged(number: int, known: dict[str, Sample]) -> tuple[str, Sample, bytes, str]:
@@ -102,56 +101,98 @@ def _fault_of_voxels(scan, content: bytes, sample: Sample, original) -> str:
     return ""
 
 
-def peak() -> int:
-    """Returns the largest size that this process's address space has had, in bytes."""
+def address_space(field: str) -> int:
+    """Returns the size of this process's address space, "VmSize" or "VmPeak", in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmPeak:\s+(\d+) kB", status)[1]) << 10
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) << 10
 
 
 def work(first: int, step: int, stop: int) -> None:
-    """Reads every `step`-th mutation from `first` on; prints its number before, its fault after."""
+    """Reads every `step`-th mutation from `first` on; prints its number before, its fault after.
+
+    After a file that took too much memory the process starts itself again: the peak would hide the
+    next one.
+    """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     known = samples()
+    answers = os.fdopen(os.dup(1), "w")
+    number = stop
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as noise:
         folder = Path(name)
-        answers = os.fdopen(os.dup(1), "w")
         os.dup2(noise.fileno(), 1)
         os.dup2(noise.fileno(), 2)  # of C libraries too
-        originals = {}
-        for label, sample in known.items():
-            originals[label] = read_scan(write(sample, sample.content, folder))
-        warm = peak()
-        resource.setrlimit(resource.RLIMIT_AS, (warm + (2 << 30),) * 2)
+        originals = {
+            label: read_scan(write(sample, sample.content, folder))
+            for label, sample in known.items()
+        }
+        limit = address_space("VmPeak") + (2 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         for number in range(first, stop, step):
             label, sample, content, done = damaged(number, known)
             path = write(sample, content, folder)
             print(f"> {number} {label}: {done}", file=answers, flush=True)
             noise.seek(0)
             noise.truncate()
-            before, start = peak(), time.monotonic()
-            found = fault(path, content, sample, originals[label], as_mask=number % 5 == 4)
-            taken, grown = time.monotonic() - start, peak() - warm
-            honest = max(originals[label].array.nbytes, len(content))
+            with _Watch(originals[label].array.nbytes + len(content)) as watch:
+                found = fault(path, content, sample, originals[label], as_mask=number % 5 == 4)
             noise.seek(0)
-            if not found and taken > SECONDS:
-                found = f"took {taken:.1f} s"
-            if not found and peak() > before and grown > TIMES * honest + SLACK:
-                found = f"took {grown >> 20} MB for {honest >> 10} KB"
-            if not found and (said := noise.read()):
-                found = f"printed {said[:200]!r}"
+            found = found or watch.fault or (said := noise.read()) and f"printed {said[:200]!r}"
             if found:
                 print(f"! {json.dumps(found)}", file=answers, flush=True)
+            if watch.is_bloated:
+                break
+        else:
+            number = stop
+    if number == stop:
         print(f"> {stop} end", file=answers, flush=True)
+        return
+    os.dup2(answers.fileno(), 1)
+    command = [sys.executable, "-m", "tests.io.fuzz", *map(str, (number + step, step, stop))]
+    os.execv(sys.executable, command)
 
 
-@dataclasses.dataclass
+class _Watch:
+    """Measures time and address space while a file of so many bytes is read."""
+
+    fault, is_bloated = "", False
+
+    def __init__(self, honest: int):
+        self._honest = honest
+
+    def __enter__(self) -> "_Watch":
+        self._size, self._peak = address_space("VmSize"), address_space("VmPeak")
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(self, *_) -> None:
+        taken, peak = time.monotonic() - self._start, address_space("VmPeak")
+        if taken > SECONDS:
+            self.fault = f"took {taken:.1f} s"
+        if peak > self._peak and peak - self._size > TIMES * self._honest + SLACK:
+            self.fault = f"took {(peak - self._size) >> 20} MB for {self._honest >> 10} KB"
+            self.is_bloated = True
+
+
 class _Child:
     """A process at work on its share of the mutations, and what it said last."""
 
-    first: int
-    process: subprocess.Popen
-    current: str = ""
-    since: float = dataclasses.field(default_factory=time.monotonic)
+    def __init__(self, first: int, step: int, stop: int):
+        command = [sys.executable, "-m", "tests.io.fuzz", *map(str, (first, step, stop))]
+        environment = {**os.environ, **ENVIRONMENT}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment)
+        self.current, self.since, self._rest = "", time.monotonic(), b""
+
+    def lines(self) -> list[str]:
+        """Returns the whole lines that have come; [] at the end."""
+        while (data := os.read(self.process.stdout.fileno(), 1 << 16)) and b"\n" not in data:
+            self._rest += data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self.since = time.monotonic()
+        return [line.decode() for line in lines]
+
+    def hangs(self) -> bool:
+        limit = 3 * SECONDS if self.current else 120  # imports come before the first
+        return time.monotonic() - self.since > limit
 
 
 def run(count: int, processes: int, begin: int = 0) -> list[str]:
@@ -160,23 +201,16 @@ def run(count: int, processes: int, begin: int = 0) -> list[str]:
     A child that crashes or hangs is a fault of its mutation; another one goes on after it.
     """
     faults: list[str] = []
-    selector = selectors.DefaultSelector()
+    stop, selector = begin + count, selectors.DefaultSelector()
 
     def start(first: int) -> None:
-        command = [sys.executable, "-m", "tests.io.fuzz", str(first), str(processes)]
-        process = subprocess.Popen(
-            [*command, str(begin + count)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT},
-        )
-        selector.register(process.stdout, selectors.EVENT_READ, _Child(first, process))
+        child = _Child(first, processes, stop)
+        selector.register(child.process.stdout, selectors.EVENT_READ, child)
 
-    def ended(child: _Child, why: str) -> None:
+    def end(child: _Child, why: str) -> None:
         selector.unregister(child.process.stdout)
         child.process.stdout.close()
-        if child.current.endswith(" end"):
+        if child.current == f"{stop} end":
             return
         if not child.current:
             raise RuntimeError(f"a child {why} before it read any damaged file")
@@ -187,21 +221,19 @@ def run(count: int, processes: int, begin: int = 0) -> list[str]:
         start(first)
     while selector.get_map():
         for key, _ in selector.select(timeout=1):
-            child, line = key.data, key.fileobj.readline()
-            child.since = time.monotonic()
-            if line.startswith("> "):
-                child.current = line[2:].strip()
-            elif line:
-                faults.append(f"{child.current}: {json.loads(line[2:])}")
-            else:
-                ended(child, f"ended with status {child.process.wait()}")
-        for key in list(selector.get_map().values()):
-            child = key.data
-            limit = 2 * SECONDS if child.current else 120
-            if time.monotonic() - child.since > limit:
+            lines = key.data.lines()
+            for line in lines:
+                if line.startswith("> "):
+                    key.data.current = line[2:]
+                else:
+                    faults.append(f"{key.data.current}: {json.loads(line[2:])}")
+            if not lines:
+                end(key.data, f"ended with status {key.data.process.wait()}")
+        for child in [key.data for key in selector.get_map().values()]:
+            if child.hangs():
                 child.process.kill()
                 child.process.wait()
-                ended(child, f"hung for {limit:.0f} s")
+                end(child, "hung")
     return faults
 
 
