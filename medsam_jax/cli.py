@@ -28,15 +28,18 @@ def progress(iterable: Iterable[T], desc: str, total: int | None = None) -> Iter
     yield from tqdm(iterable, desc=desc, total=total, mininterval=interval, dynamic_ncols=True)
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
     """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1, Ctrl-C 130.
 
-    Any other exception keeps its traceback: it is a defect of ours, not of the input.
+    Any other exception keeps its traceback: it is a defect of ours, not of the input. More than
+    `positional` arguments that are no flags are an error.
     """
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            print(f"error: unexpected argument {argv[1]!r}; see --help", file=sys.stderr)
+        if len(argv) > 1 + positional:
+            print(
+                f"error: unexpected argument {argv[1 + positional]!r}; see --help", file=sys.stderr
+            )
             sys.exit(1)
         try:
             with disk_space("output"):

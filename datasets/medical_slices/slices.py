@@ -39,6 +39,7 @@ class Checked:
     case: Case
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # `Scan.notes` of the image
     image_sha256: str = ""
     labels: tuple[int, ...] = ()  # original ids in the mask that were asked for
     slices: int = 0  # that will be stored
@@ -95,6 +96,7 @@ def _checked(case: Case, options: Options) -> Checked:
     return Checked(
         case,
         warnings=tuple(warnings),
+        notes=scan.notes,
         image_sha256=hashlib.sha256(np.ascontiguousarray(scan.array)).hexdigest(),
         labels=kept,
         slices=stored,
@@ -217,6 +219,7 @@ def case_examples(
         "scan_shape": list(scan.array.shape),
         "scan_spacing": [None if np.isnan(step) else float(step) for step in scan.spacing],
         "intensity_limits": list(limits) if limits else None,
+        "notes": list(scan.notes),
         "objects": sizes,  # per stored slice: [stored id, pixels]
         "drops": dict(drops),
         "histogram_before": {

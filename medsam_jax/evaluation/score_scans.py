@@ -27,6 +27,7 @@ from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.io.files import sha256_of_json
 from medsam_jax.io.geometry import slice_axis, slice_spacing
+from medsam_jax.io.notes import log_notes
 from medsam_jax.io.scans import read_mask, read_scan
 from medsam_jax.metrics import lesion_size
 
@@ -171,6 +172,7 @@ def _read(case: Case, labels: Sequence[int]) -> _Volume:
     """Reads a case and its masks; `labels` are those that it must have, empty for any."""
     try:
         scan = read_scan(case.image)
+        log_notes(scan)
         axis = slice_axis(scan)
         _check_spacing(case.image, scan.spacing, is_volume=scan.array.shape[axis] > 1)
         masks = {name: read_mask(path, scan) for name, path in case.masks.items()}

@@ -26,6 +26,7 @@ from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.io.dicom import dicom_files
 from medsam_jax.io.files import check_writable, jsonable, write_json, write_whole
 from medsam_jax.io.geometry import Scan, slice_axis, slice_spacing
+from medsam_jax.io.notes import log_notes
 from medsam_jax.io.scans import read_scan
 from medsam_jax.models.sam import Sam
 
@@ -131,6 +132,7 @@ class FilePredictor:
 
     def _read(self, image: str, name: str, mask: str | None) -> _Input:
         scan = read_scan(image)
+        log_notes(scan)
         axis = slice_axis(scan)
         count = scan.array.shape[axis]
         suffix = outputs.mask_suffix(image, count, self.request.mask_format)
@@ -202,6 +204,7 @@ class FilePredictor:
             "shape": list(found.labels.shape[1 if is_picture else 0 :]),
             "slice_axis": read.axis,
             "spacing_mm": read.spacing,
+            "notes": read.scan.notes,
             "files": list(files),
             "objects": found.objects,
             "settings": self.settings(read.image, read.mask),
