@@ -60,9 +60,9 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
     A name counts only where no such directory exists. Raises UserError as `load_model`.
     """
     path = Path(name_or_dir)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    if path.is_file():
+    if os.path.exists(path):
         raise UserError(
             f"{path}: a file; make a checkpoint directory of it with `python -m "
             f"weights_converter.convert --input {path} --output DIRECTORY`"

@@ -84,7 +84,8 @@ def _checked(case: Case, options: Options) -> Checked:
             f"{case.row_name}: a CT without a negative value ({scan.array.min():g} to "
             f"{scan.array.max():g}) is probably not in HU; check {case.image}"
         )
-    present = tuple(objects.present_labels(labels).tolist())
+    found = objects.present_labels(labels).tolist()
+    present = tuple(label for label in found if label not in case.ignore)
     kept = wanted_labels(present, case.task, options)
     if len(kept) > 255:
         raise UserError(f"{case.mask}: has {len(kept)} labels, 255 fit; choose with --labels")

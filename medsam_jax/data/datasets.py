@@ -12,7 +12,7 @@ import numpy as np
 from medsam_jax.data.modality import CT_WINDOWS, is_ct
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import sha256_of_json
+from medsam_jax.io.files import plain_path, sha256_of_json
 
 RECORD_FILE = "medical_slices.json"
 
@@ -131,7 +131,7 @@ def open_dataset(
     import tensorflow_datasets as tfds
 
     skip = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
-    builder = tfds.builder_from_directory(info.directory)
+    builder = tfds.builder_from_directory(plain_path(info.directory))
     return _Records(builder.as_data_source(split, decoders=skip)), info
 
 

@@ -2,25 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.drawing import LEGEND
+from medsam_jax.drawing import LEGEND, figure_of
 from medsam_jax.evaluation.base import ObjectScore
 from medsam_jax.evaluation.statistics import count_cases, grouped
-from medsam_jax.io.files import write_whole
 from medsam_jax.metrics import METRICS
 
 # Okabe and Ito's palette, for checkpoints and tasks.
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442"]
 _LEGEND_STYLE = {"loc": "outside upper left", "fontsize": "small", "frameon": False}
-
-
-def save(figure: Any, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=150))
 
 
 def box_plots(rows: Sequence[ObjectScore], metric: str, heading: str) -> Any:
@@ -55,9 +48,9 @@ def box_plots(rows: Sequence[ObjectScore], metric: str, heading: str) -> Any:
 
 def paired_scatter(rows: Sequence[ObjectScore], metric: str, a: str, b: str) -> Any:
     """Draws one dot per object: its score with checkpoint A and with checkpoint B."""
+    figure = figure_of(4.8, 4.8)
     from matplotlib import ticker
 
-    figure = figure_of(4.8, 4.8)
     axes = figure.subplots()
     first = {_object(row): row.scores[metric] for row in rows if row.checkpoint == a}
     lowest = 0.8
@@ -138,10 +131,10 @@ def picture_grid(rows: Sequence[ObjectScore], draw: Callable[[ObjectScore], np.n
 
 def overview(rows: Sequence[ObjectScore], unit: str) -> Any:
     """Draws the number and the sizes of each task's objects; rows of one checkpoint."""
-    from matplotlib import ticker
-
     groups = grouped(rows, attrgetter("task", "modality"))
     figure = figure_of(8.0, 1.5 + 0.4 * len(groups))
+    from matplotlib import ticker
+
     left, right = figure.subplots(1, 2, sharey=True)
     for place, members in enumerate(groups.values()):
         cases, colour = count_cases(members), COLOURS[place % len(COLOURS)]
@@ -162,16 +155,6 @@ def overview(rows: Sequence[ObjectScore], unit: str) -> Any:
     right.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     right.xaxis.set_minor_formatter("")
     right.tick_params(axis="x", labelrotation=45)
-    return figure
-
-
-def figure_of(width: float, height: float) -> Any:
-    """Makes a figure without pyplot's global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 

@@ -1,10 +1,12 @@
 """Writes the results of an evaluation: tables, tests, figures and a page to read."""
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any
 
+from medsam_jax.drawing import save_figures
 from medsam_jax.evaluation import burden_report, plots, statistics, tables
 from medsam_jax.evaluation.base import Evaluation, ObjectScore
 from medsam_jax.evaluation.statistics import Row
@@ -58,21 +60,23 @@ def _write_figures(evaluation: Evaluation, rows: Sequence[ObjectScore]) -> list[
     by_checkpoint = statistics.grouped(first, attrgetter("checkpoint"))
     checkpoints = list(by_checkpoint)
     unit = statistics.units(row.unit for row in first)
-    figures = {"overview.png": plots.overview(by_checkpoint[checkpoints[0]], unit)}
+    draw_overview = functools.partial(plots.overview, by_checkpoint[checkpoints[0]], unit)
+    figures: dict[str, Callable[[], Any]] = {"overview.png": draw_overview}
     for metric in (name for name, metric in METRICS.items() if metric.is_main):
         heading = METRICS[metric].title(evaluation.tolerance, unit)
-        figures[f"box_{metric}.png"] = plots.box_plots(first, metric, heading)
+        figures[f"box_{metric}.png"] = functools.partial(plots.box_plots, first, metric, heading)
         for a, b in itertools.combinations(range(len(checkpoints)), 2):
-            name = f"scatter_{metric}_{a + 1}_{b + 1}.png"
-            figures[name] = plots.paired_scatter(first, metric, checkpoints[a], checkpoints[b])
+            pair = checkpoints[a], checkpoints[b]
+            figures[f"scatter_{metric}_{a + 1}_{b + 1}.png"] = functools.partial(
+                plots.paired_scatter, first, metric, *pair
+            )
     if len({row.box_shift for row in rows}) > 1:
         same = [row for row in rows if row.reference == first[0].reference]
-        figures["box_shift.png"] = plots.score_by_shift(same)
+        figures["box_shift.png"] = functools.partial(plots.score_by_shift, same)
     for number, members in enumerate(by_checkpoint.values(), 1):
-        figures[f"pictures_{number}.png"] = plots.picture_grid(members, evaluation.picture)
-    for name, figure in figures.items():
-        plots.save(figure, evaluation.output / "figures" / name)
-    return list(figures)
+        draw_pictures = functools.partial(plots.picture_grid, members, evaluation.picture)
+        figures[f"pictures_{number}.png"] = draw_pictures
+    return save_figures(evaluation.output / "figures", figures)
 
 
 def _page(

@@ -84,7 +84,7 @@ def evaluate(
     print(f"writing tables and figures to {output}", flush=True)
     with disk_space(output):
         write_report(evaluation, rows, facts)
-    print((output / "summary.md").resolve())
+    print((output / "summary.md").absolute())
 
 
 def _whole(flag: str, value: int | str) -> int:

@@ -25,7 +25,7 @@ from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
-from medsam_jax.io.files import sha256_of_json
+from medsam_jax.io.files import sha256_of_json, split_series
 from medsam_jax.io.geometry import slice_axis, slice_spacing
 from medsam_jax.io.notes import log_notes
 from medsam_jax.io.scans import read_mask, read_scan
@@ -179,7 +179,7 @@ def _read(case: Case, labels: Sequence[int]) -> _Volume:
     except UserError as error:
         raise UserError(f"{case.name}: {error}") from None
     masks = {name: np.moveaxis(mask, axis, 0) for name, mask in masks.items()}
-    present = [int(label) for label in np.unique(masks[FIRST]) if label]
+    present = [int(n) for n in np.unique(masks[FIRST]) if n and n not in case.ignore]
     if absent := [label for label in labels if label not in present]:
         raise UserError(
             f"{case.name}: --labels {absent[0]} is not in {case.masks[FIRST]}, which has "
@@ -242,6 +242,7 @@ def _check_spacing(image: str, spacing: Sequence[float], is_volume: bool) -> Non
 def _state(case: Case) -> str:
     """Returns a digest of a case's row in the manifest and of its files' times."""
     paths = (case.image, *case.masks.values())
-    times = [Path(path.split("#")[0]).stat().st_mtime_ns for path in paths]
+    times = [Path(split_series(path)[0]).stat().st_mtime_ns for path in paths]
     fields = [case.case_id, case.image, case.masks, case.modality, case.task, case.window]
+    fields += [case.ignore] if case.ignore else []
     return sha256_of_json([fields, times])[:16]

@@ -6,12 +6,14 @@ another order would make surface metrics wrong.
 """
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
 
-from medsam_jax.errors import UserError
+from medsam_jax.errors import UserError, check_name
 from medsam_jax.io import dicom, itk, nifti, npz, pictures
+from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan, resample, same_grid
 
 
@@ -68,8 +70,9 @@ def _size(array: np.ndarray) -> str:
 
 def _read(path: str, as_labels: bool) -> Scan:
     """Calls the reader for the type of the path; with `as_labels`, colours become labels."""
-    file = pathlib.Path(path.split("#")[0])
-    if not file.exists():
+    check_name(path)
+    file = pathlib.Path(split_series(path)[0])
+    if not os.path.exists(file):
         raise UserError(f"{path}: does not exist; correct the path")
     if file.is_dir():
         return dicom.read_series(path)
