@@ -37,9 +37,9 @@ def as_labels(array: np.ndarray, path: str) -> np.ndarray:
 def _check_sharp(labels: np.ndarray, path: str) -> None:
     """Refuses a mask whose edges were smoothed: its in-between values would become objects.
 
-    Such a value fills no 3 x 3 pixels anywhere and mostly lies between a smaller and a larger one,
-    and most edges pass through such values. Labels 1 to n, and those below 16, are never refused.
-    Of a volume, the slice with most labelled pixels is looked at.
+    Such a value fills no 3 x 3 pixels anywhere and mostly has a smaller and a larger one within two
+    pixels, and most edges pass through such values. Labels 1 to n, and those below 16, are never
+    refused. Of a volume, the slice with most labelled pixels is looked at.
     """
     import cv2
 
@@ -50,14 +50,14 @@ def _check_sharp(labels: np.ndarray, path: str) -> None:
     if len(found) < 3 or (found[0] == 0 and found[-1] == len(found) - 1) or len(found) > 65535:
         return
     ranks = np.ascontiguousarray(plane.reshape(labels.shape[1:]).astype(np.uint16))
-    square = np.ones((3, 3), np.uint8)
-    low, high = cv2.erode(ranks, square), cv2.dilate(ranks, square)
+    low, high = (shift(ranks, np.ones((3, 3), np.uint8)) for shift in (cv2.erode, cv2.dilate))
     is_thin = np.ones(len(found), bool)
     is_thin[np.unique(ranks[low == high])] = False
     is_thin[ranks.max()] = is_thin[0] = False
     thin = is_thin[ranks]
     if not thin.any():
         return
+    low, high = (shift(ranks, np.ones((5, 5), np.uint8)) for shift in (cv2.erode, cv2.dilate))
     between = (low < ranks) & (ranks < high)
     smooth = edges = 0
     for one, other, one_thin, other_thin in (

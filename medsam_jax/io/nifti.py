@@ -14,8 +14,12 @@ from medsam_jax.io import itk
 from medsam_jax.io.geometry import Scan, shear_degrees
 
 _TO_MM = {1: 1000.0, 3: 0.001}  # of xyzt_units: metres and micrometres; any other value is mm
-_RGB = {128: "RGB", 2304: "RGBA"}  # by datatype
-_TYPES = {32: "complex64", 1536: "float128", 1792: "complex128", 2048: "complex256"}
+# By datatype.
+_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64}
+_BITS |= {1280: 64, 2304: 32}
+_RGB = {128: "RGB", 2304: "RGBA"}
+_OTHER = {1: "single bits", 32: "complex64", 1536: "float128", 1792: "complex128"}
+_OTHER |= {2048: "complex256"}
 
 
 def read_nifti(path: str, is_gzipped: bool) -> Scan:
@@ -101,8 +105,7 @@ class _Header:
     shape: tuple[int, ...]
     spacing: tuple[float, ...]  # in the order of `shape`
     datatype: int
-    bits: int  # per voxel
-    offset: int  # of the first voxel, in bytes
+    offset: float  # of the first voxel, in bytes
     slope: float
     intercept: float
     intent: int
@@ -124,19 +127,19 @@ class _Header:
                 return None
             magic = header[344:348]
             is_nifti = magic in (b"n+1\0", b"ni1\0")
-            offset = int(field("f", 108)[0]) if magic == b"n+1\0" else 0
+            offset = field("f", 108)[0]
             scale = _TO_MM.get(header[123] & 7, 1.0) if is_nifti else 1.0
             spacing = tuple(value * scale for value in pixdim[1:4]) + pixdim[4:8]
             qcode, scode = field("2h", 252) if is_nifti else (0, 0)
-            qform = _from_quaternion(field("6f", 256), pixdim) * scale if qcode > 0 else None
-            sform = np.reshape(field("12f", 280), (3, 4)) * scale if scode > 0 else None
+            with np.errstate(all="ignore"):  # of NaN and infinity, which are refused later
+                qform = _from_quaternion(field("6f", 256), pixdim) * scale if qcode > 0 else None
+                sform = np.reshape(field("12f", 280), (3, 4)) * scale if scode > 0 else None
             end = 1 + dim[0]
             return cls(
                 magic=magic,
                 shape=dim[1:end],
                 spacing=spacing[: dim[0]],
                 datatype=field("h", 70)[0],
-                bits=field("h", 72)[0],
                 offset=offset,
                 slope=field("f", 112)[0] if is_nifti else 1.0,
                 intercept=field("f", 116)[0] if is_nifti else 0.0,
@@ -154,14 +157,14 @@ class _Header:
     @property
     def promised_bytes(self) -> int:
         """Returns the file size that the header implies: the end of the last voxel."""
-        return self.offset + math.prod(self.shape) * self.bits // 8
+        return int(self.offset) + math.prod(self.shape) * _BITS[self.datatype] // 8
 
     def check(self, path: pathlib.Path) -> None:
         """Raises UserError for values in the header that cannot be right."""
-        if min(self.shape) < 1 or self.bits < 1 or self.offset < 0:
+        if min(self.shape) < 1 or not 0 <= self.offset < 2**40:
             raise UserError(
-                f"{path}: the header says {_times(self.shape)} voxels of {self.bits} bits from "
-                f"byte {self.offset}; copy the file again"
+                f"{path}: the header says {_times(self.shape)} voxels from byte {self.offset:g}; "
+                "copy the file again"
             )
         self._check_spacing(path)
         if np.isfinite(self.slope) and self.slope != 0 and not np.isfinite(self.intercept):
@@ -169,10 +172,9 @@ class _Header:
                 f"{path}: scl_slope is {self.slope:g} and scl_inter {self.intercept:g}; write the "
                 "intercept"
             )
-        if self.datatype in _TYPES:
-            raise UserError(
-                f"{path}: voxels are {_TYPES[self.datatype]}; save magnitudes as float32"
-            )
+        if self.datatype not in _BITS:
+            found = _OTHER.get(self.datatype, f"of the unknown datatype {self.datatype}")
+            raise UserError(f"{path}: voxels are {found}; save integers or float32")
         if math.prod(self.shape[4:]) > 1:
             raise UserError(
                 f"{path}: has {len(self.shape)} dimensions ({_times(self.shape)}, intent "

@@ -82,8 +82,9 @@ def read_nrrd(path: str) -> Scan:
     if directions and not fields.get("kinds"):
         is_space = [one is not None for one in directions]
     colours = next((_COLOUR_KINDS[kind] for kind in kinds if kind in _COLOUR_KINDS), "")
-    scan = itk.read_sitk(path, "NrrdImageIO", colours)
     stated = [step for step, in_space in zip(steps, is_space, strict=True) if in_space]
+    _check_steps(path, stated)
+    scan = itk.read_sitk(path, "NrrdImageIO", colours)
     units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
     return _with_units(_with_spacing(scan, stated), units)
 
@@ -113,6 +114,7 @@ def read_metaimage(path: str) -> Scan:
         raise UserError(
             f"{path}: the MetaImage header is damaged (size {sizes}, type {type_}); write it again"
         )
+    _check_steps(path, steps)
     files = _data_files(path, name, end, fields["rest"])
     if files:
         promised = math.prod(sizes) * channels * bits // 8
@@ -122,14 +124,18 @@ def read_metaimage(path: str) -> Scan:
     return _with_spacing(itk.read_sitk(path, "MetaImageIO"), steps)
 
 
+def _check_steps(path: str, steps: list[float]) -> None:
+    """Raises UserError unless each spacing is above 0 or not known."""
+    if any(step <= 0 or math.isinf(step) for step in steps):
+        found = " x ".join(f"{step:g}" for step in steps)
+        raise UserError(f"{path}: the header says {found} mm a voxel; write its spacing")
+
+
 def _with_spacing(scan: Scan, steps: list[float]) -> Scan:
     """Returns the scan with the stated spacing (x, y, z): NaN where the header has none.
 
-    Without a spacing there is no position either. Raises UserError unless steps are above 0.
+    Without a spacing there is no position either.
     """
-    if any(step <= 0 or math.isinf(step) for step in steps):
-        found = " x ".join(f"{step:g}" for step in steps)
-        raise UserError(f"{scan.path}: the header says {found} mm a voxel; write its spacing")
     known = [*steps[:3], *[math.nan] * (3 - len(steps))][::-1]
     spacing = tuple(
         value if math.isfinite(step) else math.nan
