@@ -42,6 +42,8 @@ _MAGIC = (
     (0, b"\x89HDF\r\n\x1a\n", "HDF5"),
     (0, b"MATLAB 5.0 MAT-file", "MATLAB file"),
     (0, b"%PDF", "PDF"),
+    (4, b"ftyp", "HEIF picture or video"),
+    (0, b"\0\0\0\1\0\0", "FreeSurfer volume"),
 )
 PICTURES = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WebP", "JPEG 2000")
 _SUFFIXES = {
@@ -71,7 +73,8 @@ _REMEDIES = {
     "HDF5": "save its image as NIfTI, NRRD or .npz",
     "MATLAB file": "save its image as NIfTI, NRRD or .npz",
     "PDF": "save its pictures as PNG",
-    "zip": "unpack it",
+    "HEIF picture or video": "save it as PNG",
+    "FreeSurfer volume": "convert it to NIfTI (mri_convert FILE OUT.nii.gz)",
 }
 _HEAD = 4096  # bytes that are looked at
 
@@ -85,13 +88,16 @@ class Format:
 
     def refuse_other(self, path: str) -> None:
         """Raises UserError for a format that is none of ours, or that stands in an archive."""
-        if self.is_gzipped and self.name != "NIfTI":
-            what = f"gzip-compressed {self.name or 'file of an unknown format'}"
-            raise UserError(f"{path}: is a {what}; unpack it (gunzip) and name the file inside")
-        if self.name.endswith("archive"):
-            raise UserError(f"{path}: is a {self.name}; unpack it and name the image inside")
-        if self.name in _REMEDIES and not self.name == "zip":
-            raise UserError(f"{path}: is a {self.name}; {_REMEDIES[self.name]}")
+        packed = "gzip-compressed " if self.is_gzipped else ""
+        if self.name in _REMEDIES and not path.lower().endswith((".mnc", ".h5", ".hdf5")):
+            raise UserError(f"{path}: is a {packed}{self.name}; {_REMEDIES[self.name]}")
+        if self.name.endswith("archive") or (self.is_gzipped and self.name != "NIfTI"):
+            what = self.name or "file of an unknown format"
+            raise UserError(f"{path}: is a {packed}{what}; unpack it and name the image inside")
+
+    def remedy(self) -> str:
+        """Returns the remedy for a format that could not be read, or ""."""
+        return _REMEDIES.get(self.name, "")
 
     def notes(self, path: str) -> tuple[str, ...]:
         """Returns a note where the name belongs to another format."""

@@ -9,6 +9,7 @@ from medsam_jax.io.geometry import Scan, resample, same_grid, share_outside
 
 MOST_OUTSIDE = 0.25  # of a mask's labelled voxels outside the image; more are another scan's mask
 _GREY_LEVELS = 16  # label maps below hold no grey levels
+_MOST_LABELS = 64  # of a picture with labels 1 to n that is not doubted
 
 
 def as_labels(array: np.ndarray, path: str) -> np.ndarray:
@@ -29,17 +30,15 @@ def as_labels(array: np.ndarray, path: str) -> np.ndarray:
         raise UserError(f"{path}: has a negative label ({array.min():g}); renumber the labels")
     if array.size and array.max() > np.iinfo(np.int32).max:
         raise UserError(f"{path}: label {array.max():g} is too large; renumber the labels")
-    labels = array.astype(np.int32)
-    _check_sharp(labels, path)
-    return labels
+    return array.astype(np.int32)
 
 
-def _check_sharp(labels: np.ndarray, path: str) -> None:
+def check_sharp(labels: np.ndarray, path: str) -> None:
     """Refuses a mask whose edges were smoothed: its in-between values would become objects.
 
     Such a value fills no 3 x 3 pixels anywhere and mostly has a smaller and a larger one within two
-    pixels, and most edges pass through such values. Labels 1 to n, and those below 16, are never
-    refused. Of a volume, the slice with most labelled pixels is looked at.
+    pixels, and most edges pass through such values. Labels 1 to n up to 64, and those below 16, are
+    never refused. Of a volume, the slice with most labelled pixels is looked at.
     """
     import cv2
 
@@ -47,12 +46,15 @@ def _check_sharp(labels: np.ndarray, path: str) -> None:
         return
     plane = labels[np.count_nonzero(labels, axis=(1, 2)).argmax()]
     found, plane = np.unique(plane, return_inverse=True)
-    if len(found) < 3 or (found[0] == 0 and found[-1] == len(found) - 1) or len(found) > 65535:
+    is_counted = found[0] == 0 and found[-1] == len(found) - 1 <= _MOST_LABELS
+    if len(found) < 3 or is_counted or len(found) > 65535:
         return
     ranks = np.ascontiguousarray(plane.reshape(labels.shape[1:]).astype(np.uint16))
     low, high = (shift(ranks, np.ones((3, 3), np.uint8)) for shift in (cv2.erode, cv2.dilate))
     is_thin = np.ones(len(found), bool)
     is_thin[np.unique(ranks[low == high])] = False
+    if is_thin.all():
+        return  # noise, or a tiny picture
     is_thin[ranks.max()] = is_thin[0] = False
     thin = is_thin[ranks]
     if not thin.any():
@@ -89,7 +91,11 @@ def on_grid(mask: Scan, scan: Scan) -> Scan:
                 f"{mask.path}: mask of {_size(mask.array)} for an image of {_size(scan.array)} "
                 "without physical geometry to align them; save both at the same size"
             )
-        return mask
+        if mask.affine is scan.affine or len(mask.array) == 1:
+            return mask
+        lacking = "mask" if mask.affine is None else "image"
+        note = f"The {lacking} states no position; the mask is taken voxel by voxel."
+        return dataclasses.replace(mask, notes=(*mask.notes, note))
     if same_grid(mask, scan):
         return mask
     _check_geometry(mask, scan)
@@ -107,16 +113,33 @@ def on_grid(mask: Scan, scan: Scan) -> Scan:
 
 
 def _check_geometry(mask: Scan, scan: Scan) -> None:
-    """Refuses a mask of the image's size that has a default geometry where the image has another.
+    """Refuses a mask of the image's size if one of them has lost the geometry that the other has.
 
-    A default is an origin of 0, a spacing of 1 on all axes, a direction along the axes while the
-    origin is the image's, or x and y of the image's geometry with the other sign (RAS for LPS).
     Grids whose corners are the same places are only flipped and are no such case.
     """
     if mask.array.shape != scan.array.shape[:3] or _same_corners(mask, scan):
         return
-    origin, spacing, direction = (np.array(part) for part in mask.affine)
-    its_origin, its_spacing, its_direction = (np.array(part) for part in scan.affine)
+    both = f"(mask {describe(mask)}; image {describe(scan)})"
+    if lost := _lost(mask, scan):
+        raise UserError(
+            f"{mask.path}: has the size of the image {scan.path}, but not its {lost} {both}; copy "
+            "the image's geometry into the mask"
+        )
+    if lost := _lost(scan, mask):
+        raise UserError(
+            f"{mask.path}: has the size of the image {scan.path}, which has not its {lost} {both}; "
+            "copy the mask's geometry into the image if it is right"
+        )
+
+
+def _lost(one: Scan, other: Scan) -> str:
+    """Returns which parts of the geometry of `other` a scan has lost: names, or "".
+
+    Lost parts have a default: an origin of 0, a spacing of 1 on all axes, a direction along the
+    axes at the same origin; or x and y have the other sign (RAS for LPS).
+    """
+    origin, spacing, direction = (np.array(part) for part in one.affine)
+    its_origin, its_spacing, its_direction = (np.array(part) for part in other.affine)
     step = 0.1 * min(its_spacing)
     turned = np.abs(direction - its_direction).max() > 1e-3
     along = np.isin(np.abs(direction), (0, 1)).all()
@@ -128,12 +151,7 @@ def _check_geometry(mask: Scan, scan: Scan) -> None:
         "direction": turned and along and np.abs(origin - its_origin).max() < step,
         "sign of x and y": np.abs(origin * flip - its_origin).max() < step and mirrored < 1e-3,
     }
-    named = " and ".join(name for name, is_lost in lost.items() if is_lost)
-    if named:
-        raise UserError(
-            f"{mask.path}: has the size of the image {scan.path}, but not its {named} (mask "
-            f"{describe(mask)}; image {describe(scan)}); copy the image's geometry into the mask"
-        )
+    return " and ".join(name for name, is_lost in lost.items() if is_lost)
 
 
 def _same_corners(mask: Scan, scan: Scan) -> bool:

@@ -65,8 +65,9 @@ def _read(
             f"{path}: cannot be read ({reason}); the picture is damaged: copy or export it again"
         ) from None
     if as_labels and is_lossy and len(found := np.unique(array)) > 2:
+        lossy = "JPEG" if format_name == "TIFF" else format_name
         raise UserError(
-            f"{path}: JPEG has smeared the labels (values {found[:4].tolist()}...); "
+            f"{path}: {lossy} has smeared the labels (values {found[:4].tolist()}...); "
             "save masks as PNG"
         )
     return array, notes
@@ -91,6 +92,8 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
         else:
             alpha = _alpha(image)
             page = pages.label_page(image) if as_labels else pages.colour_page(image)
+            if as_labels and image.format == "PNG":
+                page = page // _stretch(path)
     notes = pages.alpha_notes(alpha)
     return pages.oriented(page, orientation), notes, is_lossy
 
@@ -106,13 +109,24 @@ def _check_size(path: pathlib.Path, image: Any) -> None:
         )
 
 
+def _stretch(path: pathlib.Path) -> int:
+    """Returns the factor by which Pillow multiplies a PNG's grey values of 2 or 4 bits."""
+    depth, colour_type = _png_header(path)
+    return {2: 85, 4: 17}.get(depth, 1) if colour_type == 0 else 1
+
+
+def _png_header(path: pathlib.Path) -> tuple[int, int]:
+    """Returns a PNG's bits per sample and colour type."""
+    with open(path, "rb") as file:
+        header = file.read(26)
+    return header[24], header[25]
+
+
 def _deep_png(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Returns 16-bit colours (or grey) and alpha, of which Pillow keeps 8 bits; None for others."""
     import cv2
 
-    with open(path, "rb") as file:
-        header = file.read(26)
-    depth, colour_type = header[24], header[25]
+    depth, colour_type = _png_header(path)
     if depth != 16 or colour_type not in _PNG_SAMPLES:
         return None
     found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -14,7 +14,7 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io import dicom, formats, itk, nifti, npz, pictures, text_headers
 from medsam_jax.io.geometry import Scan
-from medsam_jax.io.masks import as_labels, on_grid
+from medsam_jax.io.masks import as_labels, check_sharp, on_grid
 
 
 def read_scan(path: str | pathlib.Path) -> Scan:
@@ -58,6 +58,7 @@ def read_mask_scan(path: str | pathlib.Path, scan: Scan) -> Scan:
     mask = _read(str(path), is_mask=True)
     mask = dataclasses.replace(mask, array=as_labels(mask.array, str(path)))
     placed = on_grid(mask, scan)
+    check_sharp(mask.array, str(path))
     if not placed.array.any():
         raise UserError(f"{path}: the mask is empty (no voxel above 0); leave this case out")
     return placed
@@ -97,4 +98,9 @@ def _by_format(path: str, file: pathlib.Path, found: formats.Format, is_mask: bo
         return itk.read_sitk(path, "GDCMImageIO")
     if not found.name and suffix == ".img":
         return nifti.read_nifti(path, found.is_gzipped)
-    return itk.read_sitk(path)
+    try:
+        return itk.read_sitk(path)  # MINC, GIPL, VTK and others that ITK knows
+    except UserError:
+        if found.remedy():
+            raise UserError(f"{path}: is a {found.name}; {found.remedy()}") from None
+        raise

@@ -1,7 +1,7 @@
 """Reads NRRD and MetaImage with ITK, after reading their text headers.
 
-ITK takes a spacing of 1 mm where the header has none, ignores NRRD's units, and says little of a
-data file that is missing or short.
+ITK takes a spacing of 1 mm where the header has none, ignores units, and says little of a data file
+that is missing, short or damaged.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import re
+import zlib
 
 import numpy as np
 
@@ -51,6 +52,25 @@ class _Data:
             raise UserError(
                 f"{path}: cannot be read ({name} truncated: {found} bytes of {needed}); copy it "
                 "again"
+            )
+
+    def check_deflate(self, path: str) -> None:
+        """Raises UserError if compressed data are damaged, which MetaIO prints and returns."""
+        found, is_whole = 0, True
+        try:
+            for file in self.files:
+                unpack = zlib.decompressobj()
+                with open(file, "rb") as stream:
+                    stream.seek(self.skipped)
+                    while block := stream.read(1 << 20):
+                        found += len(unpack.decompress(block))
+                is_whole &= unpack.eof
+        except zlib.error as error:
+            raise UserError(f"{path}: cannot be read ({error}); copy it again") from None
+        if found < self.promised or not is_whole:
+            raise UserError(
+                f"{path}: cannot be read (truncated or damaged: {found} bytes of {self.promised} "
+                "after decompression); copy it again"
             )
 
 
@@ -120,8 +140,12 @@ def read_metaimage(path: str) -> Scan:
         promised = math.prod(sizes) * channels * bits // 8
         is_compressed = fields.get("compresseddata", "").lower().startswith("t")
         is_local = name.upper() == "LOCAL"
-        _Data(promised, is_compressed, end if is_local else skipped, files).check(path)
-    return _with_spacing(itk.read_sitk(path, "MetaImageIO"), steps)
+        data = _Data(promised, is_compressed, end if is_local else skipped, files)
+        data.check(path)
+        if is_compressed:
+            data.check_deflate(path)
+    scan = _with_spacing(itk.read_sitk(path, "MetaImageIO"), steps)
+    return _with_units(scan, [fields.get("distanceunits", "").lower()])
 
 
 def _check_steps(path: str, steps: list[float]) -> None:

@@ -17,9 +17,12 @@ from medsam_jax.io.pages import alpha_notes, colour_page, label_page, oriented, 
 
 _BYTE_CODECS = (5, 50000)  # LZW and ZSTD: compressed rows of bytes
 _PICTURE_CODECS = (2, 3, 4, 6, 7, 33007, 34712, 50001)  # CCITT, JPEG, JPEG 2000, WebP
+_CODECS = (1, 5, 8, 32946, 32773, 34925, 50000)  # none, LZW, Deflate, PackBits, LZMA, ZSTD
 _LOSSY = (6, 7, 33007, 34712, 50001)
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
 _PILLOW_COLOURS = (_SEPARATED, _YCBCR)  # read by Pillow, which knows them
+_PILLOW_BITS = (2, 4, 12)
+_STRETCH = {2: 85, 4: 17}  # factor by which Pillow multiplies grey values of so many bits
 _MOST_BYTES = 1 << 26  # of pixels that are never doubted
 _MOST_RATIO = 4500  # pixel bytes for each byte of a file; LZW and ZSTD stay below
 
@@ -99,12 +102,18 @@ def _imagej_pages(path: pathlib.Path, file: Any, pages: list[np.ndarray]) -> lis
 def _page(path: pathlib.Path, page: Any, as_labels: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns a page as [H, W] or [H, W, 3] and its alpha."""
     photometric = int(page.photometric)
-    if int(page.compression) in _PICTURE_CODECS or photometric in _PILLOW_COLOURS:
+    codec, bits = int(page.compression), page.bitspersample
+    if codec in _PICTURE_CODECS or photometric in _PILLOW_COLOURS or bits in _PILLOW_BITS:
         return _by_pillow(path, page, as_labels), None
     if photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE):
         raise UserError(
             f"{path}: its colours are {getattr(page.photometric, 'name', photometric)}; save it as "
             "RGB or grey"
+        )
+    if codec not in _CODECS or bits not in (1, 8, 16, 32, 64):
+        raise UserError(
+            f"{path}: {bits} bits, compressed as {getattr(page.compression, 'name', codec)}; save "
+            "it with 8 or 16 bits, uncompressed or with Deflate"
         )
     array = page.asarray()
     if page.planarconfig == 2 and page.samplesperpixel > 1:
@@ -182,10 +191,11 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 
 def _by_pillow(path: pathlib.Path, page: Any, as_labels: bool) -> np.ndarray:
-    """Returns a page of 8 or fewer bits as Pillow reads it, its orientation undone."""
+    """Returns a page of up to 8 bits, or 12, as Pillow reads it, its orientation undone."""
     from PIL import Image
 
-    if page.bitspersample > 8 or page.extrasamples or page.samplesperpixel > 4:
+    bits, is_grey = page.bitspersample, page.samplesperpixel == 1
+    if (bits > 8 and not (is_grey and bits == 12)) or page.extrasamples or page.samplesperpixel > 4:
         raise UserError(
             f"{path}: {page.samplesperpixel} values of {page.bitspersample} bits, compressed as "
             f"{page.compression.name}, colours {page.photometric.name}; save it as RGB or grey, "
@@ -195,8 +205,10 @@ def _by_pillow(path: pathlib.Path, page: Any, as_labels: bool) -> np.ndarray:
     with Image.open(path) as image:
         image.seek(page.index)
         image.load()
-        convert = label_page if as_labels else colour_page
-        return unoriented(convert(image), _tag(page, "Orientation", 1))
+        array = label_page(image) if as_labels else colour_page(image)
+    if as_labels and page.photometric in (_MINISWHITE, _MINISBLACK):
+        array = array // _STRETCH.get(bits, 1)
+    return unoriented(array, _tag(page, "Orientation", 1))
 
 
 def _unpacked(path: pathlib.Path) -> io.BytesIO:

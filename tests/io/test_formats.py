@@ -68,7 +68,7 @@ def archive(folder):
         (lambda _: b"\n <html><body>404</body></html>", "is a web page; download"),
         (lambda _: b'{"error": "not found"}', "is a JSON text"),
         (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "git lfs pull"),
-        (lambda _: gzip.compress(b"<html></html>"), "gzip-compressed web page; unpack"),
+        (lambda _: gzip.compress(b"<html></html>"), "gzip-compressed web page; download"),
         (lambda folder: gzip.compress(content(".nrrd", folder)), "gzip-compressed NRRD; unpack"),
         (lambda _: b"\x28\xb5\x2f\xfd" + bytes(99), "is a zstd archive; unpack"),
         (lambda _: b"7z\xbc\xaf\x27\x1c" + bytes(99), "is a 7z archive; unpack"),
@@ -77,6 +77,8 @@ def archive(folder):
         (lambda _: b"MATLAB 5.0 MAT-file, Platform" + bytes(99), "is a MATLAB file; save"),
         (npy, "is a NumPy array; save it as .npz"),
         (archive, "unpack it"),
+        (lambda _: gzip.compress(b"\0\0\0\1" + bytes(400)), "FreeSurfer volume; convert it"),
+        (lambda _: b"\0\0\0\x20ftypheic" + bytes(99), "is a HEIF picture or video; save it"),
         (lambda _: b"\x1f\x8b" + bytes(99), "damaged gzip"),
         (lambda _: b"\1\2\3\4" * 99, "first bytes are of no known format"),
     ],
@@ -96,7 +98,7 @@ def test_nifti_2_is_named(tmp_path):
     header = (540).to_bytes(4, "little") + b"n+2\0\r\n\x1a\n" + bytes(600)
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(header))
     (tmp_path / "b.nii").write_bytes(header)
-    with pytest.raises(UserError, match="NIfTI-2 file; unpack|NIfTI-2 file; save it as NIfTI-1"):
+    with pytest.raises(UserError, match="is a gzip-compressed NIfTI-2 file; save it as NIfTI-1"):
         scans.read_scan(tmp_path / "a.nii.gz")
     with pytest.raises(UserError, match="is a NIfTI-2 file; save it as NIfTI-1"):
         scans.read_scan(tmp_path / "b.nii")

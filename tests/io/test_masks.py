@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from medsam_jax.errors import UserError
 from medsam_jax.io import scans
@@ -52,6 +52,14 @@ def test_a_mask_that_lost_its_geometry_is_refused(tmp_path, direction, lost, nam
     scan = image(tmp_path, direction)
     mask = write(tmp_path / "mask.nrrd", ball(), **({"direction": direction} | lost))
     with pytest.raises(UserError, match=f"{named} .mask origin.*copy the image's geometry"):
+        scans.read_mask(mask, scan)
+
+
+def test_an_image_that_lost_its_geometry_is_refused(tmp_path):
+    array = np.random.default_rng(0).normal(0, 1, (12, 40, 48)).astype(np.float32)
+    scan = scans.read_scan(write(tmp_path / "i.nrrd", array, origin=(0, 0, 0)))
+    mask = write(tmp_path / "m.nrrd", ball())
+    with pytest.raises(UserError, match="which has not its origin .*copy the mask's geometry"):
         scans.read_mask(mask, scan)
 
 
@@ -190,6 +198,22 @@ def test_one_value_on_all_edges_is_refused(tmp_path):
     Image.fromarray(labels).save(tmp_path / "m.png")
     scan = scans.read_scan(tmp_path / "m.png")
     with pytest.raises(UserError, match="smeared .values 128, 255 side by side"):
+        scans.read_mask(tmp_path / "m.png", scan)
+
+
+def test_smeared_edges_of_all_values_are_refused(tmp_path):
+    """All values from 0 on are there, as in a label map that counts them."""
+    rng = np.random.default_rng(0)
+    wide = Image.new("L", (1200, 1200))
+    for x, y in np.argwhere(np.ones((11, 11))) * 105 + 20:
+        radius = rng.integers(30, 80)
+        ImageDraw.Draw(wide).ellipse((x, y, x + radius, y + rng.integers(30, 80)), fill=255)
+    smooth = np.asarray(wide.filter(ImageFilter.GaussianBlur(2)))
+    ranks = np.unique(smooth, return_inverse=True)[1].reshape(smooth.shape).astype(np.uint8)
+    assert ranks.max() > 200
+    Image.fromarray(ranks).save(tmp_path / "m.png")
+    scan = scans.read_scan(tmp_path / "m.png")
+    with pytest.raises(UserError, match="edges are smeared"):
         scans.read_mask(tmp_path / "m.png", scan)
 
 

@@ -85,6 +85,24 @@ def test_deep_png_keeps_its_bits(tmp_path, channels, side):
     assert ("Transparency" in "".join(scan.notes)) == (channels == 4)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_labels_of_few_bits_are_not_stretched(tmp_path, bits):
+    labels = RNG.integers(0, 2**bits, (6, 8)).astype(np.uint8)
+    rows = np.unpackbits(labels[..., None], axis=-1)[..., 8 - bits :].reshape(6, -1)
+    lines = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+
+    def chunk(tag, data):
+        body = tag + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    head = (8).to_bytes(4, "big") + (6).to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    scan = scans.read_scan(tmp_path / "a.png")
+    np.testing.assert_array_equal(scan.array[0], labels * (255 // (2**bits - 1)))
+    np.testing.assert_array_equal(scans.read_mask(tmp_path / "a.png", scan)[0], labels)
+
+
 @pytest.mark.parametrize("side", [160, 150])
 def test_a_jpeg_called_png_is_read_with_a_note(tmp_path, side):
     array = np.full((side, 40, 3), (180, 90, 40), np.uint8)

@@ -77,6 +77,20 @@ def test_units_of_a_nrrd(tmp_path, unit, factor):
     np.testing.assert_allclose(scan.affine[0], np.array([1, 2, 3]) * factor)
 
 
+@pytest.mark.parametrize(("unit", "factor"), [("um", 0.001), ("cm", 10), ("mm", 1)])
+def test_units_of_a_metaimage(tmp_path, unit, factor):
+    fields = f"ElementSpacing = 5 5 30\nOffset = 1 2 3\nDistanceUnits = {unit}\n"
+    scan = scans.read_scan(meta(tmp_path / "a.mhd", fields))
+    np.testing.assert_allclose(scan.spacing, np.array([30, 5, 5]) * factor)
+    np.testing.assert_allclose(scan.affine[0], np.array([1, 2, 3]) * factor)
+
+
+def compressed(folder, damage):
+    sitk.WriteImage(sitk.GetImageFromArray(ARRAY), str(folder / "c.mha"), useCompression=True)
+    (folder / "c.mha").write_bytes(damage((folder / "c.mha").read_bytes()))
+    return folder / "c.mha"
+
+
 def detached(folder, data, fields=""):
     (folder / "a.nhdr").write_text(f"NRRD0004\n{NRRD}encoding: raw\n{fields}data file: {data}\n")
     return folder / "a.nhdr"
@@ -125,6 +139,12 @@ def nrrd_sheared(folder):
         (lambda f: nrrd(f / "a.nrrd", "spacings: 0 1 1\n"), "says 0 x 1 x 1 mm a voxel"),
         (lambda f: nrrd(f / "a.nrrd", "spacings: 1 1\n"), "3 sizes, 2 spacings"),
         (lambda f: meta(f / "a.mhd", "ElementSpacing = 1 -1 1\n"), "says 1 x -1 x 1 mm a voxel"),
+        (lambda f: compressed(f, lambda data: data[:-20]), "truncated"),
+        (
+            lambda f: compressed(f, lambda data: data[:-40] + b"\0" * 40),
+            "or damaged: 3.. bytes of 384",
+        ),
+        (lambda f: meta(f / "a.mhd", "DistanceUnits = px\nElementSpacing = 1 1 1\n"), "units are"),
         (nrrd_sheared, r"sheared by 9.5 degrees"),
         (lambda f: vectors(f, "f4", 3), "3 values of type float32 per voxel, which are no colours"),
         (lambda f: vectors(f, "u1", 4), "has 4 values per voxel"),
@@ -160,3 +180,4 @@ def test_a_mask_without_spacing_is_taken_voxel_by_voxel(tmp_path):
     )
     np.testing.assert_array_equal(mask.array, labels)
     assert "states no spacing" in mask.notes[0]
+    assert mask.notes[1] == "The mask states no position; the mask is taken voxel by voxel."

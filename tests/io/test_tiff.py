@@ -109,6 +109,35 @@ def test_signed_white_is_zero_is_refused(tmp_path):
         read(tmp_path / "a.tif", grey(np.dtype("i2")), photometric="miniswhite")
 
 
+def packed(path, values, bits):
+    """A TIFF of one strip with samples of so many bits."""
+    shifts = np.arange(bits - 1, -1, -1)
+    rows = (values[..., None] >> shifts & 1).astype(np.uint8).reshape(len(values), -1)
+    data = np.packbits(rows, axis=1).tobytes()
+    tags = {256: values.shape[1], 257: len(values), 258: bits, 259: 1, 262: 1, 273: 0, 277: 1}
+    tags |= {278: len(values), 279: len(data)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    path.write_bytes(head + entries + bytes(4) + data)
+    return path
+
+
+@pytest.mark.parametrize("bits", [2, 4, 12])
+def test_samples_of_other_than_whole_bytes(tmp_path, bits):
+    values = RNG.integers(0, 2**bits, (6, 8))
+    scan = scans.read_scan(packed(tmp_path / "a.tif", values, bits))
+    np.testing.assert_array_equal(scan.array[0], values * {2: 85, 4: 17, 12: 1}[bits])
+    labels = np.repeat(np.repeat(values, 8, 0), 8, 1)
+    mask = packed(tmp_path / "m.tif", labels, bits)
+    np.testing.assert_array_equal(scans.read_mask(mask, scans.read_scan(mask))[0], labels)
+
+
+def test_other_depths_are_refused(tmp_path):
+    with pytest.raises(UserError, match="10 bits, compressed as NONE; save it with 8 or 16"):
+        scans.read_scan(packed(tmp_path / "a.tif", RNG.integers(0, 1024, (6, 8)), 10))
+
+
 def test_palette(tmp_path):
     indices = RNG.integers(0, 3, (5, 7)).astype(np.uint8)
     palette = np.zeros((3, 256), np.uint16)
