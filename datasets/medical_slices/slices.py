@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from medsam_jax.data import objects
 from medsam_jax.data.manifest import Case
-from medsam_jax.data.modality import is_ct
+from medsam_jax.data.modality import Limits, doubts
 from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
@@ -78,12 +78,8 @@ def _checked(case: Case, options: Options) -> Checked:
     scan = read_scan(case.image)
     labels = read_mask(case.mask, scan)
     _limits(scan, case, options)
-    warnings = []
-    if is_ct(case.modality) and scan.array.min() >= 0:
-        warnings.append(
-            f"{case.row_name}: a CT without a negative value ({scan.array.min():g} to "
-            f"{scan.array.max():g}) is probably not in HU; check {case.image}"
-        )
+    doubtful = doubts(scan.array, case.modality, get_recipe(options.recipe))
+    warnings = [f"{case.row_name}: {doubt}; check {case.image}" for doubt in doubtful]
     found = objects.present_labels(labels).tolist()
     present = tuple(label for label in found if label not in case.ignore)
     kept = wanted_labels(present, case.task, options)
@@ -105,7 +101,7 @@ def _checked(case: Case, options: Options) -> Checked:
     )
 
 
-def _limits(scan: Scan, case: Case, options: Options) -> tuple[float, float] | None:
+def _limits(scan: Scan, case: Case, options: Options) -> Limits | None:
     """Intensity limits of the scan. Raises UserError for an image without contrast."""
     low, high = scan.array.min(), scan.array.max()
     if low == high:
@@ -219,7 +215,7 @@ def case_examples(
         "slice_axis": "zyx"[axis],
         "scan_shape": list(scan.array.shape),
         "scan_spacing": [None if np.isnan(step) else float(step) for step in scan.spacing],
-        "intensity_limits": list(limits) if limits else None,
+        "intensity_limits": list(limits[:2]) if limits else None,
         "notes": list(scan.notes),
         "objects": sizes,  # per stored slice: [stored id, pixels]
         "drops": dict(drops),

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from medsam_jax.data.modality import rule_of
+from medsam_jax.data.modality import Limits, rule_of
 from medsam_jax.data.recipes import Preprocessing, Recipe, get_recipe
 from medsam_jax.errors import UserError
 
 
 def intensity_limits(
     volume: np.ndarray, modality: str | None, recipe: Recipe, window: str | None = None
-) -> tuple[float, float] | None:
+) -> Limits | None:
     """Returns the intensities that become 0 and 255, or None where 8-bit values stay as they are.
 
     Args:
@@ -37,7 +37,11 @@ def intensity_limits(
     rule = rule_of(modality)
     if volume.dtype == np.uint8 and (rule.physical or not recipe.clip_8bit):
         return None
-    return rule.limits(volume, recipe, window)
+    found = rule.limits(volume, recipe, window)
+    if isinstance(found, Limits):
+        return found
+    keeps_zero = recipe.percentile_voxels == "positive" and not rule.physical
+    return Limits(*found, 0.0 if keeps_zero else None)
 
 
 def normalise_intensity(
@@ -45,7 +49,7 @@ def normalise_intensity(
     modality: str | None,
     recipe: Recipe,
     window: str | None = None,
-    limits: tuple[float, float] | None = None,
+    limits: Limits | None = None,
 ) -> UInt8[np.ndarray, "..."]:
     """Clips to the recipe's limits and rescales to [0, 255], truncated as in the group's code.
 
@@ -61,13 +65,13 @@ def normalise_intensity(
         limits = intensity_limits(volume, modality, recipe, window)
     if limits is None:
         return volume
-    lower, upper = limits
+    lower, upper, background = limits
     grey = np.clip(volume.astype(np.float64), lower, upper)
     grey -= lower
     grey /= upper - lower
     grey *= 255.0
-    if recipe.percentile_voxels == "positive" and not rule_of(modality).physical:
-        grey[volume == 0] = 0.0
+    if background is not None:
+        grey[volume == background] = 0.0
     # 1e-6: a whole grey level stays one where rounding puts its float64 value just below it
     return (grey + 1e-6).astype(np.uint8)
 

@@ -7,6 +7,7 @@ annotator. Pictures (one slice) are scored natively in 2D, in pixels.
 
 import dataclasses
 import itertools
+import logging
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 from medsam_jax.cli import progress
 from medsam_jax.data.manifest import DATA_SET, FIRST, Case, case_hash, count_splits, read_cases
+from medsam_jax.data.modality import doubts
 from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import get_recipe
@@ -30,6 +32,8 @@ from medsam_jax.io.geometry import slice_axis, slice_spacing
 from medsam_jax.io.notes import log_notes
 from medsam_jax.io.scans import read_mask, read_scan
 from medsam_jax.metrics import lesion_size
+
+log = logging.getLogger(__name__)
 
 _Key = tuple[int, int, Protocol]  # slice, label, how it was prompted
 
@@ -206,6 +210,8 @@ def _predict(
 ) -> dict[_Key, np.ndarray]:
     """Returns the mask [Y, X] for each prompt; a slice is embedded once for all of its own."""
     case, recipe = volume.case, get_recipe(predictor.preprocessing.recipe)
+    for doubt in doubts(volume.image, case.modality, recipe):
+        log.warning("%s: %s: %s", case.name, case.image, doubt)
     try:
         grey = normalise_intensity(volume.image, case.modality, recipe, window)
     except UserError as error:

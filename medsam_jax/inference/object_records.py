@@ -23,7 +23,8 @@ def measure(
 
     Args:
       records: each with its `label`.
-      spacing: mm between slices, rows and columns; NaN where unknown, then lengths are in pixels.
+      spacing: mm between slices, rows and columns; NaN where unknown. Lengths are then in pixels,
+        and there is no volume.
     """
     from scipy import ndimage
 
@@ -43,7 +44,9 @@ def measure(
             bbox = coco_box(mask_box(labels[0] == label)) if size else [0, 0, 0, 0]
             record |= {"segmentation": runs, "bbox": bbox}
         else:
-            record |= {"voxels": size, "volume_ml": size * float(np.prod(spacing)) / 1000}
+            record["voxels"] = size
+            if np.isfinite(spacing).all():
+                record["volume_ml"] = size * float(np.prod(spacing)) / 1000
         measured = lesion_size.measure(mask, (1.0, *sides))
         for name in ("longest", "perpendicular"):
             record[f"{name}_{unit}"] = measured[f"{name}_mm"]

@@ -125,7 +125,7 @@ class FilePredictor:
         volume = VolumePredictor(self._predictor)
         is_known = np.isfinite(read.spacing).all()
         spacing = read.spacing if is_known else (1.0, 1.0, 1.0)  # cubes, as set_volume has it
-        volume.set_volume(read.slices, read.modality, self.request.window, spacing)
+        volume.set_volume(read.slices, read.modality, self.request.window, spacing, read.image)
         if self.request.auto:
             start = start_slice(self.request, image, len(read.slices))
             found = find_all(volume, start)

@@ -5,6 +5,7 @@ images and prompts go through the model in one call; masks of several prompts ke
 """
 
 import io
+import logging
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from medsam_jax.data.modality import doubts
 from medsam_jax.data.preprocess import normalise_intensity
 from medsam_jax.errors import UserError
 from medsam_jax.inference.engine import EncodedImage, Engine
 from medsam_jax.inference.prompts import PARTS, Prompts, read_prompts
 from medsam_jax.io.files import write_whole
+
+log = logging.getLogger(__name__)
 
 _PROMPTS_AT_ONCE = 64  # of one image through the decoder: 0.3 GB of upscaled embeddings
 
@@ -74,9 +78,16 @@ class Predictor:
         self.set_normalised([self.normalise(image, modality, window) for image in images])
 
     def normalise(
-        self, image: np.ndarray, modality: str | None = None, window: str | None = None
+        self,
+        image: np.ndarray,
+        modality: str | None = None,
+        window: str | None = None,
+        name: str = "image",
     ) -> UInt8[np.ndarray, "h w *c"]:
-        """Applies the checkpoint's intensity rule, once for each image; see `set_image`."""
+        """Applies the checkpoint's intensity rule, once for each image; see `set_image`.
+
+        Logs a warning with `name` if the values may not be those of the modality.
+        """
         image = np.asarray(image)
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
             raise UserError(f"image: shape {image.shape}; give [H, W] or [H, W, 3]")
@@ -86,6 +97,8 @@ class Predictor:
             raise UserError(f"image: type {image.dtype}; give integers or floats")
         if not np.isfinite(image).all():
             raise UserError("image: contains NaN or infinity; replace them (with 0, or air)")
+        for doubt in doubts(image, modality, self.engine.recipe):
+            log.warning("%s: %s", name, doubt)
         window = self.engine.preprocessing.ct_window(window)
         return normalise_intensity(image, modality, self.engine.recipe, window)
 

@@ -65,6 +65,7 @@ class VolumePredictor:
         modality: str | None = None,
         window: str | None = None,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        name: str = "volume",
     ) -> None:
         """Takes a volume and forgets the prompts of the one before.
 
@@ -73,6 +74,7 @@ class VolumePredictor:
           modality, window: as `Predictor.set_image`; limits are those of the whole volume.
           spacing: mm between slices, rows and columns, of which `propagate` uses the ratios. By
             default voxels are cubes.
+          name: of the volume, in warnings.
 
         Raises:
           UserError: see `Predictor.set_image`; a spacing that is not three positive numbers.
@@ -85,7 +87,7 @@ class VolumePredictor:
             raise UserError(f"volume: shape {volume.shape}; give [Z, H, W] or [Z, H, W, 3]")
         # One tall image: intensity rules look at values, not at places.
         tall = volume.reshape(-1, *volume.shape[2:])
-        self._slices = self.predictor.normalise(tall, modality, window).reshape(volume.shape)
+        self._slices = self.predictor.normalise(tall, modality, window, name).reshape(volume.shape)
         self._spacing = steps
         self._encoded, self._prompts = {}, {}
 
