@@ -53,7 +53,7 @@ def _limits(inspected: Inspected) -> tuple[float, float, str]:
     if array.dtype == np.uint8:
         return 0.0, 255.0, "as stored"
     try:
-        low, high = rule_of(modality).limits(array, recipe, None)
+        low, high = rule_of(modality).limits(array, recipe, None)[:2]
     except UserError:  # constant, or nothing above 0
         low, high = float(array.min()), float(array.max())
     return low, max(high, low + 1e-6), f"{low:.5g} to {high:.5g}, as {modality or 'not CT'}"

@@ -196,7 +196,7 @@ def test_notes_reach_the_record_and_the_card(hospital, tmp_path, monkeypatch, ca
     monkeypatch.setattr(
         slices, "read_scan", lambda path: dataclasses.replace(read(path), notes=("tilted",))
     )
-    monkeypatch.setattr(building.card, "draw", lambda *_: None)
+    monkeypatch.setattr(building.card, "draw", lambda *_: [])
     building.build(building.Request(str(hospital), str(tmp_path), slices.Options(recipe="lite")))
     record = find_dataset(tmp_path).record
     assert {tuple(case["notes"]) for case in record["cases"]} == {("tilted",)}
