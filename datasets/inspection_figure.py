@@ -53,7 +53,7 @@ def _limits(inspected: Inspected) -> tuple[float, float, str]:
     if array.dtype == np.uint8:
         return 0.0, 255.0, "as stored"
     try:
-        low, high = rule_of(modality).limits(array, recipe, None)
+        low, high = rule_of(modality).limits(array, recipe, None)[:2]
     except UserError:  # constant, or nothing above 0
         low, high = float(array.min()), float(array.max())
     return low, max(high, low + 1e-6), f"{low:.5g} to {high:.5g}, as {modality or 'not CT'}"
@@ -73,7 +73,9 @@ def _plane(
     if turn and down == "S":
         plane, down = plane[::-1], "I"
         mask = None if mask is None else mask[::-1]
-    steps = (found.spacing_mm or (1.0, 1.0, 1.0))[::-1]
+    # An axis without spacing has voxels as long as another's.
+    steps = [step or min(filter(None, found.spacing_mm), default=1.0) for step in found.spacing_mm]
+    steps = steps[::-1]
     low, high = limits
     grey = np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1)
     skip = max(1, max(plane.shape[:2]) // _LONGEST)
