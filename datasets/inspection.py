@@ -14,6 +14,7 @@ from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import stem
 from medsam_jax.io import dicom, formats
 from medsam_jax.io.geometry import Scan, slice_axis
+from medsam_jax.io.notes import notes_of_pair
 from medsam_jax.io.scans import read_mask_scan, read_scan
 
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -119,8 +120,7 @@ def describe(path: str, mask: str | None = None, modality: str | None = None) ->
         found = read_mask_scan(mask, scan)
     except UserError as error:
         return Inspected(dataclasses.replace(description, refused=str(error)), scan)
-    notes = scan.notes + tuple(f"{mask}: {note}" for note in found.notes)
-    counted = _count_labels(found.array, scan)
+    counted, notes = _count_labels(found.array, scan), notes_of_pair(scan, found)
     description = dataclasses.replace(description, labels=counted, notes=notes)
     return Inspected(description, scan, found.array)
 

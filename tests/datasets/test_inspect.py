@@ -198,6 +198,16 @@ def test_notes_of_many_scans_are_counted():
     assert lines[-1] == "6 further notes"
 
 
+def test_notes_of_a_mask_are_marked(tmp_path):
+    """The mask covers a part of the image on a grid of its own."""
+    image = str(ct(tmp_path / "ct.nii.gz"))
+    labels = np.ones((4, 10, 10), np.uint8)
+    mask = write(tmp_path / "m.nii.gz", labels, (0.8, 0.5, 3.0), origin=(1.0, 0.5, 5.0))
+    notes = inspection.describe(image, str(mask)).description.notes
+    assert len(notes) == 1
+    assert notes[0].startswith("mask: The mask is on another grid")
+
+
 def test_notes_reach_the_record_and_the_card(hospital, tmp_path, monkeypatch, capsys):
     """No file of the hospital has a note, so the reader's scans get one."""
     import dataclasses
