@@ -66,7 +66,12 @@ def read_tiff(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[st
 
 def _full_pages(path: pathlib.Path, file: Any) -> tuple[list[Any], tuple[str, ...]]:
     """Returns the pages but thumbnails, pyramid levels and transparency masks, and a note."""
-    pages = [page.aspage() for page in file.pages]
+    pages, offsets = [], set()
+    for page in file.pages:
+        if page.offset in offsets:
+            raise UserError(f"{path}: its pages lead in a circle; export it again")
+        offsets.add(page.offset)
+        pages.append(page.aspage())
     kept = [page for page in pages if not page.subfiletype & 0b101]
     if not kept:
         raise UserError(f"{path}: has no page of full resolution; export it again")
@@ -184,7 +189,9 @@ def _coloured(page: Any, indices: np.ndarray) -> np.ndarray:
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """Returns an array in the machine's byte order; float16 becomes float32."""
+    """Returns an array in the machine's byte order; float16 becomes float32, bits 0 and 255."""
+    if array.dtype.kind == "b":
+        return array * np.uint8(255)
     if array.dtype == np.float16:
         return array.astype(np.float32)
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
