@@ -2,22 +2,23 @@
 
 import collections
 import dataclasses
-import gzip
 import math
 import pathlib
-import zlib
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.modality import is_ct
+from medsam_jax.data.modality import doubts
+from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import stem
-from medsam_jax.io import dicom
+from medsam_jax.io import dicom, formats
 from medsam_jax.io.geometry import Scan, slice_axis
-from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.io.notes import notes_of_pair
+from medsam_jax.io.scans import read_mask_scan, read_scan
 
 PERCENTILES = (0.5, 50.0, 99.5)
+UNKNOWN = "not known here"
 MASK_VALUES = 64  # an image has more grey levels
 _PLANES = ("sagittal", "coronal", "axial")  # cut across them
 
@@ -31,7 +32,7 @@ class Description:
     refused: str = ""  # the one line of the error
     size: tuple[int, ...] = ()  # x, y, z
     channels: int = 1
-    spacing_mm: tuple[float, ...] | None = None  # x, y, z; None where the file does not state it
+    spacing_mm: tuple[float | None, ...] = ()  # x, y, z; None where the file does not state it
     orientation: str = ""  # letters of the patient's sides to which x, y and z run
     oblique_degrees: float = 0.0  # the largest angle between an axis and the patient's
     slice_axis: str = ""  # array axis across which volumes are cut
@@ -77,9 +78,14 @@ class Description:
         return self.size["xyz".index(self.slice_axis)]
 
     def spacing_text(self) -> str:
-        if self.spacing_mm is None:
+        stated = [step for step in self.spacing_mm if step is not None]
+        if not stated:
             return "not stated: results are in pixels"
-        return " x ".join(f"{step:.4g}" for step in self.spacing_mm) + " mm"
+        text = " x ".join("?" if step is None else f"{step:.4g}" for step in self.spacing_mm)
+        is_known = len(stated) == 3 or (self.slices == 1 and len(stated) == 2)
+        return f"{text} mm" + (
+            "" if is_known else ", not stated for all axes: results are in pixels"
+        )
 
     def orientation_text(self) -> str:
         if not self.orientation:
@@ -111,11 +117,12 @@ def describe(path: str, mask: str | None = None, modality: str | None = None) ->
     if mask is None:
         return Inspected(description, scan)
     try:
-        labels = read_mask(mask, scan)
+        found = read_mask_scan(mask, scan)
     except UserError as error:
         return Inspected(dataclasses.replace(description, refused=str(error)), scan)
-    counted = _count_labels(labels, scan)
-    return Inspected(dataclasses.replace(description, labels=counted), scan, labels)
+    counted, notes = _count_labels(found.array, scan), notes_of_pair(scan, found)
+    description = dataclasses.replace(description, labels=counted, notes=notes)
+    return Inspected(description, scan, found.array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,21 +137,20 @@ class Inspected:
 def _described(scan: Scan, path: str, format: str, modality: str | None) -> Description:
     axis = slice_axis(scan)
     letters, plane, tilt = orientation(scan, axis)
-    known = all(math.isfinite(step) for step in scan.spacing)
+    spacing = tuple(float(s) if math.isfinite(s) else None for s in scan.spacing[::-1])
     low, high = float(scan.array.min()), float(scan.array.max())
     percentiles = np.percentile(scan.array, PERCENTILES).tolist()
     modality, source = _modality(scan, path, low, high, modality)
     warnings = []
     if low == high:
         warnings.append(f"the image is constant ({low:g}); datasets.build refuses it")
-    if is_ct(modality) and scan.array.dtype != np.uint8 and low >= 0:
-        warnings.append(f"a CT without a negative value ({low:g} to {high:g}) is not in HU")
+    warnings += doubts(scan.array, modality, get_recipe(DEFAULT_RECIPE))
     return Description(
         path,
         format,
         size=scan.array.shape[2::-1],
         channels=scan.array.shape[3] if scan.array.ndim == 4 else 1,
-        spacing_mm=tuple(map(float, scan.spacing[::-1])) if known else None,
+        spacing_mm=spacing,
         orientation=letters,
         oblique_degrees=tilt,
         slice_axis="zyx"[axis],
@@ -217,62 +223,24 @@ def _count_labels(labels: np.ndarray, scan: Scan) -> dict[int, dict[str, float]]
     return counted
 
 
-UNKNOWN = "not known here"
-_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "BigTIFF"),
-    (b"MM\0+", "BigTIFF"),
-    (b"BM", "BMP"),
-    (b"GIF8", "GIF"),
-    (b"NRRD", "NRRD"),
-    (b"PK\x03\x04", "zip (NumPy's .npz)"),
-    (b"\x93NUMPY", "NumPy array (.npy)"),
-    (b"version https://git-lfs", "pointer of Git LFS, not the file itself"),
-    (b"<!DOCTYPE", "web page"),
-    (b"<html", "web page"),
-)
-
-
 def format_of(path: str) -> str:
     """Returns the format that the first bytes of a file show, whatever its name says."""
     file = pathlib.Path(_folder_and_series(path)[0])
     if file.is_dir():
         return "DICOM series"
     try:
-        with open(file, "rb") as content:
-            start = content.read(1024)
-        if start[:2] != b"\x1f\x8b":
-            return _format(start)
-        with gzip.open(file) as content:
-            return f"{_format(content.read(1024))}, compressed by gzip"
-    except (OSError, EOFError, zlib.error):
-        return "cannot be read"
+        found = formats.identify(file)
+    except UserError:
+        return "damaged gzip"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return (found.name or UNKNOWN) + (", compressed by gzip" if found.is_gzipped else "")
 
 
 def _folder_and_series(path: str) -> tuple[str, str]:
     """Splits `FOLDER#SERIES_UID`; the UID is empty for any other path."""
     folder, _, uid = path.rpartition("#")
     return (folder, uid) if folder and not pathlib.Path(path).exists() else (path, "")
-
-
-def _format(start: bytes) -> str:
-    for signature, name in _SIGNATURES:
-        if start.startswith(signature):
-            return name
-    if start[128:132] == b"DICM":
-        return "DICOM"
-    if start[344:348] in (b"n+1\0", b"ni1\0"):
-        return "NIfTI-1"
-    if start[4:8] in (b"n+2\0", b"ni2\0"):
-        return "NIfTI-2"
-    if b"ObjectType" in start[:64] or b"NDims" in start[:256]:
-        return "MetaImage"
-    if start[:8] in (b"\x08\0\x05\0\x0a\0\0\0", b"\x08\0\0\0\x04\0\0\0"):
-        return "DICOM without preamble"
-    return UNKNOWN
 
 
 def find_scans(path: str) -> tuple[list[str], list[str]]:
@@ -326,7 +294,7 @@ def summary(descriptions: list[Description], others: list[str]) -> list[str]:
         return lines
     sizes = np.array([one.size for one in read])
     lines.append("  size:        " + _range(sizes) + " (x, y, z)")
-    steps = [one.spacing_mm for one in read if one.spacing_mm]
+    steps = [one.spacing_mm for one in read if None not in one.spacing_mm]
     if steps:
         median = " x ".join(f"{step:.4g}" for step in np.median(steps, axis=0))
         lines.append(f"  spacing:     {_range(np.array(steps))} mm, median {median}")

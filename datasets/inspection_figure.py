@@ -73,7 +73,9 @@ def _plane(
     if turn and down == "S":
         plane, down = plane[::-1], "I"
         mask = None if mask is None else mask[::-1]
-    steps = (found.spacing_mm or (1.0, 1.0, 1.0))[::-1]
+    # An axis without spacing has voxels as long as another's.
+    steps = [step or min(filter(None, found.spacing_mm), default=1.0) for step in found.spacing_mm]
+    steps = steps[::-1]
     low, high = limits
     grey = np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1)
     skip = max(1, max(plane.shape[:2]) // _LONGEST)

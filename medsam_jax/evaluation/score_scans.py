@@ -30,7 +30,7 @@ from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 from medsam_jax.io.files import sha256_of_json, split_series
 from medsam_jax.io.geometry import slice_axis, slice_spacing
 from medsam_jax.io.notes import log_notes
-from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.io.scans import read_mask_scan, read_scan
 from medsam_jax.metrics import lesion_size
 
 log = logging.getLogger(__name__)
@@ -179,10 +179,12 @@ def _read(case: Case, labels: Sequence[int]) -> _Volume:
         log_notes(scan)
         axis = slice_axis(scan)
         _check_spacing(case.image, scan.spacing, is_volume=scan.array.shape[axis] > 1)
-        masks = {name: read_mask(path, scan) for name, path in case.masks.items()}
+        masks = {name: read_mask_scan(path, scan) for name, path in case.masks.items()}
     except UserError as error:
         raise UserError(f"{case.name}: {error}") from None
-    masks = {name: np.moveaxis(mask, axis, 0) for name, mask in masks.items()}
+    for mask in masks.values():
+        log_notes(mask)
+    masks = {name: np.moveaxis(mask.array, axis, 0) for name, mask in masks.items()}
     present = [int(n) for n in np.unique(masks[FIRST]) if n and n not in case.ignore]
     if absent := [label for label in labels if label not in present]:
         raise UserError(

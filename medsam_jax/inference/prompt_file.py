@@ -22,7 +22,8 @@ import numpy as np
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
 from medsam_jax.io.geometry import Scan
-from medsam_jax.io.scans import read_mask
+from medsam_jax.io.notes import log_notes
+from medsam_jax.io.scans import read_mask_scan
 
 _FIELDS = ("label", "name", "slice", "box", "points")
 _LARGEST_LABEL = 65535  # what a mask of 16 bits holds
@@ -129,7 +130,9 @@ def from_mask(path: str | Path, scan: Scan, axis: int) -> list[ObjectPrompts]:
 
     Raises UserError as `read_mask`, and for labels above 65535.
     """
-    labels = np.moveaxis(read_mask(path, scan), axis, 0)
+    mask = read_mask_scan(path, scan)
+    log_notes(mask)
+    labels = np.moveaxis(mask.array, axis, 0)
     if labels.max() > _LARGEST_LABEL:
         raise UserError(f"{path}: label {labels.max()}; renumber the labels, 1 to {_LARGEST_LABEL}")
     objects: dict[int, ObjectPrompts] = {}

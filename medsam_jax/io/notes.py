@@ -21,6 +21,11 @@ def _log_once(path: str, note: str) -> None:
     log.warning("%s: %s", path, note)
 
 
+def notes_of_pair(scan: Scan, mask: Scan) -> tuple[str, ...]:
+    """Returns the notes of an image and of its mask, which are marked so."""
+    return scan.notes + tuple(f"mask: {note}" for note in mask.notes)
+
+
 def summarise_notes(
     noted: Iterable[tuple[str, Iterable[str]]], names: int = 3, lines: int = 20
 ) -> list[str]:

@@ -3,7 +3,9 @@
 Pillow reads all but TIFF (`tiff.py`) and PNG with 16-bit colours, which OpenCV reads whole.
 """
 
+import io
 import pathlib
+import re
 import warnings
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io import pages, tiff
 from medsam_jax.io.geometry import Scan
+from medsam_jax.io.quiet import quiet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -50,7 +53,7 @@ def _read(
     path: pathlib.Path, format_name: str, as_labels: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet("tifffile"):
             warnings.simplefilter("ignore")  # of Pillow and tifffile, on tags that are not used
             if format_name == "TIFF":
                 array, notes, is_lossy = tiff.read_tiff(path, as_labels)
@@ -60,7 +63,8 @@ def _read(
     except UserError:
         raise
     except Exception as error:  # damaged files raise errors of many kinds in Pillow and tifffile
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = re.sub(r" ?<_io\.BytesIO object.*?>", "", " ".join(str(error).split()))[:160]
+        reason = reason or type(error).__name__
         raise UserError(
             f"{path}: cannot be read ({reason}); the picture is damaged: copy or export it again"
         ) from None
@@ -78,7 +82,8 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; `_check_size` judges instead
-    with Image.open(path) as image:
+    # From memory: a damaged length then is no reason to allocate so much.
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
         _check_size(path, image)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise UserError(

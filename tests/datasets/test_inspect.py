@@ -1,6 +1,7 @@
 """`datasets.inspect`: a file, a mask, a picture, DICOM series, refusals, folders; its pictures."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -36,7 +37,7 @@ def test_a_file_and_its_mask(tmp_path):
     found = inspection.describe(
         str(ct(tmp_path / "ct.nii.gz")), str(liver(tmp_path / "m.nii.gz"))
     ).description
-    assert found.format == "NIfTI-1, compressed by gzip"
+    assert found.format == "NIfTI, compressed by gzip"
     assert found.size == (10, 20, 4)
     assert found.spacing_text() == "0.8 x 0.5 x 3 mm"
     assert (found.orientation, found.slice_axis, found.plane) == ("LPS", "z", "axial")
@@ -65,7 +66,7 @@ def test_orientation(columns, letters, plane, tilt):
 
 def test_ct_that_cannot_be_in_hounsfield_units(tmp_path):
     path = str(ct(tmp_path / "ct.nii", low=0))
-    assert "not in HU" in inspection.describe(path, modality="CT").description.warnings[0]
+    assert "probably not in HU" in inspection.describe(path, modality="CT").description.warnings[0]
     assert inspection.describe(path, modality="MR").description.warnings == ()
 
 
@@ -76,6 +77,18 @@ def test_a_picture_has_no_millimetres(tmp_path):
     assert (found.size, found.orientation, found.slices) == ((30, 20, 1), "", 1)
 
 
+def test_a_spacing_that_is_stated_for_some_axes(tmp_path):
+    ct(tmp_path / "a.mha")
+    content = (tmp_path / "a.mha").read_bytes()
+    without = re.sub(rb"ElementSpacing = .*\n", b"", content)
+    assert without != content
+    (tmp_path / "a.mha").write_bytes(without)
+    inspected = inspection.describe(str(tmp_path / "a.mha"))
+    assert inspected.description.spacing_mm == (None, None, None)
+    assert inspected.description.notes
+    inspection_figure.draw(inspected)
+
+
 def test_the_format_is_what_the_bytes_say(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "b.nii")
@@ -83,7 +96,7 @@ def test_the_format_is_what_the_bytes_say(tmp_path):
     (tmp_path / "c.nrrd").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "Git LFS" in inspection.format_of(str(tmp_path / "c.nrrd"))
     for name in ("d.nrrd", "d.mha", "d.nii"):
-        kind = {"nrrd": "NRRD", "mha": "MetaImage", "nii": "NIfTI-1"}[name[2:]]
+        kind = {"nrrd": "NRRD", "mha": "MetaImage", "nii": "NIfTI"}[name[2:]]
         assert inspection.format_of(str(ct(tmp_path / name))) == kind
 
 
@@ -183,6 +196,16 @@ def test_notes_of_many_scans_are_counted():
     lines = summarise_notes([("p0", [f"note {index}" for index in range(9)])], lines=3)
     assert len(lines) == 4
     assert lines[-1] == "6 further notes"
+
+
+def test_notes_of_a_mask_are_marked(tmp_path):
+    """The mask covers a part of the image on a grid of its own."""
+    image = str(ct(tmp_path / "ct.nii.gz"))
+    labels = np.ones((4, 10, 10), np.uint8)
+    mask = write(tmp_path / "m.nii.gz", labels, (0.8, 0.5, 3.0), origin=(1.0, 0.5, 5.0))
+    notes = inspection.describe(image, str(mask)).description.notes
+    assert len(notes) == 1
+    assert notes[0].startswith("mask: The mask is on another grid")
 
 
 def test_notes_reach_the_record_and_the_card(hospital, tmp_path, monkeypatch, capsys):
