@@ -28,16 +28,17 @@ def progress(iterable: Iterable[T], desc: str, total: int | None = None) -> Iter
     yield from tqdm(iterable, desc=desc, total=total, mininterval=interval, dynamic_ncols=True)
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
     """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1, Ctrl-C 130.
 
     So does a file or folder that the system refuses. Any other exception keeps its traceback: it
     is a defect of ours, not of the input. Without a reader of stdout or stderr the work goes on.
+    More than `positional` arguments that are no flags are an error.
     """
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}; see --help")
+        if len(argv) > 1 + positional:
+            _fail(f"unexpected argument {argv[1 + positional]!r}; see --help")
         try:
             for argument in (*sys.argv[1:], os.getcwd()):
                 check_name(argument)

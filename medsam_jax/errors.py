@@ -11,6 +11,13 @@ from collections.abc import Iterator
 class UserError(Exception):
     """Bad input or configuration: one line that names file or field, the value and the remedy."""
 
+    def __str__(self) -> str:
+        """Returns the message; what a damaged file put into it is escaped if it cannot be shown."""
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
 
 class FatalError(UserError):
     """The cause is not this image: no use in going on with the next."""

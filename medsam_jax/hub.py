@@ -50,11 +50,8 @@ def _at_size(
         raise UserError(f"image_size: {image_size} is no multiple of {part}, {step} pixels")
     if not is_unet and isinstance(config.encoder, ViTConfig):
         params = resize_position_tables(params, config.encoder, image_size)
-    preprocessing = dataclasses.replace(config.preprocessing, image_size=image_size)
-    return (
-        dataclasses.replace(config, image_size=image_size, preprocessing=preprocessing),
-        params,
-    )
+    contract = dataclasses.replace(config.preprocessing, image_size=image_size)
+    return dataclasses.replace(config, image_size=image_size, preprocessing=contract), params
 
 
 def resolve(name_or_dir: str | os.PathLike) -> Path:

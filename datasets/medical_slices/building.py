@@ -26,6 +26,7 @@ from medsam_jax.data.manifest import DATA_SET, Case, annotator_columns, read_man
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError, disk_space
 from medsam_jax.io.files import check_writable, plain_path, require_space, sha256_of
+from medsam_jax.io.notes import summarise_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,8 @@ def _checked_cases(
         )
     for line in problems + warnings:
         print(f"warning: {line}", flush=True)
+    for line in summarise_notes((item.case.row_name, item.notes) for item in good):
+        print(f"note: {line}", flush=True)
     _check_content(request, good)
     return good, problems, warnings
 

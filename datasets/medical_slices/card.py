@@ -11,6 +11,7 @@ import numpy as np
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.manifest import SPLITS
 from medsam_jax.drawing import figure_of, save_figures
+from medsam_jax.io.notes import summarise_notes
 
 SAMPLES = 12  # slices in the sample grid
 FIGURES = ("samples.png", "object_sizes.png", "spacings.png", "intensities.png")
@@ -58,13 +59,15 @@ def text(record: dict[str, Any], figures: Sequence[str] = FIGURES) -> str:
     lines += [_scan_row(record, task, modality) for task, modality in _groups(record)]
     lines += ["", "## Dropped", "", "| what | how many |", "|---|---:|"]
     lines += [f"| {reason} | {count} |" for reason, count in record["dropped"].items()]
-    for title, key in (
-        ("Rows that were skipped", "skipped_rows"),
-        ("Cases without a slice left", "cases_without_slices"),
-        ("Warnings", "warnings"),
+    noted = ((case["case_id"], case.get("notes", ())) for case in record["cases"])
+    for title, found in (
+        ("Rows that were skipped", record["skipped_rows"]),
+        ("Cases without a slice left", record["cases_without_slices"]),
+        ("Warnings", record["warnings"]),
+        ("Notes on how files were read", summarise_notes(noted)),
     ):
-        if record[key]:
-            lines += ["", f"## {title}", ""] + [f"* {line}" for line in record[key]]
+        if found:
+            lines += ["", f"## {title}", ""] + [f"* {line}" for line in found]
     lines += ["", "## How it was made", ""]
     lines += [f"* {name}: {value}" for name, value in sorted(recipe.items())]
     lines += [f"* {tool} {version}" for tool, version in sorted(record["tool_versions"].items())]

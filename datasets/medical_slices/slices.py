@@ -12,12 +12,13 @@ from jaxtyping import UInt8
 
 from medsam_jax.data import objects
 from medsam_jax.data.manifest import Case
-from medsam_jax.data.modality import is_ct
+from medsam_jax.data.modality import Limits, doubts
 from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.io.geometry import Scan, slice_axis
-from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.io.notes import notes_of_pair
+from medsam_jax.io.scans import read_mask_scan, read_scan
 
 HISTOGRAM_BINS = 64
 
@@ -39,6 +40,7 @@ class Checked:
     case: Case
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # on how image and mask were read
     image_sha256: str = ""
     labels: tuple[int, ...] = ()  # original ids in the mask that were asked for
     slices: int = 0  # that will be stored
@@ -75,14 +77,11 @@ def check_case(case: Case, options: Options) -> Checked:
 
 def _checked(case: Case, options: Options) -> Checked:
     scan = read_scan(case.image)
-    labels = read_mask(case.mask, scan)
+    mask = read_mask_scan(case.mask, scan)
+    labels = mask.array
     _limits(scan, case, options)
-    warnings = []
-    if is_ct(case.modality) and scan.array.min() >= 0:
-        warnings.append(
-            f"{case.row_name}: a CT without a negative value ({scan.array.min():g} to "
-            f"{scan.array.max():g}) is probably not in HU; check {case.image}"
-        )
+    doubtful = doubts(scan.array, case.modality, get_recipe(options.recipe))
+    warnings = [f"{case.row_name}: {doubt}; check {case.image}" for doubt in doubtful]
     found = objects.present_labels(labels).tolist()
     present = tuple(label for label in found if label not in case.ignore)
     kept = wanted_labels(present, case.task, options)
@@ -96,6 +95,7 @@ def _checked(case: Case, options: Options) -> Checked:
     return Checked(
         case,
         warnings=tuple(warnings),
+        notes=notes_of_pair(scan, mask),
         image_sha256=hashlib.sha256(np.ascontiguousarray(scan.array)).hexdigest(),
         labels=kept,
         slices=stored,
@@ -103,7 +103,7 @@ def _checked(case: Case, options: Options) -> Checked:
     )
 
 
-def _limits(scan: Scan, case: Case, options: Options) -> tuple[float, float] | None:
+def _limits(scan: Scan, case: Case, options: Options) -> Limits | None:
     """Intensity limits of the scan. Raises UserError for an image without contrast."""
     low, high = scan.array.min(), scan.array.max()
     if low == high:
@@ -182,10 +182,10 @@ def case_examples(
     volume = np.moveaxis(scan.array, axis, 0)
     in_plane = np.delete(np.array(scan.spacing), axis)  # row, column
     original_shape = volume.shape[1:3]
-    labels = read_mask(case.mask, scan)
+    mask = read_mask_scan(case.mask, scan)
     after = np.zeros(256, np.int64)
     examples, sizes = [], []
-    for kept in _kept_slices(scan, labels, table, options, drops):
+    for kept in _kept_slices(scan, mask.array, table, options, drops):
         plane = normalise_intensity(volume[kept.index], case.modality, recipe, case.window, limits)
         image, valid_shape = resize_image(plane, recipe)
         first = np.ascontiguousarray(image[:, :, 0])
@@ -217,7 +217,8 @@ def case_examples(
         "slice_axis": "zyx"[axis],
         "scan_shape": list(scan.array.shape),
         "scan_spacing": [None if np.isnan(step) else float(step) for step in scan.spacing],
-        "intensity_limits": list(limits) if limits else None,
+        "intensity_limits": list(limits[:2]) if limits else None,
+        "notes": list(notes_of_pair(scan, mask)),
         "objects": sizes,  # per stored slice: [stored id, pixels]
         "drops": dict(drops),
         "histogram_before": {

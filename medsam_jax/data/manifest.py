@@ -104,12 +104,9 @@ def read_manifest(path: str | Path, data_set: str = DATA_SET) -> tuple[list[Case
     problems += [f"{path} {line}" for line in conflicts.values()]
     cases = [case for case in cases if case.row not in conflicts]
     chosen = {case.case_id: case.split for case in cases if case.split}
-    return [
-        dataclasses.replace(
-            case, split=chosen.get(case.case_id) or split_of(data_set, case.case_id)
-        )
-        for case in cases
-    ], problems
+    splits = [chosen.get(case.case_id) or split_of(data_set, case.case_id) for case in cases]
+    placed = [dataclasses.replace(c, split=split) for c, split in zip(cases, splits, strict=True)]
+    return placed, problems
 
 
 def read_cases(path: str | Path, split: str | None = None, data_set: str = DATA_SET) -> list[Case]:
@@ -174,31 +171,21 @@ def case_hash(data_set: str, case_id: str) -> str:
 def case_hashes(record: Mapping[str, Any], task: str = "") -> dict[str, list[str]]:
     """Returns the sorted hashes of the cases that a run sees, by split, from a data set's record.
 
-    They are written to `model.json` as `training.cases` and to `run.json` as `data_set.cases`.
-
-    Args:
-      record: `DatasetInfo.record`.
-      task: the only task that is trained; "": all.
+    They are written to `model.json` as `training.cases` and to `run.json` as `data_set.cases`. With
+    a task, those of its cases only.
     """
-    return {
-        split: sorted(
-            {
-                case_hash(record["name"], case["case_id"])
-                for case in record["cases"]
-                if case["split"] == split and task in ("", case["task"])
-            }
-        )
-        for split in SEEN
-    }
+    hashes: dict[str, set[str]] = {split: set() for split in SEEN}
+    for case in record["cases"]:
+        if case["split"] in SEEN and task in ("", case["task"]):
+            hashes[case["split"]].add(case_hash(record["name"], case["case_id"]))
+    return {split: sorted(found) for split, found in hashes.items()}
 
 
 def trained_cases(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Returns the split, "train" or "tune", of each case hash that a checkpoint has seen.
 
-    Empty for a checkpoint without a record of its cases, such as a released one.
-
-    Args:
-      metadata: of `models.checkpoint.read_metadata`.
+    `metadata` is that of `models.checkpoint.read_metadata`. Empty for a checkpoint without a record
+    of its cases, such as a released one.
     """
     cases = metadata.get("training", {}).get("cases", {})
     return {one: split for split in reversed(SEEN) for one in cases.get(split, ())}

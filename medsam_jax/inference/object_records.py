@@ -23,7 +23,8 @@ def measure(
 
     Args:
       records: each with its `label`.
-      spacing: mm between slices, rows and columns; NaN where unknown, then lengths are in pixels.
+      spacing: mm between slices, rows and columns; NaN where unknown. Lengths are then in pixels,
+        and there is no volume.
     """
     from scipy import ndimage
 
@@ -43,7 +44,9 @@ def measure(
             bbox = coco_box(mask_box(labels[0] == label)) if size else [0, 0, 0, 0]
             record |= {"segmentation": runs, "bbox": bbox}
         else:
-            record |= {"voxels": size, "volume_ml": size * float(np.prod(spacing)) / 1000}
+            record["voxels"] = size
+            if np.isfinite(spacing).all():
+                record["volume_ml"] = size * float(np.prod(spacing)) / 1000
         measured = lesion_size.measure(mask, (1.0, *sides))
         for name in ("longest", "perpendicular"):
             record[f"{name}_{unit}"] = measured[f"{name}_mm"]
@@ -61,28 +64,21 @@ def write_coco(output: Path) -> Path | None:
         if record is None:
             continue
         height, width = record["shape"][-2:]
-        images.append(
-            {
-                "id": len(images) + 1,
-                "file_name": Path(record["image"]).name,
-                "height": height,
-                "width": width,
-            }
-        )
+        image = {"id": len(images) + 1, "file_name": Path(record["image"]).name}
+        images.append(image | {"height": height, "width": width})
         for found in record["objects"]:
             name = found["name"] or "object"
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": len(images),
-                    "category_id": categories.setdefault(name, len(categories) + 1),
-                    "segmentation": found["segmentation"],
-                    "bbox": found["bbox"],
-                    "area": found["area_px"],
-                    "iscrowd": 0,
-                    "score": found["predicted_iou"],
-                }
-            )
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": len(images),
+                "category_id": categories.setdefault(name, len(categories) + 1),
+                "segmentation": found["segmentation"],
+                "bbox": found["bbox"],
+                "area": found["area_px"],
+                "iscrowd": 0,
+                "score": found["predicted_iou"],
+            }
+            annotations.append(annotation)
     if not images:
         return None
     listed = [{"id": number, "name": name} for name, number in categories.items()]

@@ -27,6 +27,7 @@ from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.io.dicom import dicom_files
 from medsam_jax.io.files import check_writable, jsonable, split_series, write_json, write_whole
 from medsam_jax.io.geometry import Scan, slice_axis, slice_spacing
+from medsam_jax.io.notes import log_notes
 from medsam_jax.io.scans import read_scan
 from medsam_jax.models.sam import Sam
 
@@ -56,11 +57,9 @@ class _Input:
 class FilePredictor:
     """Answers one image after another; the model is loaded for the first one.
 
-    Longer than other classes here: each step from an image to its files needs the request.
-
-    Raises:
-      UserError: a request that contradicts itself, an unreadable prompt file, an output folder that
-        cannot be written.
+    Longer than other classes here: each step from an image to its files needs the request. Raises
+    UserError for a request that contradicts itself, an unreadable prompt file, or an output folder
+    that cannot be written.
     """
 
     def __init__(self, request: Request):
@@ -126,7 +125,7 @@ class FilePredictor:
         volume = VolumePredictor(self._predictor)
         is_known = np.isfinite(read.spacing).all()
         spacing = read.spacing if is_known else (1.0, 1.0, 1.0)  # cubes, as set_volume has it
-        volume.set_volume(read.slices, read.modality, self.request.window, spacing)
+        volume.set_volume(read.slices, read.modality, self.request.window, spacing, read.image)
         if self.request.auto:
             start = start_slice(self.request, image, len(read.slices))
             found = find_all(volume, start)
@@ -138,6 +137,7 @@ class FilePredictor:
 
     def _read(self, image: str, name: str, mask: str | None) -> _Input:
         scan = read_scan(image)
+        log_notes(scan)
         axis = slice_axis(scan)
         count = scan.array.shape[axis]
         suffix = outputs.mask_suffix(image, count, self.request.mask_format)
@@ -209,6 +209,7 @@ class FilePredictor:
             "shape": list(found.labels.shape[1 if is_picture else 0 :]),
             "slice_axis": read.axis,
             "spacing_mm": read.spacing,
+            "notes": read.scan.notes,
             "files": list(files),
             "objects": found.objects,
             "settings": self.settings(read.image, read.mask),

@@ -20,10 +20,8 @@ def predict_path(request: Request) -> None:
     """Predicts an image, or every image of a folder, and lists what was written.
 
     In a folder, images whose outputs are there with the same settings are skipped, and one that
-    fails does not stop the others.
-
-    Raises:
-      UserError: see `FilePredictor`; for a folder also when any image failed, each named before.
+    fails does not stop the others. Raises UserError as `FilePredictor`, and for a folder when any
+    image failed, each named before.
     """
     predictor = FilePredictor(request)
     images, left_out = _search(request.image)
@@ -106,11 +104,9 @@ def _run_folder(predictor: FilePredictor, images: list[str], left_out: list[str]
             raise
         except UserError as error:
             failures.append(str(error))
-    done = len(images) - skipped - len(failures)
-    print(
-        f"{request.output}: {done} images done, {skipped} skipped (finished earlier), "
-        f"{len(failures)} failed"
-    )
+    failed, done = len(failures), len(images) - skipped - len(failures)
+    counts = f"{done} images done, {skipped} skipped (finished earlier), {failed} failed"
+    print(f"{request.output}: {counts}")
     if failures:
         write_coco(request.output)
         for text in failures:

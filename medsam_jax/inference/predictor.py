@@ -5,6 +5,7 @@ images and prompts go through the model in one call; masks of several prompts ke
 """
 
 import io
+import logging
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from medsam_jax.data.modality import doubts
 from medsam_jax.data.preprocess import normalise_intensity
 from medsam_jax.errors import UserError
 from medsam_jax.inference.engine import EncodedImage, Engine
 from medsam_jax.inference.prompts import PARTS, Prompts, read_prompts
 from medsam_jax.io.files import write_whole
+
+log = logging.getLogger(__name__)
 
 _PROMPTS_AT_ONCE = 64  # of one image through the decoder: 0.3 GB of upscaled embeddings
 
@@ -74,12 +78,15 @@ class Predictor:
         self.set_normalised([self.normalise(image, modality, window) for image in images])
 
     def normalise(
-        self, image: np.ndarray, modality: str | None = None, window: str | None = None
+        self,
+        image: np.ndarray,
+        modality: str | None = None,
+        window: str | None = None,
+        name: str = "image",
     ) -> UInt8[np.ndarray, "h w *c"]:
-        """Applies the checkpoint's intensity rule, once for each image; arguments as `set_image`.
+        """Applies the checkpoint's intensity rule, once for each image; see `set_image`.
 
-        Raises:
-          UserError: as `set_image`.
+        Logs a warning with `name` if the values may not be those of the modality.
         """
         image = np.asarray(image)
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
@@ -90,12 +97,14 @@ class Predictor:
             raise UserError(f"image: type {image.dtype}; give integers or floats")
         if not np.isfinite(image).all():
             raise UserError("image: contains NaN or infinity; replace them (with 0, or air)")
+        for doubt in doubts(image, modality, self.engine.recipe):
+            log.warning("%s: %s", name, doubt)
         window = self.engine.preprocessing.ct_window(window)
         return normalise_intensity(image, modality, self.engine.recipe, window)
 
     def set_normalised(self, images: Sequence[np.ndarray]) -> None:
         """Encodes uint8 images that `normalise` returned, or crops and slices of them."""
-        if len(images) == 0:
+        if not len(images):
             raise UserError("images: none given")
         self.use(self.engine.encode(images))
 
@@ -136,12 +145,7 @@ class Predictor:
         """
         if len(self._images) > 1:
             raise UserError(f"predict: {len(self._images)} images are set; use predict_batch")
-        prompts = {
-            "point_coords": point_coords,
-            "point_labels": point_labels,
-            "box": box,
-            "mask_input": mask_input,
-        }
+        prompts = dict(zip(PARTS, (point_coords, point_labels, box, mask_input), strict=True))
         return self.predict_batch([prompts], multimask_output, return_logits)[0]
 
     def predict_batch(
@@ -153,18 +157,14 @@ class Predictor:
         """Answers prompts on every image that is set: one mapping of `predict`'s arguments each.
 
         Kinds and numbers of prompts, and of points in them, may differ; the answers are those of
-        one call for each image.
-
-        Raises:
-          UserError: as `predict`, and for a key that is none of its arguments.
+        one call for each image. Raises as `predict`, and for a key that is none of its arguments.
         """
         images = self._require_images()
         if len(prompts) != len(images):
             raise UserError(f"predict_batch: {len(prompts)} prompts for {len(images)} images")
         for index, given in enumerate(prompts):
-            if unknown := [name for name in given if name not in PARTS]:
-                known = ", ".join(PARTS)
-                raise UserError(f"prompts[{index}]: unknown key {unknown[0]!r}; use {known}")
+            for name in given.keys() - PARTS:
+                raise UserError(f"prompts[{index}]: unknown key {name!r}; use {', '.join(PARTS)}")
         read = [
             read_prompts(image.original_shape, self.engine.mask_side, **given)
             for image, given in zip(images, prompts, strict=True)
@@ -219,13 +219,9 @@ class Predictor:
         self._images = []
 
     def save_embedding(self, path: str | os.PathLike, **notes: Any) -> None:
-        """Writes the images that are set to an `.npz` that `load_embedding` takes; whole or not.
+        """Writes the images that are set, and arrays as notes, to an `.npz` for `load_embedding`.
 
-        Args:
-          notes: arrays to keep with them.
-
-        Raises:
-          UserError: no image is set, or the file cannot be written.
+        Raises UserError where no image is set or the file cannot be written.
         """
         embeddings, original_shapes, valid_shapes = zip(*self._require_images(), strict=True)
         buffer = io.BytesIO()
@@ -240,13 +236,9 @@ class Predictor:
         write_whole(Path(path), lambda partial: partial.write_bytes(buffer.getvalue()))
 
     def load_embedding(self, path: str | os.PathLike) -> dict[str, np.ndarray]:
-        """Sets the images of a file by `save_embedding`, without encoding them again.
+        """Sets the images of a file by `save_embedding` without encoding them; returns its notes.
 
-        Returns:
-          The notes that were kept with them.
-
-        Raises:
-          UserError: no such file, not one of ours, or made by another image encoder.
+        Raises UserError for a file that is not one of ours, or made by another image encoder.
         """
         try:
             # Opened here: np.load leaves a damaged file open.

@@ -23,6 +23,12 @@ class Scan:
     path: str
     notes: tuple[str, ...] = ()
 
+    def to_ras(self) -> np.ndarray:
+        """Returns NIfTI's affine [3, 4]: voxel index (x, y, z) to mm, x to the right. Needs one."""
+        origin, spacing, direction = self.affine
+        turn = np.reshape(direction, (3, 3)) * spacing
+        return np.array([[-1.0], [-1.0], [1.0]]) * np.hstack([turn, np.reshape(origin, (3, 1))])
+
     def to_image(self, array: np.ndarray) -> Any:
         """Returns a SimpleITK image of `array` [Z, Y, X] on this scan's grid."""
         import SimpleITK as sitk
@@ -72,7 +78,21 @@ def same_grid(mask: Scan, scan: Scan) -> bool:
         far.append(np.array(origin) + np.reshape(direction, (3, 3)) @ (last * np.array(spacing)))
     apart = max(np.abs(near[0] - near[1]).max(), np.abs(far[0] - far[1]).max())
     turned = np.abs(np.subtract(mask.affine[2], scan.affine[2])).max()
-    return bool(apart < 0.1 * min(scan.spacing) and turned < 1e-3)
+    return bool(apart < 0.1 * min(scan.affine[1]) and turned < 1e-3)
+
+
+def shear_degrees(axes: np.ndarray) -> float:
+    """Returns by how many degrees the angle of two axes, the columns of [3, 3+], is off 90.
+
+    It is 0 where an axis has no length.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # of damaged headers
+        lengths = np.linalg.norm(axes[:, :3], axis=0)
+        if not lengths.all():
+            return 0.0
+        steps = axes[:, :3] / lengths
+        cosines = np.abs(np.triu(steps.T @ steps, 1)).max()
+    return float(np.degrees(np.arcsin(min(cosines, 1.0))))
 
 
 def resample(mask: Scan, scan: Scan) -> np.ndarray:
@@ -92,6 +112,21 @@ def resample(mask: Scan, scan: Scan) -> np.ndarray:
             "the image's geometry into the mask"
         )
     return labels
+
+
+def share_outside(mask: Scan, scan: Scan) -> float:
+    """Returns the share of a mask's labelled voxels whose centres are outside the image."""
+    to_image = np.linalg.inv(np.vstack([scan.to_ras(), [0, 0, 0, 1]]))
+    matrix = (to_image @ np.vstack([mask.to_ras(), [0, 0, 0, 1]]))[:3]
+    size = np.array(scan.array.shape[2::-1])
+    total = outside = 0
+    for z, plane in enumerate(mask.array):
+        y, x = np.nonzero(plane)
+        places = matrix[:, :2] @ np.stack([x, y]) + (matrix[:, 2] * z + matrix[:, 3])[:, None]
+        is_in = ((places > -0.5 - 1e-3) & (places < size[:, None] - 0.5 + 1e-3)).all(axis=0)
+        total += len(x)
+        outside += int(np.count_nonzero(~is_in))
+    return outside / total if total else 0.0
 
 
 def _extent(image: Any) -> str:

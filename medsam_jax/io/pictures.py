@@ -1,90 +1,149 @@
-"""Reads PNG, JPEG and TIFF files as images or label maps with Pillow."""
+"""Reads PNG, JPEG, TIFF, BMP, GIF, WebP and JPEG 2000 files as images or label maps.
 
+Pillow reads all but TIFF (`tiff.py`) and PNG with 16-bit colours, which OpenCV reads whole.
+"""
+
+import io
 import pathlib
+import re
+import warnings
 from typing import Any
 
 import numpy as np
 
 from medsam_jax.errors import UserError
+from medsam_jax.io import pages, tiff
+from medsam_jax.io.geometry import Scan
+from medsam_jax.io.quiet import quiet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
-_GREY_MODES = ("L", "I;16", "I;16B", "I;16L", "I", "F")
+_NAN3 = (float("nan"),) * 3
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP")
+_PNG_SAMPLES = {2: 3, 4: 2, 6: 4}  # by colour type: RGB, grey and alpha, RGBA
+_MOST_BYTES = 1 << 26  # of pixels that are never doubted
+_MOST_RATIO = 2000  # pixel bytes for each byte of a file; deflate and JPEG stay below
 
 
-def read_picture(path: pathlib.Path) -> np.ndarray:
+def read_picture(path: pathlib.Path, format_name: str) -> Scan:
     """Reads a picture [1, H, W] or [1, H, W, 3], a multi-page TIFF as [Z, H, W].
 
-    EXIF rotation is applied. Alpha is dropped, palettes become colours, and 16-bit grey stays
-    16-bit. Grey stored as equal colours becomes one channel. Raises UserError for an unreadable
-    file.
+    The orientation tag is applied. Alpha is dropped, palettes become colours, and 16-bit grey stays
+    16-bit. Grey stored as equal colours becomes one channel. Resolution tags are never mm.
+
+    Raises:
+      UserError: an unreadable or animated file, or one whose values have no sure meaning.
     """
-    pages = _pages(path, _colour_page)
-    if pages.ndim == 4 and (pages[..., :1] == pages).all():
-        pages = pages[..., 0]
-    return pages
+    array, notes = _read(path, format_name, as_labels=False)
+    if array.ndim == 4 and (array[..., :1] == array).all():
+        array = array[..., 0]
+    return Scan(array, _NAN3, None, str(path), notes)
 
 
-def read_labels(path: pathlib.Path) -> np.ndarray:
+def read_labels(path: pathlib.Path, format_name: str) -> Scan:
     """Reads a label map [Z, H, W], or [Z, H, W, 3] if it has colours; palette indices are labels.
 
-    Raises UserError for a JPEG with more than two values: compression smears labels.
+    Raises UserError for lossy compression with more than two values: it smears labels.
     """
-    labels = _pages(path, _label_page)
-    if path.suffix.lower() in (".jpg", ".jpeg") and len(np.unique(labels)) > 2:
+    array, notes = _read(path, format_name, as_labels=True)
+    return Scan(array, _NAN3, None, str(path), notes)
+
+
+def _read(
+    path: pathlib.Path, format_name: str, as_labels: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        with warnings.catch_warnings(), quiet("tifffile"):
+            warnings.simplefilter("ignore")  # of Pillow and tifffile, on tags that are not used
+            if format_name == "TIFF":
+                array, notes, is_lossy = tiff.read_tiff(path, as_labels)
+            else:
+                page, notes, is_lossy = _single(path, as_labels)
+                array = page[None]
+    except UserError:
+        raise
+    except Exception as error:  # damaged files raise errors of many kinds in Pillow and tifffile
+        reason = re.sub(r" ?<_io\.BytesIO object.*?>", "", " ".join(str(error).split()))[:160]
+        reason = reason or type(error).__name__
         raise UserError(
-            f"{path}: JPEG has smeared the labels (values {np.unique(labels)[:4].tolist()}...); "
+            f"{path}: cannot be read ({reason}); the picture is damaged: copy or export it again"
+        ) from None
+    if as_labels and is_lossy and len(found := np.unique(array)) > 2:
+        lossy = "JPEG" if format_name == "TIFF" else format_name
+        raise UserError(
+            f"{path}: {lossy} has smeared the labels (values {found[:4].tolist()}...); "
             "save masks as PNG"
         )
-    return labels
+    return array, notes
 
 
-def _pages(path: pathlib.Path, convert: Any) -> np.ndarray:
-    from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str, ...], bool]:
+    """Returns the only picture of a file, notes, and whether its compression is lossy."""
+    from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; the file is the user's own
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("RGB", "RGBA") and "16" in str(image.tile):
-                return _read_deep(path)[None]  # Pillow would keep only the upper 8 bits
-            multi_page = image.format == "TIFF"
-            frames = ImageSequence.Iterator(image) if multi_page else [image]
-            pages = [convert(ImageOps.exif_transpose(frame)) for frame in frames]
-    except UnidentifiedImageError:
-        pages = [_read_deep(path)]
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy or export it again") from None
-    if any(page.shape != pages[0].shape for page in pages):
-        raise UserError(f"{path}: pages of different sizes; save one picture a file")
-    return np.stack(pages)
-
-
-def _colour_page(image: Any) -> np.ndarray:
-    if image.mode in _GREY_MODES:
-        return np.asarray(image)
-    if image.mode in ("1", "LA"):
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB"))  # P, PA, RGBA, CMYK, YCbCr
-
-
-def _label_page(image: Any) -> np.ndarray:
-    if image.mode in (*_GREY_MODES, "P"):
-        return np.asarray(image)
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode in ("LA", "PA"):
-        return np.asarray(image.getchannel(0))
-    return np.asarray(image.convert("RGB"))
+    Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; `_check_size` judges instead
+    # From memory: a damaged length then is no reason to allocate so much.
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        _check_size(path, image)
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise UserError(
+                f"{path}: is an animation of {image.n_frames} frames; save them as pages of a TIFF"
+            )
+        image.load()  # OpenCV would print what is damaged
+        deep = _deep_png(path) if image.format == "PNG" else None
+        orientation = image.getexif().get(0x0112, 1)
+        is_lossy = image.format in _LOSSY
+        if deep is not None:
+            page, alpha = deep
+        else:
+            alpha = _alpha(image)
+            page = pages.label_page(image) if as_labels else pages.colour_page(image)
+            if as_labels and image.format == "PNG":
+                page = page // _stretch(path)
+    notes = pages.alpha_notes(alpha)
+    return pages.oriented(page, orientation), notes, is_lossy
 
 
-def _read_deep(path: pathlib.Path) -> np.ndarray:
-    """Reads [H, W] or [H, W, 3] with SimpleITK, for types that Pillow lacks (16-bit colours)."""
-    import SimpleITK as sitk
-
-    try:
-        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    except RuntimeError:
+def _check_size(path: pathlib.Path, image: Any) -> None:
+    """Raises UserError if a file is too small for the pixels that it promises."""
+    width, height = image.size
+    promised = width * height * len(image.getbands())
+    size = path.stat().st_size
+    if promised > max(_MOST_BYTES, _MOST_RATIO * size):
         raise UserError(
-            f"{path}: is not a picture that can be read (wrong format or damaged); export it again"
-        ) from None
-    return array[..., :3] if array.ndim == 3 and array.shape[-1] in (3, 4) else array
+            f"{path}: says {width} x {height} pixels in {size} bytes; copy or export it again"
+        )
+
+
+def _stretch(path: pathlib.Path) -> int:
+    """Returns the factor by which Pillow multiplies a PNG's grey values of 2 or 4 bits."""
+    depth, colour_type = _png_header(path)
+    return {2: 85, 4: 17}.get(depth, 1) if colour_type == 0 else 1
+
+
+def _png_header(path: pathlib.Path) -> tuple[int, int]:
+    """Returns a PNG's bits per sample and colour type."""
+    with open(path, "rb") as file:
+        header = file.read(26)
+    return header[24], header[25]
+
+
+def _deep_png(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Returns 16-bit colours (or grey) and alpha, of which Pillow keeps 8 bits; None for others."""
+    import cv2
+
+    depth, colour_type = _png_header(path)
+    if depth != 16 or colour_type not in _PNG_SAMPLES:
+        return None
+    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16:
+        raise ValueError("damaged 16-bit PNG")
+    alpha = found[..., 3] if found.shape[2] == 4 and colour_type != 2 else None
+    colours = np.ascontiguousarray(found[..., 2::-1])  # OpenCV has blue first
+    return (colours[..., 0] if colour_type == 4 else colours), alpha
+
+
+def _alpha(image: Any) -> np.ndarray | None:
+    if image.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
+        return None
+    return np.asarray(image.getchannel(image.getbands()[-1]))

@@ -1,8 +1,9 @@
 """Reads scans and label maps of any common format into arrays with their geometry.
 
-SimpleITK reads medical formats (NIfTI, NRRD, MetaImage, DICOM), Pillow reads pictures (PNG, JPEG,
-TIFF), NumPy reads MedSAM's `.npz`. Arrays and spacings are both in (z, y, x) order; spacings in
-another order would make surface metrics wrong.
+SimpleITK reads medical formats (NIfTI, NRRD, MetaImage, DICOM), Pillow and tifffile read pictures
+(PNG, JPEG, TIFF), NumPy reads MedSAM's `.npz`. The format is found by the file's bytes, not by its
+name. Arrays and spacings are both in (z, y, x) order; spacings in another order would make surface
+metrics wrong.
 """
 
 import dataclasses
@@ -12,9 +13,10 @@ import pathlib
 import numpy as np
 
 from medsam_jax.errors import UserError, check_name
-from medsam_jax.io import dicom, itk, nifti, npz, pictures
+from medsam_jax.io import dicom, formats, itk, nifti, npz, pictures, text_headers
 from medsam_jax.io.files import split_series
-from medsam_jax.io.geometry import Scan, resample, same_grid
+from medsam_jax.io.geometry import Scan
+from medsam_jax.io.masks import as_labels, check_sharp, on_grid
 
 
 def read_scan(path: str | pathlib.Path) -> Scan:
@@ -27,7 +29,7 @@ def read_scan(path: str | pathlib.Path) -> Scan:
       UserError: missing, empty, unreadable or truncated file, 4D, no or several series, NaN or
         infinite voxels. The message is one line with the file and the remedy.
     """
-    scan = _read(str(path), as_labels=False)
+    scan = _read(str(path), is_mask=False)
     if not np.issubdtype(scan.array.dtype, np.floating):
         return scan
     bad = scan.array.size - int(np.count_nonzero(np.isfinite(scan.array)))
@@ -37,39 +39,35 @@ def read_scan(path: str | pathlib.Path) -> Scan:
 
 
 def read_mask(path: str | pathlib.Path, scan: Scan) -> np.ndarray:
-    """Reads a label map onto the grid of `scan`.
+    """Reads a label map onto the grid of `scan`; returns the array of `read_mask_scan`."""
+    return read_mask_scan(path, scan).array
+
+
+def read_mask_scan(path: str | pathlib.Path, scan: Scan) -> Scan:
+    """Reads a label map onto the grid of `scan`, with notes on how.
 
     A mask on the same grid is not resampled. A mask on another grid (flipped, cropped, coarser) is
     resampled by nearest neighbour in physical space.
 
     Returns:
-      int32 [Z, Y, X]; 0 is background.
+      `Scan` of int32 [Z, Y, X]; 0 is background.
 
     Raises:
-      UserError: the errors of `read_scan`; negative or fractional labels; no labelled voxel; grids
-        that do not overlap; different sizes if a file has no geometry.
+      UserError: the errors of `read_scan`; negative, fractional or smeared labels; no labelled
+        voxel; grids that do not overlap; a mask that lost its geometry; different sizes if a file
+        has no geometry.
     """
-    mask = _read(str(path), as_labels=True)
-    labels = _as_labels(mask.array, str(path))
-    if mask.affine is None or scan.affine is None:
-        if labels.shape != scan.array.shape[:3]:
-            raise UserError(
-                f"{path}: mask of {_size(labels)} for an image of {_size(scan.array)} without "
-                "physical geometry to align them; save both at the same size"
-            )
-    elif not same_grid(mask, scan):
-        labels = resample(dataclasses.replace(mask, array=labels), scan)
-    if not labels.any():
+    mask = _read(str(path), is_mask=True)
+    mask = dataclasses.replace(mask, array=as_labels(mask.array, str(path)))
+    placed = on_grid(mask, scan)
+    check_sharp(mask.array, str(path))
+    if not placed.array.any():
         raise UserError(f"{path}: the mask is empty (no voxel above 0); leave this case out")
-    return labels
+    return placed
 
 
-def _size(array: np.ndarray) -> str:
-    return " x ".join(str(side) for side in reversed(array.shape[:3]))
-
-
-def _read(path: str, as_labels: bool) -> Scan:
-    """Calls the reader for the type of the path; with `as_labels`, colours become labels."""
+def _read(path: str, is_mask: bool) -> Scan:
+    """Calls the reader of the format that the bytes have; a mask's palette indices are labels."""
     check_name(path)
     file = pathlib.Path(split_series(path)[0])
     if not os.path.exists(file):
@@ -78,33 +76,34 @@ def _read(path: str, as_labels: bool) -> Scan:
         return dicom.read_series(path)
     if file.stat().st_size == 0:
         raise UserError(f"{path}: is empty (0 bytes); copy the file again")
+    found = formats.identify(file)
+    found.refuse_other(path)
+    scan = _by_format(path, file, found, is_mask)
+    return dataclasses.replace(scan, notes=found.notes(path) + scan.notes)
+
+
+def _by_format(path: str, file: pathlib.Path, found: formats.Format, is_mask: bool) -> Scan:
+    if found.name in formats.PICTURES:
+        read = pictures.read_labels if is_mask else pictures.read_picture
+        return read(file, found.name)
     suffix = file.suffix.lower()
-    if suffix in pictures.SUFFIXES:
-        array = pictures.read_labels(file) if as_labels else pictures.read_picture(file)
-        return Scan(array, (float("nan"),) * 3, None, path)
-    if suffix == ".npz":
-        return npz.read_npz(path, "gts" if as_labels else "imgs")
-    if file.name.lower().endswith((".nii", ".nii.gz")):
-        nifti.check_nifti(file)
-    return itk.read_sitk(path)
-
-
-def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
-    """Returns a mask array as int32. Raises UserError for colours, negatives and fractions."""
-    if array.ndim == 4:
-        if not (array[..., :1] == array).all():
-            raise UserError(f"{path}: the mask has colours; save a label map (one number a pixel)")
-        array = array[..., 0]
-    if np.issubdtype(array.dtype, np.floating):
-        bad = int(np.count_nonzero(~np.isfinite(array) | (array != np.round(array))))
-        if bad:
-            raise UserError(
-                f"{path}: {bad} voxels are no whole labels (e.g. "
-                f"{array[~np.isfinite(array) | (array != np.round(array))][0]:g}); "
-                "threshold a probability map, or resample with nearest neighbour"
-            )
-    if array.size and array.min() < 0:
-        raise UserError(f"{path}: has a negative label ({array.min():g}); renumber the labels")
-    if array.size and array.max() > np.iinfo(np.int32).max:
-        raise UserError(f"{path}: label {array.max():g} is too large; renumber the labels")
-    return array.astype(np.int32)
+    if not found.name and suffix in pictures.SUFFIXES:
+        raise UserError(f"{path}: is not a picture, or its beginning is damaged; export it again")
+    if found.name == "zip" or (not found.name and suffix == ".npz"):
+        return npz.read_npz(path, "gts" if is_mask else "imgs")
+    if found.name in ("NIfTI", "NIfTI pair", "ANALYZE"):
+        return nifti.read_nifti(path, found.is_gzipped)
+    if found.name == "NRRD":
+        return text_headers.read_nrrd(path)
+    if found.name == "MetaImage":
+        return text_headers.read_metaimage(path)
+    if found.name == "DICOM" or suffix == ".dcm":
+        return itk.read_sitk(path, "GDCMImageIO")
+    if not found.name and suffix == ".img":
+        return nifti.read_nifti(path, found.is_gzipped)
+    try:
+        return itk.read_sitk(path)  # MINC, GIPL, VTK and others that ITK knows
+    except UserError:
+        if found.remedy():
+            raise UserError(f"{path}: is a {found.name}; {found.remedy()}") from None
+        raise

@@ -16,20 +16,19 @@ def measure(mask: Bool[np.ndarray, "z y x"], spacing: tuple[float, ...]) -> dict
     Slices are along the first axis. Diameters are between points of the outline, which runs
     halfway between pixels inside and outside, of one connected part of one slice; the
     perpendicular is the longest chord, at right angles to the diameter, of that part's convex hull
-    (RECIST 1.1's short axis, WHO's second diameter). All are 0 for an empty mask, and NaN
-    where the spacing is not known.
+    (RECIST 1.1's short axis, WHO's second diameter). All are 0 for an empty mask. Diameters are
+    NaN where the spacing of a slice is not known, the volume where any spacing is not.
     """
     from scipy import ndimage
 
-    if not np.isfinite(spacing).all():
+    if not np.isfinite(spacing[1:]).all():
         return dict.fromkeys(MEASURES, float("nan"))
     volume = np.count_nonzero(mask) * float(np.prod(spacing)) / 1000
     best = (0.0, 0.0)
     for plane in mask[mask.any(axis=(1, 2))]:
         parts, count = ndimage.label(plane, np.ones((3, 3)))
         for part in range(1, count + 1):
-            hull = _hull(parts == part, spacing[1:])
-            best = max(best, diameters(hull))
+            best = max(best, diameters(_hull(parts == part, spacing[1:])))
     return {"volume_ml": volume, "longest_mm": best[0], "perpendicular_mm": best[1]}
 
 

@@ -47,10 +47,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
     Writes `config.json`, `run.json` (a record of each start), `metrics.csv`, `tensorboard/`,
     `checkpoints/` (training states) and the model directories `best/` (by `TuneResult.score`) and
-    `last/`, which `load_model` reads.
-
-    Returns:
-      The scalars of the last evaluation.
+    `last/`, which `load_model` reads. Returns the scalars of the last evaluation.
 
     Raises:
       UserError: bad configuration or data, a full disk, or a loss that is not finite.

@@ -148,6 +148,39 @@ def test_multi_page_tiff_keeps_its_pages(compiled, tmp_path):
         assert mask.n_frames == 3
 
 
+@pytest.mark.parametrize("known", ["none", "in plane", "all"])
+def test_voxels_are_not_called_millimetres(bright, tmp_path, known):
+    """ITK takes 1 mm where a header has no spacing."""
+    volume = np.zeros((5, 40, 40), np.uint8)
+    volume[1:4, 10:20, 12:32] = 255
+    spacings = {"none": "", "in plane": "spacings: 0.5 0.5 nan\n", "all": "spacings: 0.5 0.5 2\n"}
+    header = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 40 40 5\nencoding: raw\n"
+    path = tmp_path / "scan.nrrd"
+    path.write_bytes(f"{header}{spacings[known]}\n".encode() + volume.tobytes())
+    boxes = [[10, 8, 34, 22]]
+    predict_path(Request("tiny", str(path), tmp_path / "out", boxes=boxes, slice_index=2))
+    record = json.loads((tmp_path / "out" / "scan.json").read_text())
+    (found,) = record["objects"]
+    unit, side = ("px", 1.0) if known == "none" else ("mm", 0.5)
+    assert found[f"longest_{unit}"] == pytest.approx(np.hypot(19.5, 9.5) * side, rel=0.05)
+    assert {"longest_px", "longest_mm"} & set(found) == {f"longest_{unit}"}
+    if known == "all":
+        assert found["volume_ml"] == pytest.approx(600 * 0.5 / 1000)
+    else:
+        assert "volume_ml" not in found
+    assert (record["spacing_mm"][0] is None) == (known != "all")
+
+
+def test_values_that_are_no_hounsfield_units_are_said(bright, tmp_path, caplog):
+    volume = np.full((1, 40, 40), 24, np.int16)
+    volume[0, 10:20, 12:32] = 1100
+    sitk.WriteImage(sitk.GetImageFromArray(volume), str(tmp_path / "scan.nrrd"))
+    ask = {"boxes": [[10, 8, 34, 22]], "modality": "CT"}
+    predict_path(Request("tiny", str(tmp_path / "scan.nrrd"), tmp_path / "out", **ask))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"{tmp_path / 'scan.nrrd'}: a CT without a negative value (24 to 1100)")
+
+
 def test_rle_in_the_record_is_the_mask(bright, tmp_path):
     array = np.zeros((20, 30), np.uint8)
     array[4:9, 10:22] = 250

@@ -73,6 +73,15 @@ def test_unknown_spacing_gives_no_mm():
     assert np.isnan(list(measure(np.ones((1, 4, 4), bool), (np.nan,) * 3).values())).all()
 
 
+def test_unknown_slice_distance_gives_diameters_and_no_volume():
+    mask = np.zeros((1, 6, 8), bool)
+    mask[0, 2:4, 2:6] = True
+    found, known = measure(mask, (np.nan, 0.5, 0.5)), measure(mask, (1.0, 0.5, 0.5))
+    assert np.isnan(found.pop("volume_ml"))
+    del known["volume_ml"]
+    assert found == known
+
+
 def test_diameters_of_polygons():
     rectangle = np.array([[0, 0], [0, 3], [4, 3], [4, 0]], float)
     longest, perpendicular = diameters(rectangle)
