@@ -13,6 +13,7 @@ from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import stem
 from medsam_jax.io import dicom, formats
+from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan, slice_axis
 from medsam_jax.io.notes import notes_of_pair
 from medsam_jax.io.scans import read_mask_scan, read_scan
@@ -225,7 +226,7 @@ def _count_labels(labels: np.ndarray, scan: Scan) -> dict[int, dict[str, float]]
 
 def format_of(path: str) -> str:
     """Returns the format that the first bytes of a file show, whatever its name says."""
-    file = pathlib.Path(_folder_and_series(path)[0])
+    file = pathlib.Path(split_series(path)[0])
     if file.is_dir():
         return "DICOM series"
     try:
@@ -235,12 +236,6 @@ def format_of(path: str) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return (found.name or UNKNOWN) + (", compressed by gzip" if found.is_gzipped else "")
-
-
-def _folder_and_series(path: str) -> tuple[str, str]:
-    """Splits `FOLDER#SERIES_UID`; the UID is empty for any other path."""
-    folder, _, uid = path.rpartition("#")
-    return (folder, uid) if folder and not pathlib.Path(path).exists() else (path, "")
 
 
 def find_scans(path: str) -> tuple[list[str], list[str]]:
@@ -275,7 +270,7 @@ def picture_names(scans: list[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken = collections.Counter()
     for scan in scans:
-        folder, uid = _folder_and_series(scan)
+        folder, uid = split_series(scan)
         base = stem(folder) + (f"_{uid}" if uid else "")
         taken[base.lower()] += 1
         count = taken[base.lower()]
