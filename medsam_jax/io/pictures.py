@@ -5,6 +5,7 @@ Pillow reads all but TIFF (`tiff.py`) and PNG with 16-bit colours, which OpenCV 
 
 import pathlib
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io import pages, tiff
 from medsam_jax.io.geometry import Scan
+from medsam_jax.io.quiet import no_prints
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -84,7 +86,7 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
             raise UserError(
                 f"{path}: is an animation of {image.n_frames} frames; save them as pages of a TIFF"
             )
-        image.load()  # OpenCV would print what is damaged
+        image.load()
         deep = _deep_png(path) if image.format == "PNG" else None
         orientation = image.getexif().get(0x0112, 1)
         is_lossy = image.format in _LOSSY
@@ -130,7 +132,10 @@ def _deep_png(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None] | None
     depth, colour_type = _png_header(path)
     if depth != 16 or colour_type not in _PNG_SAMPLES:
         return None
-    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    content = path.read_bytes()
+    _check_chunks(content)
+    with no_prints():
+        found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
         raise ValueError("damaged 16-bit PNG")
     alpha = found[..., 3] if found.shape[2] == 4 and colour_type != 2 else None
@@ -142,3 +147,18 @@ def _alpha(image: Any) -> np.ndarray | None:
     if image.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
         return None
     return np.asarray(image.getchannel(image.getbands()[-1]))
+
+
+def _check_chunks(content: bytes) -> None:
+    """Raises ValueError for a PNG whose chunks are damaged: OpenCV allocates what they promise."""
+    at = 8
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        end = at + 8 + length
+        name, stored = content[at + 4 : at + 8], content[end : end + 4]
+        if zlib.crc32(content[at + 4 : end]).to_bytes(4, "big") != stored:
+            raise ValueError(f"chunk {name!r} is damaged")
+        if name == b"IEND":
+            return
+        at = end + 4
+    raise ValueError("its end is missing")

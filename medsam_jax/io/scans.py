@@ -15,6 +15,7 @@ from medsam_jax.errors import UserError
 from medsam_jax.io import dicom, formats, itk, nifti, npz, pictures, text_headers
 from medsam_jax.io.geometry import Scan
 from medsam_jax.io.masks import as_labels, check_sharp, on_grid
+from medsam_jax.io.quiet import no_prints
 
 
 def read_scan(path: str | pathlib.Path) -> Scan:
@@ -99,7 +100,8 @@ def _by_format(path: str, file: pathlib.Path, found: formats.Format, is_mask: bo
     if not found.name and suffix == ".img":
         return nifti.read_nifti(path, found.is_gzipped)
     try:
-        return itk.read_sitk(path)  # MINC, GIPL, VTK and others that ITK knows
+        with no_prints():
+            return itk.read_sitk(path)  # MINC, GIPL, VTK and others that ITK knows
     except UserError:
         if found.remedy():
             raise UserError(f"{path}: is a {found.name}; {found.remedy()}") from None
