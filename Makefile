@@ -1,6 +1,7 @@
 # make demo        environment, weights, real scans, data set, fine-tuning, evaluation, report
 # make test        tests, without torch
 # make test-parity comparison with PyTorch, in an environment of its own
+# make fuzz        20,000 damaged scans are read (FUZZ_MUTATIONS=...)
 # make lint        ruff check and format
 # make notebook    docs/quickstart.ipynb from top to bottom
 # make bench       side-by-side timings and their tables in docs/performance.md (SUITE=cpu|gpu, NAME=row)
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env test test-parity lint format demo notebook bench clean
+.PHONY: help env test fuzz test-parity lint format demo notebook bench clean
 
 # The first that runs, is new enough and can make virtual environments: a version manager's shim
 # may be on the path and still fail.
@@ -58,6 +59,10 @@ $(ENV_STAMP):
 
 test: $(ENV_STAMP)
 	$(VENV)/bin/python -m pytest tests --ignore=tests/parity --numprocesses auto --maxprocesses 4 --dist loadfile
+
+FUZZ_MUTATIONS ?= 20000
+fuzz: $(ENV_STAMP)
+	FUZZ_MUTATIONS=$(FUZZ_MUTATIONS) $(VENV)/bin/python -m pytest tests/io/test_fuzz_scans.py
 
 $(PARITY_STAMP):
 	$(call new_venv,$(PARITY))

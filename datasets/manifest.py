@@ -6,6 +6,7 @@ Examples:
   python -m datasets.manifest --npz MedSAM_train/CT_Abd --modality CT --task abdomen
 """
 
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,13 @@ from absl import flags
 
 from medsam_jax.cli import run
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import check_writable
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of scans.")
 _MASKS = flags.DEFINE_string("masks", None, "Folder of masks; may be the same.")
-_NNUNET = flags.DEFINE_string("nnunet", None, "A nnU-Net raw data set, with dataset.json.")
+_NNUNET = flags.DEFINE_string(
+    "nnunet", None, "A data set of nnU-Net or the Decathlon, with dataset.json."
+)
 _NPZ = flags.DEFINE_string("npz", None, "Folder of MedSAM .npz files (imgs, gts, spacing).")
 _MODALITY = flags.DEFINE_string("modality", "", "Modality of all scans: CT, MR, US, ...")
 _TASK = flags.DEFINE_string("task", "", "What the masks show: liver, sarcoma, ...")
@@ -27,15 +31,19 @@ _OUTPUT = flags.DEFINE_string("output", "cases.csv", "The manifest; never overwr
 def main(argv: Sequence[str]) -> None:
     """Flags, then one call."""
     del argv
-    from datasets.medical_slices import pairing
+    from datasets.medical_slices import nnunet, pairing
 
+    output = pathlib.Path(_OUTPUT.value)
+    if os.path.lexists(output):
+        raise UserError(f"{output}: is there already; choose another --output")
+    check_writable(output.parent)
     sources = [_IMAGES.value or _MASKS.value, _NNUNET.value, _NPZ.value]
     if sum(source is not None for source in sources) != 1:
         raise UserError("give --images with --masks, or --nnunet, or --npz; see --help")
     if _NNUNET.value is None and not (_MODALITY.value and _TASK.value):
         raise UserError("--modality and --task are needed, e.g. --modality CT --task liver")
     if _NNUNET.value is not None:
-        found = pairing.read_nnunet(pathlib.Path(_NNUNET.value), _TASK.value)
+        found = nnunet.read_nnunet(pathlib.Path(_NNUNET.value), _TASK.value, _MODALITY.value)
     elif _NPZ.value is not None:
         found = pairing.read_npz(pathlib.Path(_NPZ.value), _MODALITY.value, _TASK.value)
     elif _IMAGES.value is None or _MASKS.value is None:
@@ -46,9 +54,11 @@ def main(argv: Sequence[str]) -> None:
         )
     for line in found.problems:
         print(f"not paired: {line}", file=sys.stderr)
+    for line in found.warnings:
+        print(f"warning: {line}", file=sys.stderr)
     if not found.rows:
         raise UserError(f"no image has a mask: {len(found.problems)} files are listed above")
-    pairing.write_manifest(pathlib.Path(_OUTPUT.value), found.rows)
+    pairing.write_manifest(output, found.rows, found.ignore)
     for line in found.notes:
         print(line)
     print(f"wrote {_OUTPUT.value}: {len(found.rows)} cases, {len(found.problems)} files not paired")

@@ -9,12 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
-from typing import TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from absl import app, flags
 from tqdm import tqdm
 
-from medsam_jax.errors import UserError, disk_space
+from medsam_jax.errors import UserError, check_name, disk_space
 
 T = TypeVar("T")
 
@@ -28,29 +28,93 @@ def progress(iterable: Iterable[T], desc: str, total: int | None = None) -> Iter
     yield from tqdm(iterable, desc=desc, total=total, mininterval=interval, dynamic_ncols=True)
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
     """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1, Ctrl-C 130.
 
-    Any other exception keeps its traceback: it is a defect of ours, not of the input.
+    So does a file or folder that the system refuses. Any other exception keeps its traceback: it
+    is a defect of ours, not of the input. Without a reader of stdout or stderr the work goes on.
+    More than `positional` arguments that are no flags are an error.
     """
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            print(f"error: unexpected argument {argv[1]!r}; see --help", file=sys.stderr)
-            sys.exit(1)
+        if len(argv) > 1 + positional:
+            _fail(f"unexpected argument {argv[1 + positional]!r}; see --help")
         try:
+            for argument in (*sys.argv[1:], os.getcwd()):
+                check_name(argument)
             with disk_space("output"):
                 main(argv)
+                sys.stdout.flush()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            _fail(str(error))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            _fail(f"{error.filename}: {error.strerror}; correct the path or its permissions")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             _leave_at_once(130)  # what shells report for SIGINT
 
+    _mend_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _fail(message: str) -> NoReturn:
+    """Prints one line on stderr, in which names with line breaks are escaped; exits with 1."""
+    for argument in sys.argv[1:]:
+        name = argument.partition("=")[2] if argument.startswith("-") else argument
+        if not name.isprintable():
+            message = message.replace(name, repr(name)[1:-1])
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+class _Stream:
+    """stdout or stderr; what is written after its reader has left is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Leads the stream to nowhere, with what it still holds."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+def _mend_streams() -> None:
+    """Replaces stdout and stderr that are closed, and lets their readers leave early.
+
+    A closed one also leaves its number to the next file that is opened, in which a library's
+    messages would then end up.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        setattr(sys, name, _Stream(getattr(sys, name)))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

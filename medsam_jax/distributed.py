@@ -8,11 +8,7 @@ from medsam_jax.errors import UserError
 
 
 def define_flags() -> Callable[[], None]:
-    """Defines the flags that place a process among the others of its run.
-
-    Returns:
-      A function that joins the processes; the command's `main` calls it.
-    """
+    """Defines the flags that place a process among others; returns a function that joins them."""
     names = ("multihost", "coordinator", "num_processes", "process_id")
     if names[0] not in flags.FLAGS:  # two commands may be imported together
         flags.DEFINE_bool(
@@ -40,8 +36,7 @@ def join_processes(
     Args:
       multihost: read the cluster's environment with `jax.distributed.initialize`. Under SLURM and
         Open MPI each process gets one device of its host, elsewhere all.
-      coordinator: HOST:PORT of process 0, where no such environment exists.
-      num_processes, process_id: with `coordinator`.
+      coordinator: HOST:PORT of process 0, where no such environment exists; needs the other two.
 
     Raises:
       UserError: an incomplete address, or an environment that names no processes.

@@ -3,12 +3,17 @@
 The truth, a prediction and a prompt have one colour each, in every figure.
 """
 
-from collections.abc import Iterable
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer, Real, UInt8
+
+from medsam_jax.io.files import write_whole
 
 # RGB, from Okabe and Ito's palette: readers with any colour vision tell them apart.
 TRUTH = (0, 200, 150)
@@ -166,3 +171,51 @@ def _labelled(labels: np.ndarray) -> np.ndarray:
     """Returns indices from the first slice with an object to the last; all where there is none."""
     found = np.flatnonzero(labels.any(axis=(1, 2)))
     return np.arange(found[0], found[-1] + 1) if found.size else np.arange(len(labels))
+
+
+def figure_of(width: float, height: float) -> Any:
+    """Returns an empty matplotlib figure of that size in inches, drawn in memory.
+
+    pyplot and its backend, which may be a notebook's or need a screen, take no part.
+    """
+    is_first = "matplotlib" not in sys.modules
+    chosen = os.environ.pop("MPLBACKEND", None)  # importing matplotlib fails if it is not there
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    if chosen is not None and is_first:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = chosen  # as the import would have set it
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figures(
+    folder: Path, figures: Mapping[str, Callable[[], Any]], dpi: int = 150
+) -> list[str]:
+    """Draws figures by file name and writes them as PNGs, each whole; returns the names written.
+
+    One that fails costs a line, and never the results that it would show.
+    """
+    names = []
+    for name, draw_figure in figures.items():
+        try:
+            figure = draw_figure()
+            write_whole(
+                folder / name, lambda path, of=figure: of.savefig(path, format="png", dpi=dpi)
+            )
+        except Exception as error:  # of matplotlib, of the fonts, of the disk: all alike here
+            reason = (str(error).splitlines() or [""])[0]
+            print(
+                f"warning: {folder / name}: not drawn ({type(error).__name__}: {reason}); all "
+                "other results are written",
+                file=sys.stderr,
+            )
+        else:
+            names.append(name)
+    return names

@@ -5,9 +5,13 @@ Example:
       --platforms cpu,cuda --prompts 4
 """
 
+import os
+from pathlib import Path
+
 from absl import flags
 
 from medsam_jax import cli, errors
+from medsam_jax.io.files import check_writable
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Checkpoint directory or name of known weights."
@@ -21,6 +25,10 @@ _POINTS = flags.DEFINE_integer("points", 8, "Places for points in a prompt.")
 
 
 def main(_) -> None:
+    output = Path(_OUTPUT.value)
+    if os.path.lexists(output):
+        raise errors.UserError(f"{output}: exists; choose another --output")
+    check_writable(output.parent)
     from medsam_jax.hub import load_model
     from medsam_jax.inference.stablehlo import export_model
     from medsam_jax.models.sam import Sam

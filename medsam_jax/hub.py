@@ -50,11 +50,8 @@ def _at_size(
         raise UserError(f"image_size: {image_size} is no multiple of {part}, {step} pixels")
     if not is_unet and isinstance(config.encoder, ViTConfig):
         params = resize_position_tables(params, config.encoder, image_size)
-    preprocessing = dataclasses.replace(config.preprocessing, image_size=image_size)
-    return (
-        dataclasses.replace(config, image_size=image_size, preprocessing=preprocessing),
-        params,
-    )
+    contract = dataclasses.replace(config.preprocessing, image_size=image_size)
+    return dataclasses.replace(config, image_size=image_size, preprocessing=contract), params
 
 
 def resolve(name_or_dir: str | os.PathLike) -> Path:
@@ -63,9 +60,9 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
     A name counts only where no such directory exists. Raises UserError as `load_model`.
     """
     path = Path(name_or_dir)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    if path.is_file():
+    if os.path.exists(path):
         raise UserError(
             f"{path}: a file; make a checkpoint directory of it with `python -m "
             f"weights_converter.convert --input {path} --output DIRECTORY`"

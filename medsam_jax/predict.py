@@ -31,10 +31,7 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Checkpoint directory or name of known weights.", required=True
 )
 _IMAGE = flags.DEFINE_string(
-    "image",
-    None,
-    "Image file of any known format, a DICOM series folder, or a folder of these.",
-    required=True,
+    "image", None, "Image file, DICOM series folder, or a folder of these.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
 _BOX = flags.DEFINE_multi_string("box", [], "x0,y0,x1,y1 in pixels of the slice; one per object.")
@@ -57,8 +54,7 @@ _SLICE = flags.DEFINE_integer("slice", None, "Slice of a volume that the prompts
 _FOLLOW = flags.DEFINE_string(
     "follow",
     "propagate",
-    "Slices of a volume without prompts: propagate from those with, interpolate boxes between "
-    "them, or off.",
+    "Slices without prompts: propagate from others, interpolate boxes, or off.",
 )
 _LARGEST = flags.DEFINE_bool(
     "largest_component", False, "Keep the largest connected part of each object."

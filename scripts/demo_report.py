@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags, logging
 
 from medsam_jax.cli import progress, run
-from medsam_jax.drawing import LEGEND, overlay, window_around
+from medsam_jax.drawing import LEGEND, figure_of, overlay, window_around
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import write_text
 
@@ -139,13 +139,11 @@ def _table(header, rows) -> str:
 
 def _curves(path: Path):
     """Plots loss by step, and DSC and NSD of the tune split, side by side."""
-    from matplotlib.figure import Figure
-
     series = defaultdict(list)
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             series[row["name"]].append((int(row["step"]), float(row["value"])))
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = figure_of(10, 3.2)
     loss, scores = figure.subplots(1, 2)
     loss.plot(*zip(*series["train/loss"], strict=True))
     loss.set(xlabel="step", ylabel="Dice + cross-entropy", title="training loss")
@@ -205,8 +203,6 @@ def _predict(checkpoint: str | Path, objects: list[dict]) -> list[dict]:
 
 def _panels(item: dict, old: dict, new: dict):
     """Draws ground truth and both predictions (before, after) in a square around the object."""
-    from matplotlib.figure import Figure
-
     height, width = item["valid_shape"]
     window = window_around(item["mask"][None, :height, :width].astype(bool))
     image, truth = item["image"][:height, :width][window], item["mask"][:height, :width][window]
@@ -216,7 +212,7 @@ def _panels(item: dict, old: dict, new: dict):
         prediction = found["prediction"][:height, :width][window]
         title = f"{name}: DSC {found['dice']:.3f}, NSD {found['nsd']:.3f}"
         panels.append((title, overlay(image, prediction=prediction, box=box)))
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = figure_of(9, 3.2)
     for axes, (title, picture) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.imshow(picture)
         axes.set_title(title, fontsize=9)

@@ -1,8 +1,24 @@
 """Outlines and prompts on slices: where they belong, in one colour each."""
 
-import numpy as np
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-from medsam_jax.drawing import OBJECTS, PREDICTION, PROMPT, TRUTH, draw, overlay, window_around
+import numpy as np
+import pytest
+
+from medsam_jax.drawing import (
+    OBJECTS,
+    PREDICTION,
+    PROMPT,
+    TRUTH,
+    draw,
+    figure_of,
+    overlay,
+    save_figures,
+    window_around,
+)
 
 
 def test_overlay_outlines_follow_the_masks():
@@ -52,3 +68,37 @@ def test_prompts_of_both_functions_look_alike():
     np.testing.assert_array_equal(
         overlay(image, box=box, points=points), draw(image, nothing, prompts)
     )
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nothing", "svg"])
+def test_figures_need_no_backend(tmp_path, backend):
+    program = """
+import sys
+from pathlib import Path
+from medsam_jax.drawing import figure_of, save_figures
+
+def plot():
+    figure = figure_of(2, 1)
+    figure.subplots().plot([1, 2])
+    return figure
+
+assert save_figures(Path(sys.argv[1]), {"a.png": plot}) == ["a.png"]
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    command = [sys.executable, "-W", "error", "-c", program, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"MPLBACKEND": backend}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_figure_that_fails_costs_a_line(tmp_path, capsys):
+    def fail():
+        raise ValueError("no font")
+
+    figures = {"a.png": fail, "b.png": lambda: figure_of(2, 1)}
+    assert save_figures(tmp_path, figures) == ["b.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
+    line = f"warning: {tmp_path}/a.png: not drawn (ValueError: no font); all other results are "
+    assert capsys.readouterr().err == line + "written\n"

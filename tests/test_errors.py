@@ -1,14 +1,18 @@
 """Tests of a failing command's message and exit status."""
 
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from medsam_jax.errors import UserError
+from medsam_jax.errors import UserError, check_name
 from medsam_jax.io.files import require_space
+
+ROOT = str(Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,83 @@ def test_too_little_space_is_refused_with_both_sizes(tmp_path, monkeypatch):
     require_space(tmp_path, 2**29, "embeddings")
     with pytest.raises(UserError, match=r"embeddings need 1.00 GiB and 0.50 are free"):
         require_space(tmp_path, 2**30, "embeddings")
+
+
+PROGRAM = """
+from medsam_jax.cli import progress, run
+def main(_):
+    for number in progress(range(3000), "numbers"):
+        print("line", number)
+    open("done", "w").close()
+run(main)
+"""
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "| true"])
+def test_work_is_done_without_readers_of_its_output(tmp_path, redirection):
+    line = f'"$0" -c "$1" {redirection}'
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line, sys.executable, PROGRAM],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def failing(code: str, *arguments: str | bytes, **environment: str) -> list[str]:
+    """Returns the lines of a command with a flag --x; its status is not 0."""
+    program = (
+        "from absl import flags\nfrom medsam_jax.cli import run\n"
+        "from medsam_jax.errors import UserError\nX = flags.DEFINE_string('x', '', '')\n"
+        f"def main(_):\n    {code}\nrun(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"PYTHONPATH": ROOT} | environment,
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    return done.stderr.decode().splitlines()
+
+
+def test_a_full_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        program = "from medsam_jax.cli import run\nrun(lambda _: print('a'))"
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("error: output: the disk is full")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path):
+    (line,) = failing(f"open({str(tmp_path / 'x' / 'y')!r})")
+    assert line.startswith(f"error: {tmp_path}/x/y: No such file or directory; ")
+
+
+def test_line_breaks_in_names_are_escaped():
+    assert failing("raise UserError(f'{X.value}/f: no')", "--x=a\nb") == [r"error: a\nb/f: no"]
+
+
+def test_names_that_cannot_be_handed_to_libraries_are_refused():
+    c_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    code = "raise UserError('main')"
+    assert failing(code, "--x=d", **c_locale) == ["error: main"]
+    for name in (b"d\xe9", "d\u00e9".encode()):
+        (line,) = failing(code, b"--x=" + name, **c_locale)
+        assert line.endswith("names are read as ascii here; set PYTHONUTF8=1 for UTF-8")
+    (line,) = failing(code, b"--x=d\xe9", PYTHONUTF8="1")
+    assert line == r"error: --x=d\udce9: the name is not UTF-8; rename it"
+
+
+@pytest.mark.parametrize("name", ["a b", "\u00e9", "plain"])
+def test_names_in_utf_8_are_taken(name):
+    check_name(name)
+
+
+def test_a_name_of_other_bytes_is_named_in_ascii():
+    with pytest.raises(UserError, match=r"d.udce9: the name is not UTF-8; rename it"):
+        check_name("d\udce9")

@@ -1,11 +1,14 @@
 """A small `Sam` with random weights: made in NumPy, as running every initialiser takes a minute."""
 
 import math
+from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from medsam_jax.models.checkpoint import abstract_model, build_model
-from medsam_jax.models.functional import flatten_state
+from medsam_jax.models.functional import Functional, derive, flatten_state
 from medsam_jax.models.sam import Sam, SamConfig
 
 
@@ -15,6 +18,16 @@ def tiny_sam(seed: int = 0, config: SamConfig | None = None) -> Sam:
     rng = np.random.default_rng(seed)
     shapes = {name: x.shape for name, x in flatten_state(abstract_model(config)).items()}
     return build_model(config, {n: _draw(n, s, rng) for n, s in shapes.items()}, "random")
+
+
+def update_state(module: nnx.Module, values: Mapping[str, np.ndarray | jnp.ndarray]) -> None:
+    """Sets variables of a module by dotted path."""
+    functional = Functional(module)
+    for name, value in values.items():
+        assert functional.arrays[name].shape == value.shape, name
+    new = {name: jnp.asarray(value) for name, value in values.items()}
+    nnx.update(module, nnx.state(functional.bind(functional.arrays | new)))
+    derive(module)
 
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

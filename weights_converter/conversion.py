@@ -68,13 +68,14 @@ def state_dict_from_file(file: TensorFile, config: SamConfig | None = None) -> S
     """
     naming = names.detect_naming(file.tensors)
     if naming is None:
-        shown = ", ".join(ascii(name[:60]) for name in list(file.tensors)[:3])
-        raise UserError(f"{file.path}: not the tensors of a SAM (the first are {shown})")
+        raise UserError(f"{file.path}: {names.strangers(file.tensors)}")
     tensors, unknown = _under_our_names(file, naming)
     if config is None:
         config = architectures.ARCHITECTURES[architectures.detect(tensors, file.path)].config()
     config = architectures.at_size_of(config, tensors)
     _check(file.path, config, naming, tensors, unknown)
+    for name, *_ in _leaves(config).values():
+        tensors[name] = _finite(f"{file.path}: {_theirs(naming, name)}", tensors[name])
     source = {
         "file": file.path.rsplit("/", 1)[-1],
         "format": file.format,
@@ -162,6 +163,17 @@ def _under_our_names(file: TensorFile, naming: str) -> tuple[dict[str, LazyTenso
         elif not _same(tensors[name], tensor):
             raise UserError(f"{file.path}: {key} and its other name hold different values")
     return tensors, unknown
+
+
+def _finite(name: str, tensor: LazyTensor) -> LazyTensor:
+    """Returns the tensor; reading it raises UserError for NaN and infinity."""
+
+    def read() -> np.ndarray:
+        value = tensor.read()
+        checkpoint.check_finite(value, name)
+        return value
+
+    return dataclasses.replace(tensor, read=read)
 
 
 def _same(a: LazyTensor, b: LazyTensor) -> bool:

@@ -6,6 +6,7 @@ python -m weights_converter.convert --input weights/tuned --output tuned.pth --f
 python -m weights_converter.convert --input unknown.pth --inspect
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from absl import flags, logging
 
 from medsam_jax.cli import run
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import write_whole
+from medsam_jax.io.files import check_writable, write_whole
 from medsam_jax.io.safetensors import write_safetensors
 from weights_converter import conversion, names
 from weights_converter.architectures import ARCHITECTURES
@@ -28,8 +29,8 @@ _WRITERS: dict[str, Callable] = {"pth": write_pth, "safetensors": write_safetens
 _INPUT = flags.DEFINE_string(
     "input",
     None,
-    "a .pth or .safetensors file, a checkpoint directory, or known weights by name: "
-    + ", ".join(REGISTRY),
+    "a .pth or .safetensors file, a checkpoint directory, a folder of the hub, or known weights by "
+    "name: " + ", ".join(REGISTRY),
 )
 _OUTPUT = flags.DEFINE_string("output", None, "directory (orbax) or file to write")
 _MODEL = flags.DEFINE_enum(
@@ -63,6 +64,8 @@ def convert(
     """
     _demand_free(output, format, overwrite)
     state = open_checkpoint(source, model)
+    if state.source.get("prefix") and not os.path.isdir(source):
+        print(f"{source}: took {state.source['prefix']!r} off the tensors' names", file=sys.stderr)
     if format == "orbax":
         conversion.save_directory(state, output, overwrite)
     else:
@@ -77,6 +80,7 @@ def _demand_free(output: str, format: str, overwrite: bool) -> None:
     if path.exists() and path.is_dir() != (format == "orbax"):
         kind = "a directory" if path.is_dir() else "a file"
         raise UserError(f"{path}: {kind}, which --format {format} cannot replace; remove it first")
+    check_writable(path.parent)
 
 
 def main(argv: Sequence[str]) -> None:

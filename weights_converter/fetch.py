@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medsam_jax.cli import progress
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import cache_directory, sha256_of
+from medsam_jax.io.files import cache_directory, sha256_of, writable_cache
 from weights_converter.registry import REGISTRY, KnownWeights, PackageSource, UrlSource
 
 _BLOCK = 2**20
@@ -39,6 +39,7 @@ def fetch(name: str) -> Path:
     if place.exists():
         verify(place, known)
         return place
+    writable_cache()
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=place.parent) as scratch:
         partial = Path(scratch) / known.filename

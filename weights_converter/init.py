@@ -7,6 +7,8 @@ Examples:
 """
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
@@ -15,6 +17,7 @@ from flax import nnx
 from medsam_jax import cli
 from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import check_writable
 from medsam_jax.models.checkpoint import save_model
 from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import Sam
@@ -66,6 +69,10 @@ def random_model(model: str) -> tuple[nnx.Module, Any]:
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it writes
+    output = Path(_OUTPUT.value)
+    if os.path.lexists(output):
+        raise UserError(f"{output}: exists; choose another --output")
+    check_writable(output.parent)
     model, config = random_model(_MODEL.value)
     params = flatten_state(model)
     source = {"source": {"naming": "random", "seed": _SEED.value}, "licence": "Apache-2.0"}

@@ -18,6 +18,7 @@ def inspect(source: str, model: str = "auto") -> str:
     Raises:
       UserError: not a readable checkpoint.
     """
+    source = readers.file_in(source)
     if os.path.isdir(source):
         state = opening.open_checkpoint(source, model)
         recognised = by_sha256(state.source.get("sha256", ""))

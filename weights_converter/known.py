@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import cache_directory, sha256_of
+from medsam_jax.io.files import cache_directory, sha256_of, writable_cache
 from medsam_jax.models import checkpoint
 from medsam_jax.models.sam import SamConfig
 from weights_converter import conversion, fetch, readers
@@ -40,6 +40,9 @@ def converted_directory(name: str) -> Path:
     """
     known = fetch.lookup(name)
     directory = cache_directory() / "models" / name
+    if _is_current(directory, name, known):  # also in a cache that cannot be written
+        return directory
+    writable_cache()
     with _one_at_a_time(directory):
         if not _is_current(directory, name, known):
             path = fetch.fetch(name)

@@ -6,6 +6,7 @@ axis order.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 
@@ -132,6 +133,51 @@ def detect_naming(names: Mapping[str, object]) -> str | None:
         return TRANSFORMERS
     parts = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     return SEGMENT_ANYTHING if any(name.startswith(parts) for name in names) else None
+
+
+# Parts of names that come from PyTorch's wrappers of modules: compiled, parallel, sharded, remat.
+_MODULE_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+
+
+def unwrapped(names: Mapping[str, object]) -> tuple[dict[str, str], str]:
+    """Finds the names of a SAM within those of a training script.
+
+    Module wrappers come off anywhere, and any common prefix (`model.`, `sam.`) without which the
+    names are a SAM's.
+
+    Returns:
+      The name for each name, and what was taken off, "" for nothing.
+    """
+    cleaned = {name: _MODULE_WRAPPERS.sub("", name) for name in names}
+    if len(set(cleaned.values())) < len(cleaned):
+        cleaned = {name: name for name in names}
+    shared = os.path.commonprefix(list(cleaned.values()))
+    ends = [0, *(match.end() for match in re.finditer(r"\.", shared))]
+    fitting = (n for n in ends if detect_naming({name[n:]: None for name in cleaned.values()}))
+    start = next(fitting, 0)
+    renamed = {name: clean[start:] for name, clean in cleaned.items()}
+    removed = dict.fromkeys(name.removesuffix(new) for name, new in renamed.items())
+    if len(removed) > 1:  # within the names
+        removed = dict.fromkeys(
+            _MODULE_WRAPPERS.search(name)[0] for name in names if cleaned[name] != name
+        )
+    return renamed, ", ".join(removed)
+
+
+def strangers(names: Mapping[str, object]) -> str:
+    """Describes names that are not a SAM's, and those under a prefix that are."""
+    under = re.compile(r"(.+\.)(image_encoder|vision_encoder|prompt_encoder|mask_decoder)\.")
+    prefix = next((match[1] for match in map(under.match, names) if match), None)
+    others = [name for name in names if prefix is None or not name.startswith(prefix)]
+    shown = ", ".join(ascii(name[:60]) for name in others[:3])
+    if prefix is None:
+        return f"not the tensors of a SAM (the first are {shown})"
+    return (
+        f"a SAM's tensors are under {prefix!r}, beside {len(others)} others (the first are "
+        f"{shown}); save those of the SAM alone"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

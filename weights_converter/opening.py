@@ -14,13 +14,15 @@ def open_checkpoint(source: str, model: str = "auto") -> conversion.StateDict:
     """Returns the tensors of a checkpoint: names and shapes checked, values not read yet.
 
     Args:
-      source: path, or name of known weights, which are downloaded and verified.
+      source: path of a file, a checkpoint directory or a folder of the hub; or name of known
+        weights, which are downloaded and verified.
       model: known name or architecture of the file; "auto" recognises it by the file's hash, then
         by its tensors. A known name sets the preprocessing that the weights were trained with.
 
     Raises:
       UserError: unreadable file, failed verification, or tensors that differ from the model's.
     """
+    source = readers.file_in(source)
     if os.path.isdir(source):
         if model != "auto":
             raise UserError(

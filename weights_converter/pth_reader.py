@@ -219,7 +219,7 @@ def _unwrap(path: str, content: Any) -> tuple[str, dict[str, unpickler.TensorVie
     """Finds the state dict: the content itself, or an entry of it under a usual key."""
     if type(content) is not dict:
         raise UserError(f"{path}: holds no dictionary of tensors; save model.state_dict()")
-    wrapper = next((key for key in _WRAPPERS if type(content.get(key)) is dict), "")
+    wrapper = _find_wrapper(path, content)
     state = content[wrapper] if wrapper else content
     strangers = [
         name for name, value in state.items() if not isinstance(value, unpickler.TensorView)
@@ -234,6 +234,31 @@ def _unwrap(path: str, content: Any) -> tuple[str, dict[str, unpickler.TensorVie
     if len(state) > _MAX_TENSORS:
         raise UserError(f"{path}: {len(state)} tensors, more than any SAM has")
     return wrapper, state
+
+
+def _find_wrapper(path: str, content: dict[Any, Any]) -> str:
+    """Returns the key of the state dict; "" if the content is one itself. Raises UserError."""
+    known = [key for key in _WRAPPERS if type(content.get(key)) is dict]
+    if known or any(isinstance(value, unpickler.TensorView) for value in content.values()):
+        return known[0] if known else ""
+    inner = [key for key, value in content.items() if type(key) is str and _is_state_dict(value)]
+    if len(inner) > 1:
+        raise UserError(
+            f"{path}: holds tensors under {', '.join(map(_short, inner[:5]))}; save the one to "
+            "convert alone, or under 'state_dict'"
+        )
+    return inner[0] if inner else ""
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and all(
+            type(name) is str and isinstance(tensor, unpickler.TensorView)
+            for name, tensor in value.items()
+        )
+        and bool(value)
+    )
 
 
 def _all_views(content: Any) -> list[unpickler.TensorView]:

@@ -25,7 +25,8 @@ from medsam_jax.cli import progress
 from medsam_jax.data.manifest import DATA_SET, Case, annotator_columns, read_manifest
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError, disk_space
-from medsam_jax.io.files import require_space, sha256_of
+from medsam_jax.io.files import check_writable, plain_path, require_space, sha256_of
+from medsam_jax.io.notes import summarise_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ def build(request: Request) -> pathlib.Path:
     """
     final = pathlib.Path(request.data_dir) / "medical_slices" / request.options.recipe
     final = final / str(Builder.VERSION)
+    check_writable(pathlib.Path(request.data_dir))
     if final.exists():
         raise UserError(
             f"{final}: is a finished data set and is not overwritten; use it, delete it, or choose "
@@ -101,6 +103,8 @@ def _checked_cases(
         )
     for line in problems + warnings:
         print(f"warning: {line}", flush=True)
+    for line in summarise_notes((item.case.row_name, item.notes) for item in good):
+        print(f"note: {line}", flush=True)
     _check_content(request, good)
     return good, problems, warnings
 
@@ -211,7 +215,7 @@ def _write_shards(
     builder = Builder(
         plan=plan,
         build=make,
-        data_dir=temporary,
+        data_dir=plain_path(temporary),
         config=request.options.recipe,
         file_format="array_record",
     )
@@ -222,7 +226,7 @@ def _write_shards(
         )
         for _ in stream:
             raise AssertionError("more cases were built than the shards took")
-    built = pathlib.Path(builder.data_dir)
+    built = temporary / pathlib.Path(builder.data_dir).relative_to(plain_path(temporary))
     for leftover in built.glob("*.shard_infos.json"):  # TFDS's notes under Beam
         leftover.unlink()
     return built

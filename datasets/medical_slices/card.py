@@ -1,13 +1,17 @@
 """The data card: README.md and figures of a built data set, from its record and its slices."""
 
+import functools
 import itertools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
 from medsam_jax.data.manifest import SPLITS
+from medsam_jax.drawing import figure_of, save_figures
+from medsam_jax.io.notes import summarise_notes
 
 SAMPLES = 12  # slices in the sample grid
 FIGURES = ("samples.png", "object_sizes.png", "spacings.png", "intensities.png")
@@ -15,12 +19,12 @@ FIGURES = ("samples.png", "object_sizes.png", "spacings.png", "intensities.png")
 
 def write(directory: pathlib.Path, record: dict[str, Any]) -> None:
     """Writes `README.md` and `figures/` into `directory`; the data lie in `record`'s folder."""
-    (directory / "README.md").write_text(text(record), encoding="utf-8")
-    draw(DatasetInfo(directory, record), directory / "figures")
+    drawn = draw(DatasetInfo(directory, record), directory / "figures")
+    (directory / "README.md").write_text(text(record, drawn), encoding="utf-8")
 
 
-def text(record: dict[str, Any]) -> str:
-    """The card in Markdown."""
+def text(record: dict[str, Any], figures: Sequence[str] = FIGURES) -> str:
+    """Returns the card in Markdown."""
     recipe = record["recipe_fields"]
     lines = [
         f"# {record['name']}, recipe {record['recipe']}",
@@ -55,18 +59,20 @@ def text(record: dict[str, Any]) -> str:
     lines += [_scan_row(record, task, modality) for task, modality in _groups(record)]
     lines += ["", "## Dropped", "", "| what | how many |", "|---|---:|"]
     lines += [f"| {reason} | {count} |" for reason, count in record["dropped"].items()]
-    for title, key in (
-        ("Rows that were skipped", "skipped_rows"),
-        ("Cases without a slice left", "cases_without_slices"),
-        ("Warnings", "warnings"),
+    noted = ((case["case_id"], case.get("notes", ())) for case in record["cases"])
+    for title, found in (
+        ("Rows that were skipped", record["skipped_rows"]),
+        ("Cases without a slice left", record["cases_without_slices"]),
+        ("Warnings", record["warnings"]),
+        ("Notes on how files were read", summarise_notes(noted)),
     ):
-        if record[key]:
-            lines += ["", f"## {title}", ""] + [f"* {line}" for line in record[key]]
+        if found:
+            lines += ["", f"## {title}", ""] + [f"* {line}" for line in found]
     lines += ["", "## How it was made", ""]
     lines += [f"* {name}: {value}" for name, value in sorted(recipe.items())]
     lines += [f"* {tool} {version}" for tool, version in sorted(record["tool_versions"].items())]
     lines += [f"* manifest {record['manifest']['path']}, sha256 {record['manifest']['sha256']}", ""]
-    lines += [f"![{name}](figures/{name})" for name in FIGURES]
+    lines += [f"![{name}](figures/{name})" for name in figures]
     return "\n".join(lines) + "\n"
 
 
@@ -117,30 +123,20 @@ def label_name(labels: dict[str, Any], label: int) -> str:
     return labels[str(label)]["name"]
 
 
-def draw(info: DatasetInfo, folder: pathlib.Path) -> None:
-    """Draws the card's figures into `folder`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in zip(FIGURES, (_samples, _sizes, _spacings, _intensities), strict=True):
-        _save(figure(info), folder / name)
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=90, bbox_inches="tight")
-    plt.close(figure)
+def draw(info: DatasetInfo, folder: pathlib.Path) -> list[str]:
+    """Draws the card's figures into `folder`; returns the names of those that could be drawn."""
+    each = zip(FIGURES, (_samples, _sizes, _spacings, _intensities), strict=True)
+    return save_figures(folder, {name: functools.partial(of, info) for name, of in each}, dpi=90)
 
 
 def _samples(info: DatasetInfo) -> Any:
     """Slices with contours: tasks and modalities in turn, evenly over their cases."""
-    import matplotlib.pyplot as plt
-
     split = max(info.counts, key=lambda name: info.counts[name]["slices"])
     source, _ = open_dataset(info.directory, split)
-    figure, axes = plt.subplots(3, SAMPLES // 3, figsize=(12, 9.6))
+    figure = figure_of(12, 9.6)
+    import matplotlib
+
+    axes = figure.subplots(3, SAMPLES // 3)
     chosen = _spread(info.groups(split))
     for axis, position in itertools.zip_longest(axes.flat, chosen):
         axis.axis("off")
@@ -150,7 +146,7 @@ def _samples(info: DatasetInfo) -> Any:
         labels = record["mask"][:, :, 0]
         axis.imshow(record["image"])
         for label in np.unique(labels[labels > 0]):
-            colour = plt.cm.tab10(label % 10)
+            colour = matplotlib.colormaps["tab10"](label % 10)
             axis.contour(labels == label, levels=[0.5], colors=[colour], linewidths=1)
         names = [record[name].decode() for name in ("task", "modality", "case_id")]
         axis.set_title("{} ({})\n{}".format(*names), fontsize=8)
@@ -169,9 +165,8 @@ def _spread(groups: dict[tuple[str, str], np.ndarray]) -> list[int]:
 
 
 def _sizes(info: DatasetInfo) -> Any:
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure = figure_of(7, 4)
+    axis = figure.subplots()
     by_task: dict[str, list[int]] = {}
     for (task, _), sizes in object_sizes(info.record).items():
         by_task.setdefault(task, []).extend(sizes)
@@ -185,9 +180,8 @@ def _sizes(info: DatasetInfo) -> Any:
 
 
 def _spacings(info: DatasetInfo) -> Any:
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure = figure_of(7, 4)
+    axis = figure.subplots()
     unknown = 0
     for task, modality in _groups(info.record):
         cases = [
@@ -207,12 +201,9 @@ def _spacings(info: DatasetInfo) -> Any:
 
 def _intensities(info: DatasetInfo) -> Any:
     """Intensities by task and modality: of the scans, and of the stored slices."""
-    import matplotlib.pyplot as plt
-
     groups = _groups(info.record)
-    figure, axes = plt.subplots(
-        len(groups), 2, figsize=(9, 2.2 * len(groups)), squeeze=False, layout="constrained"
-    )
+    figure = figure_of(9, 2.2 * len(groups))
+    axes = figure.subplots(len(groups), 2, squeeze=False)
     for (task, modality), (left, right) in zip(groups, axes, strict=True):
         cases = [
             case

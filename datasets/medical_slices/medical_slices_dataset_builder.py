@@ -82,6 +82,13 @@ class _CanonicalWriter(writer_lib.ExampleWriter):
         return super().write(path, canonical)
 
 
+class _DatasetInfo(tfds.core.DatasetInfo):
+    """TFDS's description of a data set that no server has a copy of."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing; TFDS would ask the server, and leave an empty temporary folder."""
+
+
 class Builder(tfds.core.ShardBasedBuilder):
     """Image slices with label maps; training draws boxes from the masks."""
 
@@ -113,7 +120,7 @@ class Builder(tfds.core.ShardBasedBuilder):
             "original_shape": tfds.features.Tensor(shape=(2,), dtype=np.int32),
             "valid_shape": tfds.features.Tensor(shape=(2,), dtype=np.int32),
         }
-        return tfds.core.DatasetInfo(
+        return _DatasetInfo(
             builder=self,
             description="Slices of medical scans with label maps; see medical_slices.json.",
             features=tfds.features.FeaturesDict(features),

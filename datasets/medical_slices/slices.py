@@ -17,7 +17,8 @@ from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, re
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.io.geometry import Scan, slice_axis
-from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.io.notes import notes_of_pair
+from medsam_jax.io.scans import read_mask_scan, read_scan
 
 HISTOGRAM_BINS = 64
 
@@ -39,6 +40,7 @@ class Checked:
     case: Case
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # on how image and mask were read
     image_sha256: str = ""
     labels: tuple[int, ...] = ()  # original ids in the mask that were asked for
     slices: int = 0  # that will be stored
@@ -75,11 +77,13 @@ def check_case(case: Case, options: Options) -> Checked:
 
 def _checked(case: Case, options: Options) -> Checked:
     scan = read_scan(case.image)
-    labels = read_mask(case.mask, scan)
+    mask = read_mask_scan(case.mask, scan)
+    labels = mask.array
     _limits(scan, case, options)
-    found = doubts(scan.array, case.modality, get_recipe(options.recipe))
-    warnings = [f"{case.row_name}: {doubt}; check {case.image}" for doubt in found]
-    present = tuple(objects.present_labels(labels).tolist())
+    doubtful = doubts(scan.array, case.modality, get_recipe(options.recipe))
+    warnings = [f"{case.row_name}: {doubt}; check {case.image}" for doubt in doubtful]
+    found = objects.present_labels(labels).tolist()
+    present = tuple(label for label in found if label not in case.ignore)
     kept = wanted_labels(present, case.task, options)
     if len(kept) > 255:
         raise UserError(f"{case.mask}: has {len(kept)} labels, 255 fit; choose with --labels")
@@ -91,6 +95,7 @@ def _checked(case: Case, options: Options) -> Checked:
     return Checked(
         case,
         warnings=tuple(warnings),
+        notes=notes_of_pair(scan, mask),
         image_sha256=hashlib.sha256(np.ascontiguousarray(scan.array)).hexdigest(),
         labels=kept,
         slices=stored,
@@ -177,10 +182,10 @@ def case_examples(
     volume = np.moveaxis(scan.array, axis, 0)
     in_plane = np.delete(np.array(scan.spacing), axis)  # row, column
     original_shape = volume.shape[1:3]
-    labels = read_mask(case.mask, scan)
+    mask = read_mask_scan(case.mask, scan)
     after = np.zeros(256, np.int64)
     examples, sizes = [], []
-    for kept in _kept_slices(scan, labels, table, options, drops):
+    for kept in _kept_slices(scan, mask.array, table, options, drops):
         plane = normalise_intensity(volume[kept.index], case.modality, recipe, case.window, limits)
         image, valid_shape = resize_image(plane, recipe)
         first = np.ascontiguousarray(image[:, :, 0])
@@ -213,6 +218,7 @@ def case_examples(
         "scan_shape": list(scan.array.shape),
         "scan_spacing": [None if np.isnan(step) else float(step) for step in scan.spacing],
         "intensity_limits": list(limits[:2]) if limits else None,
+        "notes": list(notes_of_pair(scan, mask)),
         "objects": sizes,  # per stored slice: [stored id, pixels]
         "drops": dict(drops),
         "histogram_before": {

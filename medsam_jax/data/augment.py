@@ -36,13 +36,9 @@ def augment(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augments the valid part; padding is not moved.
+    """Augments the valid part of an image [S, S, 3] and its labels [S, S]; padding is not moved.
 
     A rotation and change of size that would leave no object in the picture are skipped.
-
-    Args:
-      image: uint8 [S, S, 3].
-      labels: uint8 [S, S].
     """
     height, width = int(valid_shape[0]), int(valid_shape[1])
     new_image, new_labels = image.copy(), labels.copy()
@@ -81,13 +77,9 @@ class Variants(Sequence):
         record = self._records[position]
         if variant == 0:
             return record
-        image, labels = augment(
-            record["image"],
-            record["mask"][:, :, 0],
-            record["valid_shape"],
-            self._augmentation,
-            np.random.default_rng([position, variant]),
-        )
+        rng = np.random.default_rng([position, variant])
+        unchanged = record["image"], record["mask"][:, :, 0], record["valid_shape"]
+        image, labels = augment(*unchanged, self._augmentation, rng)
         return {**record, "image": image, "mask": labels[:, :, None]}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from medsam_jax.data.modality import CT_WINDOWS, is_ct
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import sha256_of_json
+from medsam_jax.io.files import plain_path, sha256_of_json
 
 RECORD_FILE = "medical_slices.json"
 
@@ -69,22 +69,18 @@ class DatasetInfo:
     def groups(self, split: str, task: str = "") -> dict[tuple[str, str], np.ndarray]:
         """Returns the positions of the slices of each (task, modality), in the order of the cases.
 
-        With a task, of that one only.
-
-        Raises:
-          UserError: the split has no slice of the task.
+        With a task, of that one only. Raises UserError where the split has no slice of it.
         """
-        groups: dict[tuple[str, str], list[np.ndarray]] = {}
+        groups: dict[tuple[str, str], list[int]] = {}
         start = 0
         for case in self.record["cases"]:
             if case["split"] == split:
-                positions = np.arange(start, start + case["slices"])
-                groups.setdefault((case["task"], case["modality"]), []).append(positions)
+                positions = range(start, start + case["slices"])
+                groups.setdefault((case["task"], case["modality"]), []).extend(positions)
                 start += case["slices"]
-        found = {name: np.concatenate(parts) for name, parts in groups.items()}
-        chosen = {name: found[name] for name in found if task in ("", name[0])}
+        chosen = {name: np.array(groups[name], int) for name in groups if task in ("", name[0])}
         if not sum(map(len, chosen.values())):
-            tasks = ", ".join(sorted({name for name, _ in found}))
+            tasks = ", ".join(sorted({name for name, _ in groups}))
             raise UserError(
                 f"{self.directory}: split {split!r} has no slice of task {task!r}; it has {tasks}"
             )
@@ -94,16 +90,11 @@ class DatasetInfo:
 def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> DatasetInfo:
     """Finds the data set in `data_dir` (`--data_dir` of `datasets.build`, or a version folder).
 
-    Raises:
-      UserError: none there, only other recipes, or several and `recipe` is None.
+    Raises UserError where there is none, only other recipes, or several and `recipe` is None.
     """
     root = pathlib.Path(data_dir)
-    files = [root / RECORD_FILE]
-    if not files[0].is_file():
-        files = sorted(root.glob(f"medical_slices/*/*/{RECORD_FILE}"))
-    infos = [
-        DatasetInfo(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files
-    ]
+    files = [*root.glob(RECORD_FILE)] or sorted(root.glob(f"medical_slices/*/*/{RECORD_FILE}"))
+    infos = [DatasetInfo(f.parent, json.loads(f.read_text(encoding="utf-8"))) for f in files]
     if not infos:
         raise UserError(
             f"{root}: holds no medical_slices data set; build one with "
@@ -128,10 +119,7 @@ def open_dataset(
 
     A record is a dict: `image` uint8 [S, S, 3], `mask` uint8 [S, S, 1] label map, `case_id`, `task`
     and `modality` bytes, `slice_index`, `spacing` float32 [2] (row, column, mm, NaN where unknown),
-    `original_shape` and `valid_shape` int32 [2].
-
-    Raises:
-      UserError: no such data set or split.
+    `original_shape` and `valid_shape` int32 [2]. Raises UserError for no such data set or split.
     """
     info = find_dataset(data_dir)
     available = [name for name, counts in info.counts.items() if counts["slices"]]
@@ -143,7 +131,7 @@ def open_dataset(
     import tensorflow_datasets as tfds
 
     skip = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
-    builder = tfds.builder_from_directory(info.directory)
+    builder = tfds.builder_from_directory(plain_path(info.directory))
     return _Records(builder.as_data_source(split, decoders=skip)), info
 
 

@@ -26,9 +26,12 @@ from medsam_jax.errors import UserError
 class DrawPrompts:
     """Turns a record into a training example: picks objects and draws their prompts.
 
-    With several prompts an image, arrays have a prompt axis after the batch axis. Where a slice has
-    fewer objects than prompts, objects repeat with new prompts. With `point_share`, each prompt is
-    a box or points; without it, each has its box and all points.
+    Where a slice has fewer objects than prompts, objects repeat with new prompts.
+
+    box_jitter: each box side moves outwards by 0 to this many stored pixels.
+    positive_points, negative_points: points on and beside each object.
+    point_share: probability that a prompt is points, uniformly 1 to `positive_points` and 0 to
+      `negative_points` of them, and not a box. None gives every prompt its box and all points.
     """
 
     box_jitter: int
@@ -37,6 +40,16 @@ class DrawPrompts:
     negative_points: int = 0
     point_share: float | None = None
     augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_image < 1:
+            raise UserError(f"prompts_per_image: {self.prompts_per_image}; use 1 or more")
+        share, points = self.point_share, self.positive_points
+        if share is not None and not (0 <= share <= 1 and points >= 1):
+            raise UserError(
+                f"point_share: {share} with positive_points {points}; the share is in [0, 1], the "
+                "points 1 or more"
+            )
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See `train_loader` for the fields."""
@@ -47,10 +60,8 @@ class DrawPrompts:
         present = present_labels(labels)
         rounds = math.ceil(self.prompts_per_image / len(present))
         order = np.concatenate([rng.permutation(present) for _ in range(rounds)])
-        drawn = [
-            self._draw(labels == label, valid_shape, rng)
-            for label in order[: self.prompts_per_image]
-        ]
+        chosen = order[: self.prompts_per_image]
+        drawn = [self._draw(labels == label, valid_shape, rng) for label in chosen]
         example = {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
         if self.prompts_per_image == 1:
             example = {name: array[0] for name, array in example.items()}
@@ -61,11 +72,8 @@ class DrawPrompts:
     def _draw(
         self, mask: np.ndarray, valid_shape: np.ndarray, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        box = prompts.box_from_mask(mask)
-        drawn = {
-            "mask": mask.astype(np.uint8),
-            "box": prompts.jitter_box(box, self.box_jitter, valid_shape, rng),
-        }
+        box = prompts.jitter_box(prompts.box_from_mask(mask), self.box_jitter, valid_shape, rng)
+        drawn = {"mask": mask.astype(np.uint8), "box": box}
         if self.positive_points or self.negative_points:
             valid = mask[: valid_shape[0], : valid_shape[1]]
             drawn["points"], drawn["point_labels"] = prompts.draw_points(
@@ -74,11 +82,9 @@ class DrawPrompts:
         if self.point_share is not None:
             by_points = rng.random() < self.point_share
             drawn["boxes_valid"] = np.bool_(not by_points)
-            wanted = (
-                int(rng.integers(1, self.positive_points, endpoint=True)) if by_points else 0,
-                int(rng.integers(0, self.negative_points, endpoint=True)) if by_points else 0,
-            )
-            prompts.keep_points(drawn["point_labels"], *wanted)
+            on = int(rng.integers(1, self.positive_points, endpoint=True)) if by_points else 0
+            beside = int(rng.integers(0, self.negative_points, endpoint=True)) if by_points else 0
+            prompts.keep_points(drawn["point_labels"], on, beside)
         return drawn
 
 
@@ -88,19 +94,15 @@ def train_loader(
     *,
     batch_size: int,
     seed: int,
-    box_jitter: int,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     task: str = "",
-    prompts_per_image: int = 1,
-    positive_points: int = 0,
-    negative_points: int = 0,
-    point_share: float | None = None,
     temperature: float = 1.0,
     augmentation: Augmentation | None = None,
     embeddings: Sequence[np.ndarray] | None = None,
     variants: int = 1,
+    **drawing: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns an endless grain iterator over shuffled batches, with `get_state` and `set_state`.
 
@@ -109,61 +111,51 @@ def train_loader(
       batch_size: examples of this process in a batch; the global batch is that times
         `process_count`, and consists of the same examples however many processes share it.
       seed: of order, labels, boxes, points and augmentation.
-      box_jitter: each box side moves outwards by 0 to this many stored pixels.
       num_workers: processes that read and decode; 0 uses threads of this one. Any number gives
         the same batches.
       task: slices of this task only; "" takes all.
-      prompts_per_image: P objects of each image; more than one adds an axis P.
-      positive_points, negative_points: points on and beside each object.
-      point_share: probability that a prompt is points, uniformly 1 to `positive_points` and 0 to
-        `negative_points` of them, and not a box. None gives every prompt its box and all points.
       temperature: a (task, modality) with n slices is drawn with probability proportional to
         n ** (1 / temperature): 1 draws all slices alike, large values all groups alike.
       augmentation: None for none.
       embeddings: of the split's slices (`embedding_cache`); adds `embedding` [B, h, w, C].
       variants: number of embeddings of each slice, as stored and augmented; examples come from all
         of them. With one, augmentation beside embeddings is refused.
+      drawing: the other fields of `DrawPrompts`; `box_jitter` has no default.
 
     Returns:
       Iterator of dicts: image uint8 [B, S, S, 3], mask uint8 [B, (P,) S, S] of the chosen objects,
       box float32 [B, (P,) 4] (x_min, y_min, x_max, y_max) in stored pixels, valid_shape int32
       [B, 2]; where points are asked for, points float32 [B, (P,) N, 2] (x, y) and point_labels
       int32 [B, (P,) N], -2 for padding. With `point_share`, boxes_valid bool [B, (P)] tells which
-      prompts are boxes; the points of those are padding.
+      prompts are boxes; the points of those are padding. The axis P is there with several
+      `prompts_per_image`.
 
     Raises:
       UserError: no such data set, split or task, or a setting out of range.
     """
     import grain.python as grain
 
-    for name, value in (("batch_size", batch_size), ("prompts_per_image", prompts_per_image)):
-        if value < 1:
-            raise UserError(f"{name}: {value}; use 1 or more")
+    if batch_size < 1:
+        raise UserError(f"batch_size: {batch_size}; use 1 or more")
     if not temperature >= 1:
         raise UserError(f"temperature: {temperature}; use 1 (as the data are) or more (more even)")
-    if point_share is not None and not (0 <= point_share <= 1 and positive_points >= 1):
-        raise UserError(
-            f"point_share: {point_share} with positive_points {positive_points}; the share is in "
-            "[0, 1], the points 1 or more"
-        )
     if embeddings is not None and augmentation is not None and variants == 1:
         raise UserError("augmentation: embeddings are of unchanged slices; use one of the two")
     if variants > 1 and (embeddings is None or augmentation is None):
         raise UserError(f"variants: {variants}; several need embeddings and augmentation")
+    on_the_fly = augmentation if variants == 1 else None
+    draw = DrawPrompts(augmentation=on_the_fly, **drawing)
     source, info = open_dataset(data_dir, split)
     if variants > 1:
-        source, augmentation = Variants(source, augmentation, variants), None
+        source = Variants(source, augmentation, variants)
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
     seed = seed % 2**32
-    groups = {
-        name: np.add.outer(positions * variants, np.arange(variants)).ravel()
-        for name, positions in info.groups(split, task).items()
-    }
-    slices = _shuffled(list(groups.values()), seed, temperature).map(source.__getitem__)
-    draw = DrawPrompts(
-        box_jitter, prompts_per_image, positive_points, negative_points, point_share, augmentation
-    )
+    groups = [
+        np.add.outer(positions * variants, np.arange(variants)).ravel()
+        for positions in info.groups(split, task).values()
+    ]
+    slices = _shuffled(groups, seed, temperature).map(source.__getitem__)
     batches = slices.random_map(draw, seed=seed)[process_index::process_count].batch(batch_size)
     loader = batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     if num_workers > 0:
@@ -201,7 +193,6 @@ class EvalObjects:
     seed: int
 
     def __len__(self) -> int:
-        """Number of batches."""
         return len(self.positions) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -241,11 +232,9 @@ class EvalObjects:
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stacks arrays; Python values become lists."""
-    batch: dict[str, Any] = {}
-    for name, first in examples[0].items():
-        values = [example[name] for example in examples]
-        batch[name] = np.stack(values) if isinstance(first, np.ndarray | np.generic) else values
-    return batch
+    batch = {name: [example[name] for example in examples] for name in examples[0]}
+    is_array = {name: isinstance(x, np.ndarray | np.generic) for name, (x, *_) in batch.items()}
+    return {name: np.stack(x) if is_array[name] else x for name, x in batch.items()}
 
 
 def eval_objects(
@@ -269,7 +258,7 @@ def eval_objects(
     Args:
       data_dir, split: see `open_dataset`.
       batch_size: objects of this process in a batch.
-      box_jitter: see `train_loader`; 0 gives exact boxes.
+      box_jitter: see `DrawPrompts`; 0 gives exact boxes.
       one_point: adds a point of the object, drawn uniformly, as `points` [B, 1, 2] and
         `point_labels` [B, 1].
       seed: of jitter and point; an object's prompts do not depend on batches or processes.
@@ -288,16 +277,7 @@ def eval_objects(
     count = len(positions)
     share = math.ceil(math.ceil(count / process_count) / batch_size) * batch_size
     indices = np.arange(share) * process_count + process_index
-    real = indices < count
-    indices = np.where(real, indices, count - 1)
-    return EvalObjects(
-        source=source,
-        positions=positions[indices],
-        labels=labels[indices],
-        indices=indices,
-        weights=real.astype(np.float32),
-        batch_size=batch_size,
-        box_jitter=box_jitter,
-        one_point=one_point,
-        seed=seed,
-    )
+    weights = (indices < count).astype(np.float32)
+    indices = np.minimum(indices, count - 1)
+    objects = positions[indices], labels[indices], indices, weights
+    return EvalObjects(source, *objects, batch_size, box_jitter, one_point, seed)

@@ -9,21 +9,24 @@ import csv
 import dataclasses
 import hashlib
 import io
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medsam_jax.errors import UserError
-from medsam_jax.io.files import write_text
+from medsam_jax.errors import UserError, check_name
+from medsam_jax.io.files import split_series, write_text
 
 REQUIRED = ("case_id", "image", "mask", "modality", "task")
-OPTIONAL = ("split", "window")
+OPTIONAL = ("split", "window", "ignore")
 ANNOTATOR = "mask_"  # columns `mask_NAME` hold the masks of further annotators
 FIRST = "mask"  # name of the first annotator, whose masks are stored and make the prompts
 SPLITS = ("train", "tune", "validation")
 SEEN = ("train", "tune")  # splits that a training run sees
 DATA_SET = "medical_slices"  # default name of a data set; the name enters the split hash
-_COLUMNS = f"{','.join(REQUIRED)}[,split,window,{ANNOTATOR}NAME...]"
+_COLUMNS = f"{','.join(REQUIRED)}[,split,window,ignore,{ANNOTATOR}NAME...]"
+_DELIMITERS = ",;\t"  # Excel writes semicolons where a comma is the decimal sign
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Case:
     split: str
     window: str | None  # CT window; None where the row names none
     annotators: tuple[tuple[str, str], ...] = ()  # (name, mask) of further annotators
+    ignore: tuple[int, ...] = ()  # labels of the masks that are no objects, as nnU-Net's "ignore"
 
     @property
     def name(self) -> str:
@@ -63,6 +67,7 @@ class Case:
     def to_row(self) -> dict[str, str]:
         """Returns the values by column, for `write_manifest`."""
         fields = {name: getattr(self, name) or "" for name in (*REQUIRED, *OPTIONAL)}
+        fields["ignore"] = " ".join(map(str, self.ignore))
         return fields | {ANNOTATOR + name: file for name, file in self.annotators}
 
 
@@ -99,12 +104,9 @@ def read_manifest(path: str | Path, data_set: str = DATA_SET) -> tuple[list[Case
     problems += [f"{path} {line}" for line in conflicts.values()]
     cases = [case for case in cases if case.row not in conflicts]
     chosen = {case.case_id: case.split for case in cases if case.split}
-    return [
-        dataclasses.replace(
-            case, split=chosen.get(case.case_id) or split_of(data_set, case.case_id)
-        )
-        for case in cases
-    ], problems
+    splits = [chosen.get(case.case_id) or split_of(data_set, case.case_id) for case in cases]
+    placed = [dataclasses.replace(c, split=split) for c, split in zip(cases, splits, strict=True)]
+    return placed, problems
 
 
 def read_cases(path: str | Path, split: str | None = None, data_set: str = DATA_SET) -> list[Case]:
@@ -122,7 +124,7 @@ def read_cases(path: str | Path, split: str | None = None, data_set: str = DATA_
         f"{path} row {case.row}: {file} does not exist"
         for case in chosen
         for file in (case.image, *case.masks.values())
-        if not Path(file.split("#")[0]).exists()
+        if not os.path.exists(split_series(file)[0])
     ]
     if problems:
         raise UserError("; ".join(problems) + "; correct these rows")
@@ -169,31 +171,21 @@ def case_hash(data_set: str, case_id: str) -> str:
 def case_hashes(record: Mapping[str, Any], task: str = "") -> dict[str, list[str]]:
     """Returns the sorted hashes of the cases that a run sees, by split, from a data set's record.
 
-    They are written to `model.json` as `training.cases` and to `run.json` as `data_set.cases`.
-
-    Args:
-      record: `DatasetInfo.record`.
-      task: the only task that is trained; "": all.
+    They are written to `model.json` as `training.cases` and to `run.json` as `data_set.cases`. With
+    a task, those of its cases only.
     """
-    return {
-        split: sorted(
-            {
-                case_hash(record["name"], case["case_id"])
-                for case in record["cases"]
-                if case["split"] == split and task in ("", case["task"])
-            }
-        )
-        for split in SEEN
-    }
+    hashes: dict[str, set[str]] = {split: set() for split in SEEN}
+    for case in record["cases"]:
+        if case["split"] in SEEN and task in ("", case["task"]):
+            hashes[case["split"]].add(case_hash(record["name"], case["case_id"]))
+    return {split: sorted(found) for split, found in hashes.items()}
 
 
 def trained_cases(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Returns the split, "train" or "tune", of each case hash that a checkpoint has seen.
 
-    Empty for a checkpoint without a record of its cases, such as a released one.
-
-    Args:
-      metadata: of `models.checkpoint.read_metadata`.
+    `metadata` is that of `models.checkpoint.read_metadata`. Empty for a checkpoint without a record
+    of its cases, such as a released one.
     """
     cases = metadata.get("training", {}).get("cases", {})
     return {one: split for split in reversed(SEEN) for one in cases.get(split, ())}
@@ -211,7 +203,13 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
             f"{path}: is not UTF-8 (line {line}, byte {error.object[error.start]:#04x}); save it "
             "as 'CSV UTF-8'"
         ) from None
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    first, _, rest = text.partition("\n")
+    named = re.fullmatch(r"sep=(.)\r?", first)  # Excel's own note of the delimiter
+    if named:
+        text = f"\n{rest}"
+    header = re.split(r"[\r\n]", text.lstrip())[0]
+    delimiter = named[1] if named else max(_DELIMITERS, key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
         for values in reader:
@@ -253,6 +251,13 @@ def _problem(header: list[str], values: list[str], fields: dict[str, str]) -> st
         return f"{', '.join(empty)} is empty; fill it in"
     if fields.get("split") and fields["split"] not in SPLITS:
         return f"split {fields['split']!r}; use one of {', '.join(SPLITS)}"
+    if not all(label.isdecimal() and int(label) for label in fields.get("ignore", "").split()):
+        return f"ignore {fields['ignore']!r}; give label numbers above 0 with spaces between"
+    try:
+        check_name(fields["image"])
+        check_name(fields["mask"])
+    except UserError as error:
+        return str(error)
     return ""
 
 
@@ -267,6 +272,7 @@ def _case(line: int, fields: dict[str, str], folder: Path) -> Case:
         task=fields["task"],
         split=fields.get("split", ""),
         window=fields.get("window") or None,
+        ignore=tuple(map(int, fields.get("ignore", "").split())),
         annotators=tuple(
             (name.removeprefix(ANNOTATOR), str(folder / file))
             for name, file in fields.items()

@@ -10,7 +10,6 @@ from medsam_jax.data.recipes import Recipe
 
 Drops = collections.Counter  # reason -> how many objects
 
-
 _SMALL = 1 << 16  # label ids below this go through a lookup table instead of a sort
 
 

@@ -89,11 +89,7 @@ def resize_image(
 ) -> tuple[UInt8[np.ndarray, "s s 3"], tuple[int, int]]:
     """Resizes a slice to the stored grid and pads it with zeros at the bottom and right.
 
-    Args:
-      image: [H, W] grey or [H, W, 3].
-
-    Returns:
-      uint8 [S, S, 3] and `valid_shape` (h, w), the part that is not padding.
+    Returns it with its `valid_shape` (h, w), the part that is not padding.
     """
     import cv2
 
@@ -105,16 +101,12 @@ def resize_image(
     else:
         from PIL import Image
 
-        resized = np.asarray(
-            Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        )
+        picture = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        resized = np.asarray(picture)
     if resized.ndim == 2:
         resized = cv2.merge([resized] * 3)
-    if (height, width) == (recipe.size, recipe.size):
-        return resized, (height, width)
-    stored = np.zeros((recipe.size, recipe.size, 3), np.uint8)
-    stored[:height, :width] = resized
-    return stored, (height, width)
+    padding = 0, recipe.size - height, 0, recipe.size - width  # top, bottom, left, right
+    return cv2.copyMakeBorder(resized, *padding, cv2.BORDER_CONSTANT), (height, width)
 
 
 def resize_mask(labels: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -159,21 +151,16 @@ def _spline_matrix(size_in: int, size_out: int) -> Any:
     from scipy import ndimage, sparse
 
     sigma = max(0.0, (size_in / size_out - 1) / 2)
-    columns = []
+    matrix = np.empty((size_out, size_in), np.float32)
     for index in range(size_in):
         impulse = np.zeros(size_in)
         impulse[index] = 1.0
         if sigma > 0:
             impulse = ndimage.gaussian_filter1d(impulse, sigma, mode="constant")
-        response = ndimage.zoom(
+        matrix[:, index] = ndimage.zoom(
             impulse, size_out / size_in, order=3, mode="grid-constant", grid_mode=True
         )
-        rows = np.flatnonzero(np.abs(response) > 1e-7)
-        columns.append((response[rows], rows))
-    values, rows = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    starts = np.cumsum([0] + [len(column[1]) for column in columns])
-    matrix = sparse.csc_array((values.astype(np.float32), rows, starts), shape=(size_out, size_in))
-    return matrix.tocsr()
+    return sparse.csr_array(np.where(np.abs(matrix) > 1e-7, matrix, 0))
 
 
 def valid_pixels(valid_shape: Int[Array | np.ndarray, "b 2"], size: int) -> Bool[Array, "b s s"]:
@@ -195,12 +182,8 @@ def encoder_input(
     input (v1: 256 and 1024) it is enlarged bilinearly and rounded to grey levels, as SAM does.
 
     Args:
-      images: uint8 [B, S, S, 3], S of the recipe.
-      valid_shape: [B, 2], height and width of the part without padding, in stored pixels.
-      preprocessing: the checkpoint's contract.
-
-    Returns:
-      float32 [B, N, N, 3], N = `preprocessing.image_size`.
+      images: S is that of the recipe, N of the result is `preprocessing.image_size`.
+      valid_shape: height and width of the part without padding, in stored pixels.
     """
     stored, size = images.shape[1], preprocessing.image_size
     pixels = images.astype(jnp.float32)
@@ -222,23 +205,24 @@ def encoder_input(
 
 
 def prompts_to_input(
-    coords: Float[Array | np.ndarray, "... 2"],
+    coords: Float[Array | np.ndarray, "... c"],
     original_shape: Sequence[int],
     preprocessing: Preprocessing,
-) -> Float[Array | np.ndarray, "... 2"]:
-    """Converts pixels (x, y) of the original image [H, W] to pixels of the encoder input.
+) -> Float[Array | np.ndarray, "... c"]:
+    """Converts points [..., 2] or boxes [..., 4] to pixels of the encoder input.
 
-    A box [..., 4] is two corners: reshape it to [..., 2, 2]. LiteMedSAM scales both axes by
+    They are in pixels (x, y) of the original image [H, W]. LiteMedSAM scales both axes by
     256 / max(H, W), SAM and MedSAM by the exact ratio of each axis.
     """
     recipe = get_recipe(preprocessing.recipe)
-    enlargement = preprocessing.image_size / recipe.size
+    height, width = original_shape
     if recipe.coordinate_scale == "longest":
-        scale = recipe.size / max(original_shape) * enlargement
-        return coords * np.float32([scale, scale])
-    height, width = resized_shape(original_shape, recipe)
-    scales = width / original_shape[1] * enlargement, height / original_shape[0] * enlargement
-    return coords * np.float32(scales)
+        scales = [recipe.size / max(original_shape)] * 2
+    else:
+        new_height, new_width = resized_shape(original_shape, recipe)
+        scales = [new_width / width, new_height / height]
+    scales = np.multiply(scales, preprocessing.image_size / recipe.size)
+    return coords * np.tile(np.float32(scales), coords.shape[-1] // 2)
 
 
 def stored_to_input(
@@ -293,11 +277,8 @@ def restore_masks(
       low_res_logits: [..., h, w] of one image; a NumPy array gives NumPy arrays.
       valid_shape: (h, w) of the image on the stored grid, from `resize_image`.
       original_shape: (H, W) of the image.
-      return_logits: return the interpolated logits instead of the mask; where probabilities are
-        interpolated, the logits of those.
-
-    Returns:
-      bool [..., H, W], or float32 logits.
+      return_logits: return the interpolated logits, float32 [..., H, W], instead of the mask; where
+        probabilities are interpolated, the logits of those.
     """
     recipe = get_recipe(preprocessing.recipe)
     maps = low_res_logits
@@ -315,11 +296,7 @@ def restore_masks(
 
 
 def check_compatible(dataset_info: Any, preprocessing: Preprocessing) -> None:
-    """Refuses a data set (anything with a `.recipe` name) of another recipe than the model's.
-
-    Raises:
-      UserError: naming both recipes and the command that builds the right data set.
-    """
+    """Raises UserError for a data set, which has a `.recipe`, of another one than the model's."""
     if dataset_info.recipe != preprocessing.recipe:
         raise UserError(
             f"recipe: the data set was built with {dataset_info.recipe!r}, the checkpoint's "

@@ -24,8 +24,7 @@ class Prompt:
 def box_from_mask(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
     """Returns the box (x_min, y_min, x_max, y_max) of an object, by its extreme pixels, as MedSAM.
 
-    Raises:
-      ValueError: no pixel is set.
+    Raises ValueError for an empty mask.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -44,17 +43,9 @@ def jitter_box(
     As in MedSAM (19 of 256 in v1, 20 of 1024 in v2, 5 of 256 in LiteMedSAM), except that the
     draw comes from a seeded generator and the far sides end at the last pixel, not after it.
     """
-    left, top, right, bottom = rng.integers(0, jitter, size=4, endpoint=True)
-    height, width = int(valid_shape[0]), int(valid_shape[1])
-    return np.array(
-        [
-            max(box[0] - left, 0),
-            max(box[1] - top, 0),
-            min(box[2] + right, width - 1),
-            min(box[3] + bottom, height - 1),
-        ],
-        np.float32,
-    )
+    outwards = rng.integers(0, jitter, size=4, endpoint=True) * [-1, -1, 1, 1]
+    height, width = valid_shape
+    return np.clip(box + outwards, 0, [width - 1, height - 1] * 2).astype(np.float32)
 
 
 def sample_points(
@@ -76,14 +67,9 @@ def sample_points(
 def draw_points(
     mask: Bool[np.ndarray, "h w"], on: int, beside: int, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
-    """Draws points on an object (label 1) and beside it (label 0), in this order.
+    """Draws so many points on an object (label 1), then beside it (label 0).
 
-    Args:
-      mask: the object, on the valid part of its slice.
-      on, beside: how many.
-
-    Returns:
-      points and labels; those beside an object that fills the slice are padding.
+    The mask is that of the valid part of a slice. Points beside one that fills it are padding.
     """
     inside = sample_points(mask, on, rng)
     if mask.all():

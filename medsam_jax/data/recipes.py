@@ -39,6 +39,10 @@ class Recipe(IntensitySettings):
 
 DEFAULT_RECIPE = "lite"  # of `datasets.build`: what `config.checkpoint`'s default needs
 
+# Intensities and objects from MedSAM v2 on, which the recipe for SAM shares.
+_SINCE_V2 = {"percentiles": (0.5, 99.5), "percentile_voxels": "positive", "clip_8bit": False}
+_SINCE_V2 |= {"rule": "components"}
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -63,10 +67,7 @@ RECIPES = {
             interpolation="spline",
             coordinate_scale="per_axis",
             ct_windows=("soft_tissue", "lung", "brain"),
-            percentiles=(0.5, 99.5),
-            percentile_voxels="positive",
-            clip_8bit=False,
-            rule="components",
+            **_SINCE_V2,
             min_voxels=999,
             min_pixels=99,
         ),
@@ -77,10 +78,7 @@ RECIPES = {
             interpolation="area",
             coordinate_scale="longest",
             ct_windows=("wide", "soft_tissue", "lung", "brain"),
-            percentiles=(0.5, 99.5),
-            percentile_voxels="positive",
-            clip_8bit=False,
-            rule="components",
+            **_SINCE_V2,
             min_voxels=99,  # the group's pre_CT_MR.py as it stands today; the paper's are in v2
             min_pixels=9,
         ),
@@ -91,10 +89,7 @@ RECIPES = {
             interpolation="pillow",
             coordinate_scale="per_axis",
             ct_windows=("wide", "soft_tissue", "lung", "brain"),
-            percentiles=(0.5, 99.5),
-            percentile_voxels="positive",
-            clip_8bit=False,
-            rule="components",
+            **_SINCE_V2,
             min_voxels=0,
             min_pixels=0,
         ),
@@ -135,21 +130,15 @@ class Preprocessing:
 
     def fields_of_embedding(self) -> dict[str, Any]:
         """Returns the fields that the embedding of a stored slice depends on."""
-        fields = self.to_dict()
-        for name in ("ct_windows", "upsample", "mask_threshold"):
-            del fields[name]
-        return fields
+        others = ("ct_windows", "upsample", "mask_threshold")
+        return {name: x for name, x in self.to_dict().items() if name not in others}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
         """Reads the fields of `to_dict`. Raises UserError for unknown or missing fields."""
         known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - set(known))
-        missing = [
-            name
-            for name, field in known.items()
-            if field.default is dataclasses.MISSING and name not in fields
-        ]
+        required = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+        unknown, missing = sorted(set(fields) - set(known)), sorted(required - set(fields))
         if unknown or missing:
             raise UserError(
                 f"preprocessing: unknown fields {unknown}, missing fields {missing}; "
@@ -162,11 +151,8 @@ class Preprocessing:
                 f"preprocessing: ct_windows {', '.join(windows)} are not all of recipe "
                 f"{fields['recipe']}'s: {', '.join(known_windows)}; name some of these"
             )
-        triples = {
-            name: tuple(float(value) for value in fields[name])
-            for name in ("pixel_mean", "pixel_std")
-            if name in fields
-        }
+        names = {"pixel_mean", "pixel_std"} & set(fields)
+        triples = {name: tuple(map(float, fields[name])) for name in names}
         return cls(**(fields | triples | {"ct_windows": windows}))
 
 

@@ -79,8 +79,7 @@ class Journal:
     """JSON lines of one checkpoint under fixed settings, in `directory`.
 
     Every process appends to a file of its own and reads all of them. A line that a kill cut short
-    is dropped. The files are named by a digest of `identity`, so that results of another
-    checkpoint or of other settings are never read.
+    is dropped. The files are named by a digest of `identity`, so no other results are ever read.
     """
 
     def __init__(self, directory: Path, identity: dict[str, Any], process: int = 0):
@@ -89,7 +88,8 @@ class Journal:
         self._stem = sha256_of_json(identity)[:16]
         self._path = directory / f"{self._stem}-{process}.jsonl"
         if self._path.exists():
-            _drop_cut_line(self._path)
+            content = self._path.read_bytes()
+            os.truncate(self._path, content.rfind(b"\n") + 1)
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the lines of all processes so far, in no order."""
@@ -100,11 +100,7 @@ class Journal:
         return rows
 
     def append(self, rows: Iterable[Any]) -> None:
-        """Adds dictionaries or dataclasses; they are on disk when this returns.
-
-        Raises:
-          UserError: the disk is full; a partly written line is dropped at the next start.
-        """
+        """Writes dictionaries or dataclasses to disk. Raises UserError where the disk is full."""
         with disk_space(self._path), self._path.open("a") as file:
             file.writelines(json.dumps(row, default=vars) + "\n" for row in rows)
             file.flush()
@@ -129,8 +125,8 @@ class Evaluation(abc.ABC):
     def __init__(
         self, protocols: Sequence[Protocol], tolerance: float, batch_size: int, output: Path
     ):
-        self._protocols, self._tolerance = protocols, tolerance
-        self._batch_size, self._output = batch_size, output
+        self.tolerance, self.output = tolerance, output
+        self._protocols, self._batch_size = protocols, batch_size
         self.slice_rows: list[ObjectScore] = []  # of everything evaluated so far
 
     @abc.abstractmethod
@@ -145,8 +141,7 @@ class Evaluation(abc.ABC):
     def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
         """Scores items in order; entries come as often as they are to be written to disk.
 
-        Raises:
-          UserError: bad data or an output that is not finite; the case is named.
+        Raises UserError for bad data or an output that is not finite; the case is named.
         """
 
     @abc.abstractmethod
@@ -165,27 +160,14 @@ class Evaluation(abc.ABC):
         """Returns `case_hash` of every patient that is scored."""
 
     def seen_note(self, metadata: Mapping[str, Any]) -> str:
-        """Returns a note where patients of the checkpoint's training are scored, else "".
-
-        Args:
-          metadata: of `models.checkpoint.read_metadata`.
-        """
-        seen = trained_cases(metadata)
-        if not seen:
-            return ""
-        patients = self.patients()
+        """Returns a note where patients of the checkpoint's training are scored, else ""."""
+        seen, patients = trained_cases(metadata), self.patients()
         counts = collections.Counter(seen[patient] for patient in patients if patient in seen)
-        if not counts:
-            return ""
         found = " and ".join(f"{counts[split]} in {split}" for split in SEEN if counts[split])
-        return f"of {len(patients)} patients scored, its training had {found}"
+        return found and f"of {len(patients)} patients scored, its training had {found}"
 
     def evaluate(self, checkpoint: str) -> list[ObjectScore]:
-        """Returns rows of every object in order, including those of an earlier run.
-
-        Raises:
-          UserError: see `check` and `score`.
-        """
+        """Returns rows of every object in order, those of an earlier run too. Raises as `score`."""
 
         def score(items: list[int]) -> Iterator[list[Entry]]:
             model = load_model(checkpoint)
@@ -215,14 +197,14 @@ class Evaluation(abc.ABC):
         score: Callable[[list[int]], Iterator[list[Entry]]],
     ) -> list[ObjectScore]:
         """Scores the items that no earlier run has finished and returns the rows of all."""
-        identity = {
+        identity = self.identity() | {
             "checkpoint": checkpoint_facts,
             "protocols": [dataclasses.astuple(protocol) for protocol in self._protocols],
-            "tolerance": self._tolerance,
+            "tolerance": self.tolerance,
             "rows": _ROWS_VERSION,
         }
         process, processes = jax.process_index(), jax.process_count()
-        journal = Journal(self._output / "parts", identity | self.identity(), process)
+        journal = Journal(self.output / "parts", identity, process)
         done = {entry["key"] for entry in journal.rows()}
         wait_for_all(f"read what is scored of {checkpoint_facts[0]}")  # before any writes more
         items = self.items()
@@ -250,7 +232,7 @@ class Evaluation(abc.ABC):
         return ObjectScore(
             truth_size=int(np.count_nonzero(truth)),
             predicted_size=int(np.count_nonzero(prediction)),
-            scores=mask_scores(prediction, truth, spacing, self._tolerance),
+            scores=mask_scores(prediction, truth, spacing, self.tolerance),
             **fields,
         )
 
@@ -264,21 +246,10 @@ def prompt_fields(prompt: Prompt) -> dict[str, Any]:
 
 
 def checkpoint_identity(name_or_dir: str) -> list[Any]:
-    """Returns the checkpoint's directory with the sizes and times of its files.
-
-    The name of known weights is enough: those are verified by hash.
-    """
+    """Returns a directory with the sizes and times of its files; known weights' name is enough."""
     directory = Path(name_or_dir)
     if not directory.is_dir():
         return [name_or_dir]
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     facts = [[str(p.relative_to(directory)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     return [str(directory.resolve()), facts]
-
-
-def _drop_cut_line(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)

@@ -1,5 +1,6 @@
 """Tables and Bland-Altman plots of tumour burden: per object, and summed per patient."""
 
+import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medsam_jax.drawing import figure_of, save_figures
 from medsam_jax.evaluation import plots, tables
 from medsam_jax.evaluation.base import ObjectScore
 from medsam_jax.evaluation.statistics import ALL, Row, agreement, grouped
@@ -104,17 +106,19 @@ def _agreement_cells(row: Row) -> list[str]:
 
 def write_figures(folder: Path, measured: Sequence[Row]) -> list[str]:
     """Draws one Bland-Altman figure per checkpoint, a panel per measure, over objects."""
-    names = []
     objects = [row for row in measured if row["level"] == "object"]
     by_checkpoint = grouped(objects, itemgetter("checkpoint"))
-    for number, (checkpoint, members) in enumerate(by_checkpoint.items(), 1):
-        names.append(f"burden_{number}.png")
-        plots.save(_bland_altman(members, checkpoint), folder / names[-1])
-    return names
+    return save_figures(
+        folder,
+        {
+            f"burden_{number}.png": functools.partial(_bland_altman, members, checkpoint)
+            for number, (checkpoint, members) in enumerate(by_checkpoint.items(), 1)
+        },
+    )
 
 
 def _bland_altman(rows: Sequence[Row], checkpoint: str) -> Any:
-    figure = plots.figure_of(12.5, 3.6)
+    figure = figure_of(12.5, 3.6)
     groups = [(row["task"], row["modality"]) for row in rows]
     for axes, (measure, heading) in zip(
         figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True

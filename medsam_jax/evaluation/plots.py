@@ -2,24 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.drawing import LEGEND
+from medsam_jax.drawing import LEGEND, figure_of
 from medsam_jax.evaluation.base import ObjectScore
 from medsam_jax.evaluation.statistics import count_cases, grouped
-from medsam_jax.io.files import write_whole
 from medsam_jax.metrics import METRICS
 
 # Okabe and Ito's palette, for checkpoints and tasks.
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442"]
-
-
-def save(figure: Any, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=150))
+_LEGEND_STYLE = {"loc": "outside upper left", "fontsize": "small", "frameon": False}
 
 
 def box_plots(rows: Sequence[ObjectScore], metric: str, heading: str) -> Any:
@@ -32,22 +26,15 @@ def box_plots(rows: Sequence[ObjectScore], metric: str, heading: str) -> Any:
     width = min(0.8 / len(checkpoints), 0.4)
     for number, checkpoint in enumerate(checkpoints):
         colour = COLOURS[number % len(COLOURS)]
-        for place, group in enumerate(groups):
-            values = _values(rows, metric, checkpoint, group)
-            x = place + (number - (len(checkpoints) - 1) / 2) * width
-            style = {"color": colour, "linewidth": 1.2}
-            axes.boxplot(
-                values,
-                positions=[x],
-                widths=0.7 * width,
-                showfliers=False,
-                boxprops=style,
-                whiskerprops=style,
-                capprops=style,
-                medianprops=style | {"linewidth": 2.5},
-            )
-            jitter = rng.uniform(-0.2, 0.2, len(values)) * width
-            axes.plot(x + jitter, values, ".", color=colour, alpha=0.35, markersize=4)
+        values = [_values(rows, metric, checkpoint, group) for group in groups]
+        places = np.arange(len(groups)) + (number - (len(checkpoints) - 1) / 2) * width
+        line = {"color": colour, "linewidth": 1.2}
+        style = dict.fromkeys(("boxprops", "whiskerprops", "capprops"), line)
+        style["medianprops"] = line | {"linewidth": 2.5}
+        axes.boxplot(values, positions=places, widths=0.7 * width, showfliers=False, **style)
+        for x, scores in zip(places, values, strict=True):
+            jitter = rng.uniform(-0.2, 0.2, len(scores)) * width
+            axes.plot(x + jitter, scores, ".", color=colour, alpha=0.35, markersize=4)
         axes.plot([], [], color=colour, label=checkpoint)
     axes.set_xticks(range(len(groups)), [f"{task}\n{modality}" for task, modality in groups])
     axes.set_xlim(-0.6, len(groups) - 0.4)
@@ -55,15 +42,15 @@ def box_plots(rows: Sequence[ObjectScore], metric: str, heading: str) -> Any:
     if not METRICS[metric].is_length:
         axes.set_ylim(-0.02, 1.02)
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
+    figure.legend(**_LEGEND_STYLE)
     return figure
 
 
 def paired_scatter(rows: Sequence[ObjectScore], metric: str, a: str, b: str) -> Any:
     """Draws one dot per object: its score with checkpoint A and with checkpoint B."""
+    figure = figure_of(4.8, 4.8)
     from matplotlib import ticker
 
-    figure = figure_of(4.8, 4.8)
     axes = figure.subplots()
     first = {_object(row): row.scores[metric] for row in rows if row.checkpoint == a}
     lowest = 0.8
@@ -83,12 +70,12 @@ def paired_scatter(rows: Sequence[ObjectScore], metric: str, a: str, b: str) -> 
     axes.set_aspect("equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(ticker.MultipleLocator(0.1))
-    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
+    figure.legend(**_LEGEND_STYLE)
     return figure
 
 
-def score_by_shift(rows: Sequence[ObjectScore], metric: str = "dice") -> Any:
-    """Draws the median score and its quartiles against the box shift.
+def score_by_shift(rows: Sequence[ObjectScore]) -> Any:
+    """Draws the median DSC and its quartiles against the box shift.
 
     Annotators are not prompted: the median of each is a dashed line.
     """
@@ -98,7 +85,7 @@ def score_by_shift(rows: Sequence[ObjectScore], metric: str = "dice") -> Any:
     for number, checkpoint in enumerate(_unique(row.checkpoint for row in rows)):
         colour = COLOURS[number % len(COLOURS)]
         by_shift = [
-            _values([row for row in rows if row.box_shift == shift], metric, checkpoint)
+            _values([row for row in rows if row.box_shift == shift], "dice", checkpoint)
             for shift in shifts
         ]
         if not all(len(values) for values in by_shift):
@@ -109,22 +96,19 @@ def score_by_shift(rows: Sequence[ObjectScore], metric: str = "dice") -> Any:
         axes.fill_between(shifts, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(shifts, middle, "o-", color=colour, label=checkpoint)
     axes.set_xticks(shifts)
-    axes.set(xlabel="box shift, up to (pixels)", ylabel=METRICS[metric].heading, ylim=(0, 1.02))
+    axes.set(xlabel="box shift, up to (pixels)", ylabel="DSC", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
+    figure.legend(**_LEGEND_STYLE)
     return figure
 
 
-def picture_grid(
-    rows: Sequence[ObjectScore], draw: Callable[[ObjectScore], np.ndarray], metric: str = "dice"
-) -> Any:
-    """Shows the best, median and worst object of each task; rows of one checkpoint."""
+def picture_grid(rows: Sequence[ObjectScore], draw: Callable[[ObjectScore], np.ndarray]) -> Any:
+    """Shows the objects of each task with best, median and worst DSC; rows of one checkpoint."""
     tasks = list(grouped(rows, attrgetter("task", "modality")).items())[:8]
     figure = figure_of(9.0, 3.2 * len(tasks))
     grid = figure.subplots(len(tasks), 3, squeeze=False)
     for ((task, modality), members), line in zip(tasks, grid, strict=True):
-        sign = -1 if METRICS[metric].higher_is_better else 1
-        members = sorted(members, key=lambda row: sign * np.nan_to_num(row.scores[metric]))
+        members = sorted(members, key=lambda row: np.nan_to_num(-row.scores["dice"]))
         places = {"best": 0, "median": len(members) // 2, "worst": len(members) - 1}
         drawn = []  # few objects: none twice
         for axes, (name, place) in zip(line, places.items(), strict=True):
@@ -134,13 +118,11 @@ def picture_grid(
                 continue
             drawn.append(place)
             axes.imshow(draw(row))
-            axes.set_xticks([])
-            axes.set_yticks([])
-            scores = [
-                f"{m.heading} {row.scores[m.name]:.3f}" for m in METRICS.values() if m.is_main
-            ]
-            axes.set_title(f"{name}: {', '.join(scores)}", fontsize=9)
+            main = [m for m in METRICS.values() if m.is_main]
+            scores = ", ".join(f"{m.heading} {row.scores[m.name]:.3f}" for m in main)
             where = f"{row.case_id}, slice {row.slice_index}, label {row.label}"
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"{name}: {scores}", fontsize=9)
             axes.set_xlabel(where, fontsize=7)
         line[0].set_ylabel(f"{task} {modality}")
     figure.suptitle(f"{rows[0].checkpoint}: {LEGEND}", fontsize=9)
@@ -149,18 +131,17 @@ def picture_grid(
 
 def overview(rows: Sequence[ObjectScore], unit: str) -> Any:
     """Draws the number and the sizes of each task's objects; rows of one checkpoint."""
-    from matplotlib import ticker
-
     groups = grouped(rows, attrgetter("task", "modality"))
     figure = figure_of(8.0, 1.5 + 0.4 * len(groups))
+    from matplotlib import ticker
+
     left, right = figure.subplots(1, 2, sharey=True)
     for place, members in enumerate(groups.values()):
-        cases = count_cases(members)
-        left.barh(place, len(members), color=COLOURS[place % len(COLOURS)])
+        cases, colour = count_cases(members), COLOURS[place % len(COLOURS)]
+        left.barh(place, len(members), color=colour)
         text = f" {len(members)} in {cases} case{'s' * (cases > 1)}"
         left.text(len(members), place, text, va="center", fontsize=8)
-        sizes = [row.truth_size for row in members]
-        right.plot(sizes, [place] * len(sizes), "|", color=COLOURS[place % len(COLOURS)])
+        right.plot([row.truth_size for row in members], [place] * len(members), "|", color=colour)
     left.set_yticks(range(len(groups)), [f"{task}, {modality}" for task, modality in groups])
     left.invert_yaxis()  # shared: the first task on top
     left.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
@@ -174,16 +155,6 @@ def overview(rows: Sequence[ObjectScore], unit: str) -> Any:
     right.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     right.xaxis.set_minor_formatter("")
     right.tick_params(axis="x", labelrotation=45)
-    return figure
-
-
-def figure_of(width: float, height: float) -> Any:
-    """Makes a figure without pyplot's global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 

@@ -35,32 +35,28 @@ def evaluate(
     """Evaluates checkpoints side by side and writes tables and figures to `output`.
 
     See `medsam_jax.evaluate` for the arguments. Where `batch_size` is None, the model gets 8 slices
-    at a time, on a CPU one: a larger batch gains nothing there and pads the last one.
-
-    Raises:
-      UserError: bad arguments, data set, manifest or checkpoint, found before any work where that
-        is possible.
+    at a time, on a CPU one: a larger batch gains nothing there and pads the last one. Raises
+    UserError for bad arguments, data, manifest or checkpoint, before any work where possible.
     """
     protocols = [Protocol(prompt, _whole("box_shift", shift), seed) for shift in box_shifts]
     if batch_size is None:
         batch_size = 1 if jax.default_backend() == "cpu" else 8
     _check_arguments(checkpoints, protocols, tolerance, batch_size)
+    settings = protocols, tolerance, batch_size, output
     if (data_dir is None) == (manifest is None):
         raise UserError("--data_dir, --manifest: give one of them")
     if manifest is None:
         if labels or with_burden:
             raise UserError("--labels, --burden: work with --manifest; leave them out")
-        split = split or "validation"
-        evaluation = SplitEvaluation(data_dir, split, protocols, tolerance, batch_size, output)
+        evaluation = SplitEvaluation(data_dir, split or "validation", *settings)
     else:
         chosen = [_whole("labels", label) for label in labels]
         if len(set(chosen)) < len(chosen) or any(label <= 0 for label in chosen):
             raise UserError(
                 f"--labels: {','.join(map(str, labels))} given; use numbers above 0, each once"
             )
-        evaluation = VolumeEvaluation(
-            manifest, split, protocols, tolerance, batch_size, output, chosen, with_burden, name
-        )
+        more = {"labels": chosen, "with_burden": with_burden, "data_set": name}
+        evaluation = VolumeEvaluation(manifest, split, *settings, **more)
     check_writable(output)
     notes = {}
     for checkpoint in checkpoints:  # the last one too, before hours of work on the first
@@ -78,25 +74,17 @@ def evaluate(
     rows += evaluation.evaluate_annotators()
     if jax.process_index() != 0:
         return
+    facts = {
+        "checkpoints": ", ".join(f"`{checkpoint}`" for checkpoint in checkpoints),
+        "prompt": f"{prompt}, seed {seed}",
+        "scored": evaluation.scoring,
+        "NSD tolerance": f"{tolerance:g} {evaluation.unit}",
+        **notes,
+    }
     print(f"writing tables and figures to {output}", flush=True)
     with disk_space(output):
-        write_report(
-            output,
-            rows,
-            title=evaluation.title,
-            settings={
-                "checkpoints": ", ".join(f"`{checkpoint}`" for checkpoint in checkpoints),
-                "prompt": f"{prompt}, seed {seed}",
-                "scored": evaluation.scoring,
-                "NSD tolerance": f"{tolerance:g} {evaluation.unit}",
-                **notes,
-            },
-            tolerance=tolerance,
-            draw=evaluation.picture,
-            columns=evaluation.columns,
-            slice_rows=evaluation.slice_rows,
-        )
-    print((output / "summary.md").resolve())
+        write_report(evaluation, rows, facts)
+    print((output / "summary.md").absolute())
 
 
 def _whole(flag: str, value: int | str) -> int:

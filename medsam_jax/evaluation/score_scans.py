@@ -27,9 +27,10 @@ from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, prompt_fields
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
-from medsam_jax.io.files import sha256_of_json
+from medsam_jax.io.files import sha256_of_json, split_series
 from medsam_jax.io.geometry import slice_axis, slice_spacing
-from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.io.notes import log_notes
+from medsam_jax.io.scans import read_mask_scan, read_scan
 from medsam_jax.metrics import lesion_size
 
 log = logging.getLogger(__name__)
@@ -52,14 +53,11 @@ class VolumeEvaluation(Evaluation):
     """Scores checkpoints on the scans of a manifest; its items are the cases.
 
     Args:
-      manifest, split, data_set: see `read_cases`.
-      protocols, tolerance, batch_size, output: see `Evaluation`; shifts are in pixels of the scan's
-        own slices, the tolerance in mm for volumes, in pixels for slices and pictures.
+      manifest, split, data_set: see `read_cases`, also for the errors raised.
+      settings: see `Evaluation`; shifts are in pixels of the scan's own slices, the tolerance in mm
+        for volumes, in pixels for slices and pictures.
       labels: labels that every case must have and that are scored; empty scores all there are.
       with_burden: whether rows hold volumes and diameters.
-
-    Raises:
-      UserError: a manifest that cannot be used, see `read_cases`.
     """
 
     unit, scoring = "mm (px for pictures)", "volumes in 3D, in mm; pictures and slices in 2D, in px"
@@ -70,18 +68,14 @@ class VolumeEvaluation(Evaluation):
         self,
         manifest: str | Path,
         split: str | None,
-        protocols: Sequence[Protocol],
-        tolerance: float,
-        batch_size: int,
-        output: Path,
+        *settings: Any,
         labels: Sequence[int] = (),
         with_burden: bool = False,
         data_set: str = DATA_SET,
     ):
-        super().__init__(protocols, tolerance, batch_size, output)
+        super().__init__(*settings)
         self.cases = read_cases(manifest, split, data_set)
-        self._data_set = data_set
-        self._labels, self._burden = tuple(labels), with_burden
+        self._labels, self._burden, self._data_set = tuple(labels), with_burden, data_set
         self.title = f"{len(self.cases)} scans of `{manifest}` ({count_splits(self.cases)})"
         print(f"{manifest}: scoring scans: {count_splits(self.cases)}", file=sys.stderr, flush=True)
 
@@ -90,31 +84,24 @@ class VolumeEvaluation(Evaluation):
         return {_state(case): index for index, case in enumerate(self.cases)}
 
     def patients(self) -> set[str]:
-        """Returns `case_hash` of the patients of the manifest's cases."""
         return {case_hash(self._data_set, case.case_id) for case in self.cases}
 
     def identity(self) -> dict[str, Any]:
-        """Returns the settings of this route."""
         return {"settings": [self._labels, self._burden]}
 
     def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
-        """Scores cases one by one; see `Evaluation.score`."""
         for index in progress(items, "scans"):
             yield [self._score_case(predictor, index)]
 
     def evaluate_annotators(self) -> list[ObjectScore]:
-        """Returns rows of each annotator against each other one; none where there is only one."""
-        if all(len(case.masks) < 2 for case in self.cases):
-            return []
-
         def score(items: list[int]) -> Iterator[list[Entry]]:
             for index in progress(items, "annotators"):
                 yield [self._score_annotators(index)]
 
-        return self._rows(None, ["annotators"], score)
+        several = any(len(case.masks) > 1 for case in self.cases)
+        return self._rows(None, ["annotators"], score) if several else []
 
     def show(self, row: ObjectScore) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a row's slice as the model saw it, and the truth."""
         volume = _read(self.cases[row.item], self._labels)
         recipe, modality = get_recipe(row.recipe), volume.case.modality
         limits = intensity_limits(volume.image, modality, recipe, row.window)
@@ -124,11 +111,8 @@ class VolumeEvaluation(Evaluation):
 
     def _score_case(self, predictor: SlicePredictor, index: int) -> Entry:
         volume = _read(self.cases[index], self._labels)
-        preprocessing = predictor.preprocessing
-        shown = {
-            "recipe": preprocessing.recipe,
-            "window": preprocessing.ct_window(volume.case.window),
-        }
+        contract = predictor.preprocessing
+        shown = {"recipe": contract.recipe, "window": contract.ct_window(volume.case.window)}
         entry = Entry(_state(volume.case), [])
         prompts = _draw_prompts(volume, self._protocols)
         masks = _predict(predictor, volume, prompts, shown["window"])
@@ -153,8 +137,8 @@ class VolumeEvaluation(Evaluation):
         for name, reference in itertools.permutations(volume.labels, 2):
             for label in volume.present:
                 fields = _fields(volume.case, label, reference, self._protocols[0])
-                fields |= {"checkpoint": f"annotator {name}"}
                 fields |= {"recipe": "lite", "window": volume.case.window}
+                fields["checkpoint"] = f"annotator {name}"
                 prediction = volume.labels[name] == label
                 entry.objects.append(self._score_object(volume, prediction, fields))
         return entry
@@ -189,22 +173,20 @@ class VolumeEvaluation(Evaluation):
 
 
 def _read(case: Case, labels: Sequence[int]) -> _Volume:
-    """Reads a case and its masks; `labels` are those that it must have, empty for any.
-
-    Raises:
-      UserError: naming the case.
-    """
+    """Reads a case and its masks; `labels` are those that it must have, empty for any."""
     try:
         scan = read_scan(case.image)
+        log_notes(scan)
         axis = slice_axis(scan)
         _check_spacing(case.image, scan.spacing, is_volume=scan.array.shape[axis] > 1)
-        masks = {name: read_mask(path, scan) for name, path in case.masks.items()}
+        masks = {name: read_mask_scan(path, scan) for name, path in case.masks.items()}
     except UserError as error:
         raise UserError(f"{case.name}: {error}") from None
-    masks = {name: np.moveaxis(mask, axis, 0) for name, mask in masks.items()}
-    present = [int(label) for label in np.unique(masks[FIRST]) if label]
-    absent = [label for label in labels if label not in present]
-    if absent:
+    for mask in masks.values():
+        log_notes(mask)
+    masks = {name: np.moveaxis(mask.array, axis, 0) for name, mask in masks.items()}
+    present = [int(n) for n in np.unique(masks[FIRST]) if n and n not in case.ignore]
+    if absent := [label for label in labels if label not in present]:
         raise UserError(
             f"{case.name}: --labels {absent[0]} is not in {case.masks[FIRST]}, which has "
             f"{present}; leave the case or the label out"
@@ -229,8 +211,7 @@ def _predict(
     predictor: SlicePredictor, volume: _Volume, prompts: dict[_Key, Prompt], window: str
 ) -> dict[_Key, np.ndarray]:
     """Returns the mask [Y, X] for each prompt; a slice is embedded once for all of its own."""
-    case, shape = volume.case, volume.image.shape[1:3]
-    recipe = get_recipe(predictor.preprocessing.recipe)
+    case, recipe = volume.case, get_recipe(predictor.preprocessing.recipe)
     for doubt in doubts(volume.image, case.modality, recipe):
         log.warning("%s: %s: %s", case.name, case.image, doubt)
     try:
@@ -244,8 +225,8 @@ def _predict(
             asked = [prompts[key] for key in keys]
             yield SliceTask(f"{case.name}, slice {number}", image, valid_shape, asked)
 
-    batches = predictor.run(tasks(), shape)
-    masks = itertools.chain.from_iterable(itertools.chain.from_iterable(batches))
+    batches = predictor.run(tasks(), volume.image.shape[1:3])
+    masks = (mask for batch in batches for of_slice in batch for mask in of_slice)
     return dict(zip(prompts, masks, strict=True))
 
 
@@ -258,10 +239,10 @@ def _fields(case: Case, label: int, reference: str, protocol: Protocol) -> dict[
 
 def _check_spacing(image: str, spacing: Sequence[float], is_volume: bool) -> None:
     """Raises UserError unless it is positive mm, or, in a picture, unknown (NaN)."""
-    spacing = np.asarray(spacing, float)
-    if not ((spacing > 0) | (np.isnan(spacing) & (not is_volume))).all() or np.isinf(spacing).any():
+    spacing = [float(mm) for mm in spacing]
+    if not all(0 < mm < np.inf or (np.isnan(mm) and not is_volume) for mm in spacing):
         raise UserError(
-            f"{image}: has the spacing {spacing.tolist()} (z, y, x); 3D scores need positive mm: "
+            f"{image}: has the spacing {spacing} (z, y, x); 3D scores need positive mm: "
             "save the volume in a format with geometry"
         )
 
@@ -269,6 +250,7 @@ def _check_spacing(image: str, spacing: Sequence[float], is_volume: bool) -> Non
 def _state(case: Case) -> str:
     """Returns a digest of a case's row in the manifest and of its files' times."""
     paths = (case.image, *case.masks.values())
-    times = [Path(path.split("#")[0]).stat().st_mtime_ns for path in paths]
+    times = [Path(split_series(path)[0]).stat().st_mtime_ns for path in paths]
     fields = [case.case_id, case.image, case.masks, case.modality, case.task, case.window]
+    fields += [case.ignore] if case.ignore else []
     return sha256_of_json([fields, times])[:16]

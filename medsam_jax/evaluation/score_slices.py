@@ -5,10 +5,8 @@ its prompts.
 """
 
 import collections
-import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,46 +19,31 @@ from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, prompt_fields
-from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 
 
-@dataclasses.dataclass(frozen=True)
-class _Object:
+class _Object(NamedTuple):
     """An object of a slice under one protocol."""
 
-    label: int
-    protocol: Protocol
     prompt: Prompt  # pixels of the stored slice
     truth: np.ndarray  # bool, on the valid part
-    record: dict[str, Any]  # of the slice
+    fields: dict[str, Any]  # of its row, except for scores
 
 
 class SplitEvaluation(Evaluation):
     """Scores checkpoints on one split; its items are the slices with an object.
 
     Args:
-      data_dir, split: see `open_dataset`.
+      data_dir, split: see `open_dataset`, also for the errors raised.
       settings: see `Evaluation`; shifts and tolerance are in pixels of the stored slice.
-
-    Raises:
-      UserError: no such data set or split.
     """
 
     unit, scoring = "px", "slices in 2D, in pixels of the stored grid"
     columns = ("checkpoint", "unit", "prompt", "box_shift", "case_id", "task", "modality")
     columns += ("slice_index", "label", "reference", "truth_size", "predicted_size")
 
-    def __init__(
-        self,
-        data_dir: str,
-        split: str,
-        protocols: Sequence[Protocol],
-        tolerance: float,
-        batch_size: int,
-        output: Path,
-    ):
-        super().__init__(protocols, tolerance, batch_size, output)
+    def __init__(self, data_dir: str, split: str, *settings: Any):
+        super().__init__(*settings)
         self._source, self.info = open_dataset(data_dir, split)
         self._positions, self._labels = self.info.objects(split)
         self._split = split
@@ -72,18 +55,15 @@ class SplitEvaluation(Evaluation):
 
     def identity(self) -> dict[str, Any]:
         """Returns the data set, the split and its cases."""
-        return {
-            "data": [str(self.info.directory.resolve()), self._split, self.info.record["cases"]]
-        }
+        directory = str(self.info.directory.resolve())
+        return {"data": [directory, self._split, self.info.record["cases"]]}
 
     def patients(self) -> set[str]:
-        """Returns `case_hash` of the patients of the split."""
         record = self.info.record
         cases = [case for case in record["cases"] if case["split"] == self._split]
         return {case_hash(record["name"], case["case_id"]) for case in cases}
 
     def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
-        """Raises UserError for a checkpoint of another recipe than the data set's."""
         try:
             check_compatible(self.info, preprocessing)
         except UserError as error:
@@ -96,12 +76,10 @@ class SplitEvaluation(Evaluation):
         """
         shown = self.info.ct_windows(self._split)
         trained = preprocessing.ct_windows or (preprocessing.ct_window(),)
-        if set(shown) <= set(trained):
-            return ""
-        return f"CT is shown in window {', '.join(shown)}, expected in {', '.join(trained)}"
+        note = f"CT is shown in window {', '.join(shown)}, expected in {', '.join(trained)}"
+        return "" if set(shown) <= set(trained) else note
 
     def score(self, predictor: SlicePredictor, items: Sequence[int]) -> Iterator[list[Entry]]:
-        """Scores slices, a batch at a time; see `Evaluation.score`."""
         in_flight = collections.deque()  # slices on their way through the model
 
         def tasks() -> Iterator[SliceTask]:
@@ -125,7 +103,7 @@ class SplitEvaluation(Evaluation):
         record = self._source[position]
         objects = list(self._objects(position, record))
         return objects, SliceTask(
-            name=f"{_name(record)}, label {objects[0].label}",
+            name=f"{_name(record)}, label {objects[0].fields['label']}",
             image=record["image"],
             valid_shape=tuple(int(side) for side in record["valid_shape"]),
             prompts=[one.prompt for one in objects],
@@ -134,7 +112,9 @@ class SplitEvaluation(Evaluation):
     def _objects(self, position: int, record: dict[str, Any]) -> Iterator[_Object]:
         height, width = record["valid_shape"]
         labels = record["mask"][:height, :width, 0]
-        for label in self._labels[self._positions == position]:
+        names = {name: record[name].decode() for name in ("case_id", "task", "modality")}
+        names |= {"slice_index": int(record["slice_index"]), "reference": FIRST, "unit": self.unit}
+        for label in self._labels[self._positions == position].tolist():
             truth = labels == label
             if not truth.any():
                 raise UserError(
@@ -142,18 +122,16 @@ class SplitEvaluation(Evaluation):
                     "pixel; build the data set again"
                 )
             for protocol in self._protocols:
-                prompt = protocol.draw(truth, (position, int(label)))
-                yield _Object(int(label), protocol, prompt, truth, record)
+                prompt = protocol.draw(truth, (position, label))
+                shift = {"prompt": protocol.prompt, "box_shift": protocol.box_shift}
+                fields = names | {"label": label} | shift | prompt_fields(prompt)
+                yield _Object(prompt, truth, fields)
 
     def _entry(self, position: int, objects: list[_Object], masks: list[np.ndarray]) -> Entry:
-        rows = []
-        for one, mask in zip(objects, masks, strict=True):
-            names = {name: one.record[name].decode() for name in ("case_id", "task", "modality")}
-            names |= {"slice_index": int(one.record["slice_index"]), "label": one.label}
-            names |= {"reference": FIRST, "unit": self.unit, "runs": encode_runs(mask)}
-            names |= {"prompt": one.protocol.prompt, "box_shift": one.protocol.box_shift}
-            names |= prompt_fields(one.prompt)
-            rows.append(self._object_score(mask, one.truth, PIXELS, **names))
+        rows = [
+            self._object_score(mask, one.truth, PIXELS, runs=encode_runs(mask), **one.fields)
+            for one, mask in zip(objects, masks, strict=True)
+        ]
         return Entry(position, rows)
 
 

@@ -79,13 +79,10 @@ def compare(rows: Sequence[ObjectScore]) -> list[Row]:
 
 def case_means(rows: Iterable[ObjectScore], checkpoint: str, metric: str) -> dict[Case, float]:
     """Returns the mean score of each case over its objects that have a score."""
-    chosen = [
-        row for row in rows if row.checkpoint == checkpoint and np.isfinite(row.scores[metric])
-    ]
-    return {
-        case: float(np.mean([row.scores[metric] for row in members]))
-        for case, members in grouped(chosen, attrgetter("case_id", "task", "modality")).items()
-    }
+    scored = [row for row in rows if np.isfinite(row.scores[metric])]
+    chosen = [row for row in scored if row.checkpoint == checkpoint]
+    cases = grouped(chosen, attrgetter("case_id", "task", "modality"))
+    return {name: float(np.mean([row.scores[metric] for row in cases[name]])) for name in cases}
 
 
 def patient_differences(
@@ -141,11 +138,8 @@ def _tasks_and_all(
 
 def _empty_counts(rows: Sequence[ObjectScore]) -> Row:
     empty = [(row.truth_size == 0, row.predicted_size == 0) for row in rows]
-    return {
-        "both_empty": empty.count((True, True)),
-        "missed": empty.count((False, True)),
-        "spurious": empty.count((True, False)),
-    }
+    names = {"both_empty": (True, True), "missed": (False, True), "spurious": (True, False)}
+    return {name: empty.count(which) for name, which in names.items()}
 
 
 def _spread(rows: Sequence[ObjectScore]) -> Row:
@@ -154,10 +148,10 @@ def _spread(rows: Sequence[ObjectScore]) -> Row:
     for name, metric in METRICS.items():
         values = np.array([row.scores[name] for row in rows], float)
         values = values[np.isfinite(values) & (one_unit or not metric.is_length)]
-        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [np.nan] * 3
-        mean = values.mean() if len(values) else np.nan
-        numbers = {"median": middle, "q1": low, "q3": high, "mean": mean}
-        spread |= {f"{name}_{statistic}": float(x) for statistic, x in numbers.items()}
+        values = values if len(values) else np.array([np.nan])
+        numbers = *np.quantile(values, (0.5, 0.25, 0.75)), values.mean()
+        names = [f"{name}_{statistic}" for statistic in ("median", "q1", "q3", "mean")]
+        spread |= dict(zip(names, map(float, numbers), strict=True))
     return spread
 
 

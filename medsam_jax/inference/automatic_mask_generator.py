@@ -40,10 +40,16 @@ _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "coco_rle": compress_rle,
 }
 
-
 # Least predicted IoU and stability. SAM's for points, which leave no mask of LiteMedSAM's boxes;
 # docs/automatic_masks.md has the measurements behind the values for boxes.
 _THRESHOLDS = {"points": (0.88, 0.95), "boxes": (0.8, 0.8)}
+
+# Parameters with their least and largest values.
+_WHOLE_NUMBERS = {"points_per_side": 1, "points_per_batch": 1, "crop_n_layers": 0}
+_WHOLE_NUMBERS |= {"crop_n_points_downscale_factor": 1, "min_mask_region_area": 0, "box_rounds": 0}
+_NUMBERS = {"pred_iou_thresh": 1, "stability_score_thresh": 1, "stability_score_offset": np.inf}
+_NUMBERS |= {"box_nms_thresh": 1, "crop_nms_thresh": 1, "crop_overlap_ratio": 1}
+_MAY_BE_NONE = ("points_per_side", "pred_iou_thresh", "stability_score_thresh")
 
 _MEDICAL: dict[str, Any] = {
     "prompts": "boxes",
@@ -74,11 +80,12 @@ class _Candidate:
         return {"size": list(shape), "counts": self.counts.tolist()}
 
 
+@dataclasses.dataclass(eq=False)
 class AutomaticMaskGenerator:
     """Finds masks without prompts by asking for one everywhere and keeping the good ones.
 
-    Longer than other classes here: it has `SamAutomaticMaskGenerator`'s many parameters, each with
-    its check. The filters are in `mask_filters`, what needs no device in `mask_records`.
+    Longer than other classes here: it has `SamAutomaticMaskGenerator`'s many parameters. The
+    filters are in `mask_filters`, what needs no device in `mask_records`.
 
     Args:
       model: a `Sam`, or a `Predictor` whose compiled programs are shared.
@@ -107,95 +114,76 @@ class AutomaticMaskGenerator:
       UserError: a parameter outside its range.
     """
 
-    def __init__(
-        self,
-        model: Sam | Predictor,
-        points_per_side: int | None = 32,
-        points_per_batch: int = 64,
-        pred_iou_thresh: float | None = None,
-        stability_score_thresh: float | None = None,
-        stability_score_offset: float = 1.0,
-        box_nms_thresh: float = 0.7,
-        crop_n_layers: int = 0,
-        crop_nms_thresh: float = 0.7,
-        crop_overlap_ratio: float = 512 / 1500,
-        crop_n_points_downscale_factor: int = 1,
-        point_grids: Sequence[np.ndarray] | None = None,
-        min_mask_region_area: int = 0,
-        output_mode: OutputMode = "binary_mask",
-        prompts: Literal["points", "boxes"] | None = None,
-        box_sides: Sequence[float] = (0.1, 0.2, 0.4),
-        box_rounds: int = 0,
-    ):
-        for name, value, least in (
-            ("points_per_side", 1 if points_per_side is None else points_per_side, 1),
-            ("points_per_batch", points_per_batch, 1),
-            ("crop_n_layers", crop_n_layers, 0),
-            ("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 1),
-            ("min_mask_region_area", min_mask_region_area, 0),
-            ("box_rounds", box_rounds, 0),
-        ):
-            if not isinstance(value, numbers.Integral) or value < least:
-                raise UserError(f"{name}: {value!r}; use a whole number, {least} or more")
-        for name, value, most in (
-            ("pred_iou_thresh", pred_iou_thresh or 0, 1),
-            ("stability_score_thresh", stability_score_thresh or 0, 1),
-            ("stability_score_offset", stability_score_offset, np.inf),
-            ("box_nms_thresh", box_nms_thresh, 1),
-            ("crop_nms_thresh", crop_nms_thresh, 1),
-            ("crop_overlap_ratio", crop_overlap_ratio, 1),
-        ):
-            if not isinstance(value, numbers.Real) or not 0 <= value <= most:
-                ends = ", 0 or more" if most > 1 else " from 0 to 1"
-                raise UserError(f"{name}: {value!r}; use a number{ends}")
-        if (points_per_side is None) == (point_grids is None):
-            raise UserError("points_per_side, point_grids: give one of them, the other as None")
-        if point_grids is not None and len(point_grids) <= crop_n_layers:
-            raise UserError(
-                f"point_grids: {len(point_grids)} given; give {crop_n_layers + 1}, one for the "
-                "image and one for each crop layer"
-            )
-        if output_mode not in _OUTPUTS:
-            raise UserError(f"output_mode: {output_mode!r}; use one of {', '.join(_OUTPUTS)}")
-        if prompts not in (None, "points", "boxes"):
-            raise UserError(f"prompts: {prompts!r}; use 'points' or 'boxes'")
-        if not box_sides or not all(0 < side <= 1 for side in box_sides):
-            raise UserError(f"box_sides: {tuple(box_sides)}; use parts of the shorter side, 0 to 1")
+    model: dataclasses.InitVar[Sam | Predictor]
+    points_per_side: int | None = 32
+    points_per_batch: int = 64
+    pred_iou_thresh: float | None = None
+    stability_score_thresh: float | None = None
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    point_grids: Sequence[np.ndarray] | None = None
+    min_mask_region_area: int = 0
+    output_mode: OutputMode = "binary_mask"
+    prompts: Literal["points", "boxes"] | None = None
+    box_sides: Sequence[float] = (0.1, 0.2, 0.4)
+    box_rounds: int = 0
+
+    def __post_init__(self, model: Sam | Predictor):
+        self._check()
         self.predictor = Predictor.of(model)
         if isinstance(self.predictor.model, UNet):
             raise UserError("model: a U-Net predicts no IoU to choose masks by; use a SAM")
         self._engine = self.predictor.engine
         config = self._engine.model.config
         by_recipe = "points" if config.preprocessing.recipe == "sam" else "boxes"
-        self.prompts = prompts or config.automatic_prompts or by_recipe
-        self.point_grids = [records.unit_grid(*pair) for pair in enumerate(point_grids or ())] or [
-            records.point_grid(max(points_per_side // crop_n_points_downscale_factor**layer, 1))
-            for layer in range(crop_n_layers + 1)
-        ]
-        self.points_per_batch = points_per_batch
+        self.prompts = self.prompts or config.automatic_prompts or by_recipe
+        if self.point_grids is None:
+            factor, layers = self.crop_n_points_downscale_factor, range(self.crop_n_layers + 1)
+            per_side = [max(self.points_per_side // factor**layer, 1) for layer in layers]
+            self.point_grids = [*map(records.point_grid, per_side)]
+        else:
+            self.point_grids = [records.unit_grid(*pair) for pair in enumerate(self.point_grids)]
         iou, stability = _THRESHOLDS[self.prompts]
-        self.pred_iou_thresh = iou if pred_iou_thresh is None else pred_iou_thresh
-        self.stability_score_thresh = (
-            stability if stability_score_thresh is None else stability_score_thresh
-        )
-        self.stability_score_offset = stability_score_offset
-        self.box_nms_thresh = box_nms_thresh
-        self.crop_n_layers = crop_n_layers
-        self.crop_nms_thresh = crop_nms_thresh
-        self.crop_overlap_ratio = crop_overlap_ratio
-        self.min_mask_region_area = min_mask_region_area
-        self.output_mode = output_mode
-        self.box_sides = tuple(box_sides)
-        self.box_rounds = box_rounds
+        if self.pred_iou_thresh is None:
+            self.pred_iou_thresh = iou
+        if self.stability_score_thresh is None:
+            self.stability_score_thresh = stability
+
+    def _check(self) -> None:
+        given = {k: v for k, v in vars(self).items() if v is not None or k not in _MAY_BE_NONE}
+        for name, least in _WHOLE_NUMBERS.items():
+            value = given.get(name, least)
+            if not isinstance(value, numbers.Integral) or value < least:
+                raise UserError(f"{name}: {value!r}; use a whole number, {least} or more")
+        for name, most in _NUMBERS.items():
+            value = given.get(name, 0)
+            if not isinstance(value, numbers.Real) or not 0 <= value <= most:
+                ends = ", 0 or more" if most > 1 else " from 0 to 1"
+                raise UserError(f"{name}: {value!r}; use a number{ends}")
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise UserError("points_per_side, point_grids: give one of them, the other as None")
+        if self.point_grids is not None and len(self.point_grids) <= self.crop_n_layers:
+            raise UserError(
+                f"point_grids: {len(self.point_grids)} given; give {self.crop_n_layers + 1}, one "
+                "for the image and one for each crop layer"
+            )
+        if self.output_mode not in _OUTPUTS:
+            raise UserError(f"output_mode: {self.output_mode!r}; use one of {', '.join(_OUTPUTS)}")
+        if self.prompts not in (None, *_THRESHOLDS):
+            raise UserError(f"prompts: {self.prompts!r}; use 'points' or 'boxes'")
+        sides = tuple(self.box_sides)
+        if not sides or not all(0 < side <= 1 for side in sides):
+            raise UserError(f"box_sides: {sides}; use parts of the shorter side, 0 to 1")
 
     @classmethod
     def medical(cls, model: Sam | Predictor, **changes: Any) -> "AutomaticMaskGenerator":
         """Returns a generator with settings for scans and weights trained on boxes.
 
-        docs/automatic_masks.md says how they were chosen.
-
-        Args:
-          changes: arguments of the constructor that differ from the preset.
+        docs/automatic_masks.md says how they were chosen; `changes` replace or add to them.
         """
         return cls(model, **(_MEDICAL | changes))
 
@@ -234,22 +222,30 @@ class AutomaticMaskGenerator:
 
     def _of_crop(self, image: np.ndarray, crop_box, layer: int) -> list[_Candidate]:
         x0, y0, x1, y1 = crop_box
-        [crop] = self._engine.encode([image[y0:y1, x0:x1]])
-        side, shape = self._engine.mask_side, crop.original_shape
-        steps = enlargement(side, crop.valid_shape, shape, self._engine.preprocessing)
-        to_crop = jax.device_put(steps)
+        engine, contract = self._engine, self._engine.preprocessing
+        [crop] = engine.encode([image[y0:y1, x0:x1]])
+        shape = crop.original_shape
         if self.prompts == "points":
             grid = self.point_grids[layer] * shape[::-1]
         else:
             grid = records.box_grid(shape, self.box_sides)
             for _ in range(self.box_rounds):
                 grid = self._boxes_of_masks(crop, grid)
-        launched = (
-            (batch, self._launch(crop, batch, to_crop, crop_box, image.shape[:2]))
-            for batch in self._batches(grid)
-        )
+        steps = enlargement(engine.mask_side, crop.valid_shape, shape, contract)
+        place = jax.device_put((steps, np.array(crop_box), np.array(image.shape[:2])))
+        least = self.pred_iou_thresh, self.stability_score_thresh
+        thresholds = Thresholds(*least, self.stability_score_offset, contract.mask_threshold)
+
+        def launch(batch: np.ndarray) -> tuple[np.ndarray, Filtered]:
+            """Starts decoder and filters; does not wait for them."""
+            answers = self._decode(crop, batch)
+            valid = np.arange(len(answers[1])) < len(batch)
+            return batch, filter_masks(
+                *answers, valid, *place, thresholds, upsample=contract.upsample
+            )
+
         found: list[_Candidate] = []
-        for batch, filtered in one_ahead(launched):
+        for batch, filtered in one_ahead(map(launch, self._batches(grid))):
             found += self._collect(batch, filtered, crop_box, image.shape[:2])
         return _keep(found, [c.predicted_iou for c in found], self.box_nms_thresh)
 
@@ -294,28 +290,6 @@ class AutomaticMaskGenerator:
         )
         return logits[0], scores[0]
 
-    def _launch(
-        self, crop: EncodedImage, batch: np.ndarray, to_crop, crop_box, image_shape
-    ) -> Filtered:
-        """Starts decoder and filters on a batch."""
-        logits, scores = self._decode(crop, batch)
-        thresholds = Thresholds(
-            self.pred_iou_thresh,
-            self.stability_score_thresh,
-            self.stability_score_offset,
-            self._engine.preprocessing.mask_threshold,
-        )
-        return filter_masks(
-            logits,
-            scores,
-            np.arange(len(scores)) < len(batch),
-            to_crop,
-            np.array(crop_box, np.int32),
-            np.array(image_shape, np.int32),
-            thresholds,
-            upsample=self._engine.preprocessing.upsample,
-        )
-
     def _collect(
         self, batch: np.ndarray, filtered: Filtered, crop_box, image_shape
     ) -> list[_Candidate]:
@@ -324,8 +298,7 @@ class AutomaticMaskGenerator:
         if count == 0:
             return []
         packed = np.asarray(filtered.packed[: min(bucket(count), len(filtered.packed))])
-        scores, stability = np.asarray(filtered.scores), np.asarray(filtered.stability)
-        boxes = np.asarray(filtered.boxes)
+        prompts, scores, stability, boxes = map(np.asarray, filtered[1:5])
         kind = "point_coords" if self.prompts == "points" else "prompt_box"
         corner = np.tile(crop_box[:2], batch.shape[1] // 2)
         return [
@@ -337,7 +310,7 @@ class AutomaticMaskGenerator:
                 prompt={kind: [(batch[prompt] + corner).tolist()]},
                 crop_box=crop_box,
             )
-            for i, prompt in enumerate(np.asarray(filtered.prompts)[:count])
+            for i, prompt in enumerate(prompts[:count])
         ]
 
     def _without_small_regions(self, found: list[_Candidate], shape) -> list[_Candidate]:

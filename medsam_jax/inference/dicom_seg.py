@@ -39,9 +39,8 @@ def write_dicom_seg(
       prompted: whether a person (semi-automatic) or nobody (automatic) said where the objects are.
 
     Raises:
-      UserError: highdicom is absent, or the series lacks what a SEG must refer to.
+      UserError: the series lacks what a SEG must refer to.
     """
-    require_highdicom()
     import highdicom as hd
     import pydicom
 

@@ -88,18 +88,15 @@ class Engine:
     def encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
         """Encodes uint8 images of any sizes, [H, W] or [H, W, 3], after the intensity rule.
 
-        Raises:
-          UserError: an image that is not uint8: the intensity rule was not applied.
+        Raises UserError for another type, to which that rule was not applied.
         """
-        stored, valid_shapes = [], []
         for image in images:
             if image.dtype != np.uint8:
                 raise UserError(
                     f"image: type {image.dtype}; give the uint8 image of Predictor.normalise"
                 )
-            on_grid, valid_shape = resize_image(image, self.recipe)
-            stored.append(on_grid)
-            valid_shapes.append(valid_shape)
+        resized = [resize_image(image, self.recipe) for image in images]
+        stored, valid_shapes = zip(*resized, strict=True)
         embeddings: list[Array] = []
         while len(embeddings) < len(stored):
             start, count = len(embeddings), len(self.devices)
@@ -109,8 +106,7 @@ class Engine:
             shapes = np.array(valid_shapes[part], np.int32)
             batch = self.embed(np.stack(stored[part]), shapes, size)
             embeddings.extend(jax.device_put(batch, self.devices[0])[: len(shapes)])
-        original_shapes = [image.shape[:2] for image in images]
-        return [*map(EncodedImage, embeddings, original_shapes, valid_shapes)]
+        return [*map(EncodedImage, embeddings, (x.shape[:2] for x in images), valid_shapes)]
 
     def embed(
         self,
@@ -120,11 +116,8 @@ class Engine:
     ) -> Float[Array, "b2 h w c"]:
         """Encodes slices on the recipe's grid, every device its share; does not wait for them.
 
-        Args:
-          size: batch size to compile for, B or more, rounded up to a multiple of the devices.
-
-        Returns:
-          One embedding for each slice, then those of the last slice, which fills the batch.
+        The batch is compiled for `size`, B or more, rounded up to a multiple of the devices, and
+        filled with the last slice.
         """
         count = len(stored)
         size = -(-(size or count) // len(self.devices)) * len(self.devices)
@@ -154,8 +147,6 @@ class Engine:
         """
         moved = [self._to_input(*pair) for pair in zip(prompts, original_shapes, strict=True)]
         packed = pack(moved, count)
-        if isinstance(self.model, UNet):
-            _check_unet_prompts(self.model, packed)
         if len(self.devices) > 1 and len(embeddings) % len(self.devices) == 0:
             batch = jax.device_put((embeddings, packed), self._split)
             return self._decode_split(self._arrays, *batch, multimask_output)
@@ -190,15 +181,11 @@ class Engine:
 
     def _to_input(self, prompts: Prompts, original_shape: Shape) -> Prompts:
         """Prompts in pixels of the encoder input."""
-
-        def move(coords):
-            return prompts_to_input(coords, original_shape, self.preprocessing)
-
-        coords, boxes = prompts.coords, prompts.boxes
-        return prompts._replace(
-            coords=None if coords is None else move(coords),
-            boxes=None if boxes is None else move(boxes.reshape(-1, 2, 2)).reshape(-1, 4),
+        coords, boxes = (
+            x if x is None else prompts_to_input(x, original_shape, self.preprocessing)
+            for x in (prompts.coords, prompts.boxes)
         )
+        return prompts._replace(coords=coords, boxes=boxes)
 
     def _embed_arrays(self, arrays, images, valid_shape):
         return self._functional.bind(arrays).encode(images, valid_shape)
@@ -212,25 +199,9 @@ class Engine:
         return self._on_each_device(decode)(arrays, embeddings, prompts)
 
     def _on_each_device(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function(arrays, *batch)`, run by every device on its share of the batch."""
+        """`function(arrays, x, y)`, run by every device on its share of the batch x and y."""
         if len(self.devices) == 1:
             return function
-        share = self._split.spec
-
-        def on_each(arrays, *batch):
-            specs = (PartitionSpec(), *[share] * len(batch))
-            mapped = jax.shard_map(
-                function, mesh=self._split.mesh, in_specs=specs, out_specs=share, check_vma=False
-            )
-            return mapped(arrays, *batch)
-
-        return on_each
-
-
-def _check_unet_prompts(model: UNet, packed: dict[str, Any]) -> None:
-    """Raises UserError for prompts that a U-Net cannot take."""
-    needs_box = model.config.box_channel and "boxes" not in packed
-    if needs_box or "masks" in packed or (model.config.box_channel and "points" in packed):
-        kinds = {"points": "points", "boxes": "box", "masks": "mask_input"}
-        given = " and ".join(name for kind, name in kinds.items() if kind in packed)
-        raise UserError(f"prompt: {given} given; a U-Net takes a box and nothing else")
+        mesh, share = self._split.mesh, self._split.spec
+        specs = PartitionSpec(), share, share
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)

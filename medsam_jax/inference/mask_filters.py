@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from medsam_jax.data.recipes import Preprocessing, get_recipe
+from medsam_jax.inference.prompts import bucket
 
 _PIXELS_AT_ONCE = 1 << 22  # of enlarged masks in one turn of the loop, 16 MB of logits
 _EDGE_TOLERANCE = 20.0  # pixels, segment_anything's
@@ -59,12 +60,9 @@ def enlargement(
     crop_shape: Sequence[int],
     preprocessing: Preprocessing,
 ) -> Enlargement:
-    """Returns the steps of `restore_masks` as matrices.
+    """Returns the steps of `restore_masks` as matrices, for logits of `mask_side` ** 2.
 
-    Args:
-      mask_side: side of the low-resolution logits.
-      valid_shape: (h, w) of the crop on the stored grid.
-      crop_shape: (H, W) of the crop.
+    `valid_shape` (h, w) is that of the crop on the stored grid, `crop_shape` (H, W) in pixels.
     """
     recipe = get_recipe(preprocessing.recipe)
     stored = recipe.size if recipe.geometry == "pad" else None
@@ -118,9 +116,8 @@ def filter_masks(
     Args:
       logits, scores: the decoder's answers.
       valid: prompts that are not padding.
-      to_crop: from `enlargement`, for the crop that is set.
-      crop_box: x0, y0, x1, y1 of the crop in the image.
-      image_shape: (H, W) of the image.
+      to_crop: from `enlargement`, for this crop.
+      crop_box: x0, y0, x1, y1 of the crop in the image of `image_shape` (H, W).
       upsample: "logits" or "probabilities", the contract's.
 
     Returns:
@@ -173,9 +170,7 @@ def low_res_boxes(
 ) -> Int[Array, "n 4"]:
     """x0, y0, x1, y1 of masks in low-resolution pixels, x1 and y1 one beyond the last."""
     mask = logits > mask_threshold
-    x0, x1 = _extent(mask.any(axis=1))
-    y0, y1 = _extent(mask.any(axis=2))
-    boxes = jnp.stack([x0, y0, x1 + 1, y1 + 1], axis=1)
+    boxes = _boxes(mask) + jnp.array([0, 0, 1, 1])
     return jnp.where(mask.any(axis=(1, 2))[:, None], boxes, 0)
 
 
@@ -193,16 +188,16 @@ def _measure(maps, to_crop: Enlargement, thresholds: Thresholds, upsample: str):
     larger, mask, smaller = ((maps > level) & inside for level in levels)
     area = larger.sum(axis=(1, 2))
     stability = jnp.where(area > 0, smaller.sum(axis=(1, 2)) / jnp.maximum(area, 1), 0.0)
-    x0, x1 = _extent(mask.any(axis=2))
-    y0, y1 = _extent(mask.any(axis=1))
-    boxes = jnp.stack([x0, y0, x1, y1], axis=1)
+    boxes = _boxes(mask.transpose(0, 2, 1))
     return stability, boxes, jnp.packbits(mask, axis=2), mask.any(axis=(1, 2))
 
 
-def _extent(occupied: Bool[Array, "n size"]) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
-    """First and last True of each row."""
-    last = occupied.shape[1] - 1 - jnp.argmax(occupied[:, ::-1], axis=1)
-    return jnp.argmax(occupied, axis=1), last
+def _boxes(masks: Bool[Array, "n height width"]) -> Int[Array, "n 4"]:
+    """x0, y0, x1, y1 of the extreme pixels."""
+    lines = masks.any(axis=1), masks.any(axis=2)  # columns, rows
+    first = [jnp.argmax(line, axis=1) for line in lines]
+    last = [line.shape[1] - 1 - jnp.argmax(line[:, ::-1], axis=1) for line in lines]
+    return jnp.stack(first + last, axis=1)
 
 
 def _ends_at_crop_edge(boxes, crop_box, image_shape) -> Bool[Array, " n"]:
@@ -216,11 +211,10 @@ def suppress(
     boxes: Num[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], iou_threshold: float
 ) -> list[int]:
     """Greedy non-maximum suppression: indices kept, best score first (torchvision's `nms`)."""
-    size = max(256, 1 << max(len(boxes) - 1, 0).bit_length())
-    padded = np.zeros((size, 4), np.float32)
-    padded[: len(boxes)] = boxes
-    ranks = np.full(size, -np.inf, np.float32)
-    ranks[: len(boxes)] = scores
+    size = max(256, bucket(len(boxes)))
+    more = size - len(boxes)
+    padded = np.pad(boxes.astype(np.float32), ((0, more), (0, 0)))
+    ranks = np.pad(scores.astype(np.float32), (0, more))
     valid = np.arange(size) < len(boxes)
     kept, count = jax.device_get(_suppress(padded, ranks, valid, iou_threshold))
     return kept[:count].tolist()

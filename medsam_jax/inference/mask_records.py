@@ -26,9 +26,7 @@ def encode_packed(
 
     Args:
       packed: columns of the crop, or more; what lies beyond the crop is not read.
-      box: x0, y0, x1, y1 of the mask in the image; only its columns are unpacked.
-      crop_box: of the crop in the image.
-      image_shape: (H, W) of the image.
+      box, crop_box: x0, y0, x1, y1 of the mask, whose columns alone are unpacked, and of the crop.
     """
     height, width = image_shape
     left, top, _, bottom = crop_box
@@ -74,11 +72,9 @@ def _small(mask: np.ndarray, min_area: int) -> tuple[np.ndarray, np.ndarray]:
     import cv2
 
     _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), None, 8)
-    sizes = stats[:, cv2.CC_STAT_AREA].copy()
+    sizes = stats[:, cv2.CC_STAT_AREA]
     sizes[0] = 0  # the background
-    small = sizes < min_area
-    small[0] = False
-    return small[components], mask & (components == sizes.argmax())
+    return mask & (sizes[components] < min_area), mask & (components == sizes.argmax())
 
 
 def crop_boxes(
@@ -107,11 +103,7 @@ def point_grid(per_side: int) -> Float[np.ndarray, "n 2"]:
 
 
 def unit_grid(layer: int, grid: Any) -> np.ndarray:
-    """Checks one of the generator's `point_grids`, points [N, 2] in the unit square.
-
-    Raises:
-      UserError: another shape, or points outside the square; the layer is named.
-    """
+    """Returns the generator's `point_grids[layer]`, checked to be [N, 2] in the unit square."""
     points = np.asarray(grid, float)
     if points.ndim != 2 or points.shape[1] != 2 or points.size == 0:
         raise UserError(f"point_grids[{layer}]: shape {points.shape}; give [N, 2]")
@@ -123,11 +115,10 @@ def unit_grid(layer: int, grid: Any) -> np.ndarray:
     return points
 
 
-def box_grid(shape: tuple[int, int], sides: tuple[float, ...]) -> Float[np.ndarray, "n 4"]:
+def box_grid(shape: tuple[int, int], sides: Sequence[float]) -> Float[np.ndarray, "n 4"]:
     """Square boxes in an image of (H, W), evenly spread, neighbours half a box apart or less.
 
-    Args:
-      sides: of the boxes, as parts of the image's shorter side.
+    Their `sides` are parts of the image's shorter side.
     """
     height, width = shape
     boxes = []

@@ -64,28 +64,21 @@ def write_coco(output: Path) -> Path | None:
         if record is None:
             continue
         height, width = record["shape"][-2:]
-        images.append(
-            {
-                "id": len(images) + 1,
-                "file_name": Path(record["image"]).name,
-                "height": height,
-                "width": width,
-            }
-        )
+        image = {"id": len(images) + 1, "file_name": Path(record["image"]).name}
+        images.append(image | {"height": height, "width": width})
         for found in record["objects"]:
             name = found["name"] or "object"
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": len(images),
-                    "category_id": categories.setdefault(name, len(categories) + 1),
-                    "segmentation": found["segmentation"],
-                    "bbox": found["bbox"],
-                    "area": found["area_px"],
-                    "iscrowd": 0,
-                    "score": found["predicted_iou"],
-                }
-            )
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": len(images),
+                "category_id": categories.setdefault(name, len(categories) + 1),
+                "segmentation": found["segmentation"],
+                "bbox": found["bbox"],
+                "area": found["area_px"],
+                "iscrowd": 0,
+                "score": found["predicted_iou"],
+            }
+            annotations.append(annotation)
     if not images:
         return None
     listed = [{"id": number, "name": name} for name, number in categories.items()]

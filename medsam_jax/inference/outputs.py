@@ -1,21 +1,23 @@
 """Names and formats of what the predict command writes, each file whole or not at all."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.dicom import is_dicom
+from medsam_jax.io.files import split_series
+from medsam_jax.io.folders import SCAN_SUFFIXES
 from medsam_jax.io.geometry import Scan
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
 
-SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
 MASK_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "dcm")
 
 
 def stem(image: str) -> str:
     """The name that an image's outputs start with: its file without suffix, or its folder."""
-    name = Path(image.split("#")[0]).resolve().name
+    name = os.path.basename(os.path.abspath(split_series(image)[0]))
     for suffix in (*SCAN_SUFFIXES, *PICTURE_SUFFIXES, ".dcm"):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]

@@ -5,6 +5,7 @@ The record, NAME.json, is written last: where it is, the other files are whole.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from medsam_jax.inference.request import Request, check_request, modality_of, st
 from medsam_jax.inference.segmentation import Segmentation, find_all, segment_objects
 from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.io.dicom import dicom_files
-from medsam_jax.io.files import check_writable, jsonable, write_json, write_whole
+from medsam_jax.io.files import check_writable, jsonable, split_series, write_json, write_whole
 from medsam_jax.io.geometry import Scan, slice_axis, slice_spacing
+from medsam_jax.io.notes import log_notes
 from medsam_jax.io.scans import read_scan
 from medsam_jax.models.sam import Sam
 
@@ -55,11 +57,9 @@ class _Input:
 class FilePredictor:
     """Answers one image after another; the model is loaded for the first one.
 
-    Longer than other classes here: each step from an image to its files needs the request.
-
-    Raises:
-      UserError: a request that contradicts itself, an unreadable prompt file, an output folder that
-        cannot be written.
+    Longer than other classes here: each step from an image to its files needs the request. Raises
+    UserError for a request that contradicts itself, an unreadable prompt file, or an output folder
+    that cannot be written.
     """
 
     def __init__(self, request: Request):
@@ -86,12 +86,16 @@ class FilePredictor:
         kept = dataclasses.asdict(self.request)
         for name in ("image", "output", "prompts", "prompt_mask"):
             del kept[name]
-        files = [image.split("#")[0], *([mask] if mask else [])]
+        files = [split_series(image)[0], *([mask] if mask else [])]
         checkpoint = Path(self.request.checkpoint) / "model.json"
         files += [str(checkpoint)] if checkpoint.exists() else []
         modified = {file: Path(file).stat().st_mtime_ns for file in files if Path(file).exists()}
         prompts = [dataclasses.asdict(o) for o in self._by_image.get(_key(image), [])]
         return jsonable(kept | {"modified": modified, "prompts": prompts})
+
+    def without_image(self, images: list[str]) -> list[str]:
+        """Returns the names in the file of prompts that none of the images has."""
+        return sorted(set(self._by_image) - set(map(_key, images)))
 
     def run(self, image: str, name: str, mask: str | None = None) -> list[Path]:
         """Reads, predicts and writes; says which objects came out empty.
@@ -133,6 +137,7 @@ class FilePredictor:
 
     def _read(self, image: str, name: str, mask: str | None) -> _Input:
         scan = read_scan(image)
+        log_notes(scan)
         axis = slice_axis(scan)
         count = scan.array.shape[axis]
         suffix = outputs.mask_suffix(image, count, self.request.mask_format)
@@ -143,7 +148,7 @@ class FilePredictor:
 
     def _check_inputs_stay(self, read: _Input) -> None:
         """Raises UserError where an output would replace an image, a mask or prompts given."""
-        given = [read.image.split("#")[0], read.mask, self.request.prompts]
+        given = [split_series(read.image)[0], read.mask, self.request.prompts]
         inputs = {Path(path).resolve() for path in given if path}
         suffixes = (f"_mask{read.suffix}", "_overlay.png", "_montage.png", ".gif", ".json")
         for file in (*(f"{read.name}{suffix}" for suffix in suffixes), COCO_FILE):
@@ -204,6 +209,7 @@ class FilePredictor:
             "shape": list(found.labels.shape[1 if is_picture else 0 :]),
             "slice_axis": read.axis,
             "spacing_mm": read.spacing,
+            "notes": read.scan.notes,
             "files": list(files),
             "objects": found.objects,
             "settings": self.settings(read.image, read.mask),
@@ -229,8 +235,9 @@ class FilePredictor:
 
 def _key(image: str) -> str:
     """The key of an image in a JSON file of prompts."""
-    folder, hash_, uid = image.partition("#")
-    return Path(folder).resolve().name + hash_ + uid
+    path, uid = split_series(image)
+    name = os.path.basename(os.path.abspath(path))
+    return f"{name}#{uid}" if uid else name
 
 
 def _tell_empty(name: str, objects: list[dict[str, Any]]) -> None:

@@ -8,32 +8,29 @@ from pathlib import Path
 from medsam_jax.cli import progress
 from medsam_jax.errors import FatalError, UserError
 from medsam_jax.inference.object_records import COCO_FILE, write_coco
-from medsam_jax.inference.outputs import SCAN_SUFFIXES, stem
+from medsam_jax.inference.outputs import stem
 from medsam_jax.inference.predict_file import FilePredictor
 from medsam_jax.inference.request import Request
 from medsam_jax.io.dicom import list_series
-from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
-
-_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
+from medsam_jax.io.files import split_series
+from medsam_jax.io.folders import IMAGE_SUFFIXES, search, visible_folders
 
 
 def predict_path(request: Request) -> None:
     """Predicts an image, or every image of a folder, and lists what was written.
 
     In a folder, images whose outputs are there with the same settings are skipped, and one that
-    fails does not stop the others.
-
-    Raises:
-      UserError: see `FilePredictor`; for a folder also when any image failed, each named before.
+    fails does not stop the others. Raises UserError as `FilePredictor`, and for a folder when any
+    image failed, each named before.
     """
     predictor = FilePredictor(request)
-    images = find_images(request.image)
+    images, left_out = _search(request.image)
     if images is None:
         mask = _mask_of(request, request.image, alone=True)
         for path in predictor.run(request.image, _name(request.image), mask):
             print(path)
     else:
-        _run_folder(predictor, images)
+        _run_folder(predictor, images, left_out)
     written = write_coco(request.output)
     if written:
         print(written)
@@ -45,24 +42,45 @@ def find_images(path: str) -> list[str] | None:
     A folder with nothing but one DICOM series is that image. Series may also lie in subfolders,
     one level down. Raises UserError for a folder with neither.
     """
+    return _search(path)[0]
+
+
+def _search(path: str) -> tuple[list[str] | None, list[str]]:
+    """Returns `find_images`, and a line for each file or subfolder left out."""
     folder = Path(path)
     if not folder.is_dir():
-        return None
-    files = [p for p in folder.iterdir() if p.name.lower().endswith(_SUFFIXES)]
-    images = [str(p) for p in files if not p.name.startswith(".")]
-    if not images and list_series(folder):
-        return None
-    for inner in (p for p in folder.iterdir() if p.is_dir()):
-        series = sorted(list_series(inner))
-        images += [str(inner)] if len(series) == 1 else [f"{inner}#{uid}" for uid in series]
+        return None, []
+    contents = search(folder, deep=False)
+    left_out = list(contents.left_out)
+    series = sorted(list_series(folder)) if contents.dicom else []
+    images = [str(file) for file in contents.files] + [f"{folder}#{uid}" for uid in series]
+    if contents.dicom and not series:
+        left_out.append(f"{folder}: its {len(contents.dicom[folder])} DICOM files hold no series")
+    for inner in visible_folders(folder):
+        found, more = _subfolder(inner)
+        images += found
+        left_out += more
     if not images:
         raise UserError(
-            f"{path}: no image in this folder; known are {', '.join(_SUFFIXES)} and DICOM series"
+            f"{path}: no image in this folder; known are {', '.join(IMAGE_SUFFIXES)} and DICOM "
+            "series" + "".join(f"; {line}" for line in left_out[:3])
         )
-    return sorted(images)
+    is_series = len(images) == len(series) == 1
+    return None if is_series else sorted(images), left_out
 
 
-def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
+def _subfolder(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns the DICOM series of a subfolder, and a line where it holds other images."""
+    contents = search(folder)
+    here = contents.dicom.pop(folder, [])
+    series = sorted(list_series(folder)) if here else []
+    images = [str(folder)] if len(series) == 1 else [f"{folder}#{uid}" for uid in series]
+    others = len(contents.files) + len(contents.dicom) + len(contents.left_out)
+    line = f"{folder}: {others} files or series in it; give this folder by --image"
+    return images, [line] if others else []
+
+
+def _run_folder(predictor: FilePredictor, images: list[str], left_out: list[str]) -> None:
     request = predictor.request
     if request.output.resolve() == Path(request.image).resolve():
         raise UserError(f"--output: {request.output} is the folder of the images; give another")
@@ -70,6 +88,9 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
         raise UserError(
             f"--prompt_mask: {request.prompt_mask} is no folder; give one mask for each image"
         )
+    unused = [f"{request.prompts}: {n}: no such image" for n in predictor.without_image(images)]
+    for line in left_out + unused:
+        print(f"left out: {line}", file=sys.stderr)
     names = _names(images)
     failures, skipped = [], 0
     for image in progress(images, "images"):
@@ -83,11 +104,9 @@ def _run_folder(predictor: FilePredictor, images: list[str]) -> None:
             raise
         except UserError as error:
             failures.append(str(error))
-    done = len(images) - skipped - len(failures)
-    print(
-        f"{request.output}: {done} images done, {skipped} skipped (finished earlier), "
-        f"{len(failures)} failed"
-    )
+    failed, done = len(failures), len(images) - skipped - len(failures)
+    counts = f"{done} images done, {skipped} skipped (finished earlier), {failed} failed"
+    print(f"{request.output}: {counts}")
     if failures:
         write_coco(request.output)
         for text in failures:
@@ -106,7 +125,7 @@ def _names(images: list[str]) -> dict[str, str]:
     counts = Counter(_name(image).lower() for image in images)
     names = {}
     for image in images:
-        folder, _, uid = image.partition("#")
+        folder, uid = split_series(image)
         whole = Path(folder).name + (f"_{uid}" if uid else "")
         names[image] = _name(image) if counts[_name(image).lower()] == 1 else whole
     return names
@@ -124,7 +143,7 @@ def _mask_of(request: Request, image: str, alone: bool) -> str | None:
         return request.prompt_mask
     wanted = (stem(image), f"{stem(image)}_mask")
     found = sorted(p for p in given.iterdir() if p.is_file() and stem(p.name) in wanted)
-    found = [p for p in found if p.name.lower().endswith(_SUFFIXES)]
+    found = [p for p in found if p.name.lower().endswith(IMAGE_SUFFIXES)]
     if len(found) != 1:
         listed = ", ".join(p.name for p in found) or "none"
         raise UserError(f"{image}: its mask in {given} must be one {wanted[0]}.*; found {listed}")

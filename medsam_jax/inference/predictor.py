@@ -84,12 +84,9 @@ class Predictor:
         window: str | None = None,
         name: str = "image",
     ) -> UInt8[np.ndarray, "h w *c"]:
-        """Applies the checkpoint's intensity rule, once for each image; arguments as `set_image`.
+        """Applies the checkpoint's intensity rule, once for each image; see `set_image`.
 
         Logs a warning with `name` if the values may not be those of the modality.
-
-        Raises:
-          UserError: as `set_image`.
         """
         image = np.asarray(image)
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
@@ -107,7 +104,7 @@ class Predictor:
 
     def set_normalised(self, images: Sequence[np.ndarray]) -> None:
         """Encodes uint8 images that `normalise` returned, or crops and slices of them."""
-        if len(images) == 0:
+        if not len(images):
             raise UserError("images: none given")
         self.use(self.engine.encode(images))
 
@@ -148,12 +145,7 @@ class Predictor:
         """
         if len(self._images) > 1:
             raise UserError(f"predict: {len(self._images)} images are set; use predict_batch")
-        prompts = {
-            "point_coords": point_coords,
-            "point_labels": point_labels,
-            "box": box,
-            "mask_input": mask_input,
-        }
+        prompts = dict(zip(PARTS, (point_coords, point_labels, box, mask_input), strict=True))
         return self.predict_batch([prompts], multimask_output, return_logits)[0]
 
     def predict_batch(
@@ -165,18 +157,14 @@ class Predictor:
         """Answers prompts on every image that is set: one mapping of `predict`'s arguments each.
 
         Kinds and numbers of prompts, and of points in them, may differ; the answers are those of
-        one call for each image.
-
-        Raises:
-          UserError: as `predict`, and for a key that is none of its arguments.
+        one call for each image. Raises as `predict`, and for a key that is none of its arguments.
         """
         images = self._require_images()
         if len(prompts) != len(images):
             raise UserError(f"predict_batch: {len(prompts)} prompts for {len(images)} images")
         for index, given in enumerate(prompts):
-            if unknown := [name for name in given if name not in PARTS]:
-                known = ", ".join(PARTS)
-                raise UserError(f"prompts[{index}]: unknown key {unknown[0]!r}; use {known}")
+            for name in given.keys() - PARTS:
+                raise UserError(f"prompts[{index}]: unknown key {name!r}; use {', '.join(PARTS)}")
         read = [
             read_prompts(image.original_shape, self.engine.mask_side, **given)
             for image, given in zip(images, prompts, strict=True)
@@ -231,13 +219,9 @@ class Predictor:
         self._images = []
 
     def save_embedding(self, path: str | os.PathLike, **notes: Any) -> None:
-        """Writes the images that are set to an `.npz` that `load_embedding` takes; whole or not.
+        """Writes the images that are set, and arrays as notes, to an `.npz` for `load_embedding`.
 
-        Args:
-          notes: arrays to keep with them.
-
-        Raises:
-          UserError: no image is set, or the file cannot be written.
+        Raises UserError where no image is set or the file cannot be written.
         """
         embeddings, original_shapes, valid_shapes = zip(*self._require_images(), strict=True)
         buffer = io.BytesIO()
@@ -252,13 +236,9 @@ class Predictor:
         write_whole(Path(path), lambda partial: partial.write_bytes(buffer.getvalue()))
 
     def load_embedding(self, path: str | os.PathLike) -> dict[str, np.ndarray]:
-        """Sets the images of a file by `save_embedding`, without encoding them again.
+        """Sets the images of a file by `save_embedding` without encoding them; returns its notes.
 
-        Returns:
-          The notes that were kept with them.
-
-        Raises:
-          UserError: no such file, not one of ours, or made by another image encoder.
+        Raises UserError for a file that is not one of ours, or made by another image encoder.
         """
         try:
             # Opened here: np.load leaves a damaged file open.

@@ -22,7 +22,8 @@ import numpy as np
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
 from medsam_jax.io.geometry import Scan
-from medsam_jax.io.scans import read_mask
+from medsam_jax.io.notes import log_notes
+from medsam_jax.io.scans import read_mask_scan
 
 _FIELDS = ("label", "name", "slice", "box", "points")
 _LARGEST_LABEL = 65535  # what a mask of 16 bits holds
@@ -52,8 +53,7 @@ def arguments(prompt: dict[str, Any]) -> dict[str, Any]:
 def from_flags(boxes: list[list[float]], points: list[list[float]]) -> list[ObjectPrompts]:
     """Every box is an object; points refine the only box, or are one object.
 
-    Raises:
-      UserError: points with several boxes.
+    Raises UserError for points with several boxes.
     """
     if len(boxes) > 1 and points:
         raise UserError(
@@ -68,9 +68,7 @@ def from_flags(boxes: list[list[float]], points: list[list[float]]) -> list[Obje
 def from_json(path: str | Path) -> dict[str, list[ObjectPrompts]]:
     """Objects of each image that a JSON file names; the module says what it holds.
 
-    Raises:
-      UserError: no such file, no JSON, or a prompt that does not follow the schema; file, image and
-        prompt are named.
+    Raises UserError for no such file, no JSON, or a prompt that does not follow the schema.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -123,20 +121,18 @@ def _check(here: str, prompt: Any) -> None:
 
 
 def _are_numbers(value: Any, count: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == count
-        and all(type(number) in (int, float) for number in value)
-    )
+    are_numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+    return are_numbers and len(value) == count
 
 
 def from_mask(path: str | Path, scan: Scan, axis: int) -> list[ObjectPrompts]:
     """Every label of a mask is an object, prompted by its box on each slice that it is in.
 
-    Raises:
-      UserError: as `read_mask`, and for labels above 65535.
+    Raises UserError as `read_mask`, and for labels above 65535.
     """
-    labels = np.moveaxis(read_mask(path, scan), axis, 0)
+    mask = read_mask_scan(path, scan)
+    log_notes(mask)
+    labels = np.moveaxis(mask.array, axis, 0)
     if labels.max() > _LARGEST_LABEL:
         raise UserError(f"{path}: label {labels.max()}; renumber the labels, 1 to {_LARGEST_LABEL}")
     objects: dict[int, ObjectPrompts] = {}

@@ -44,10 +44,7 @@ def read_prompts(
 
     Args:
       image_shape: (H, W) of the image, for prompts that miss it.
-      mask_side: side of the model's low-resolution masks.
-      point_coords: [N, 2] of one prompt or [P, N, 2].
-      point_labels: [N] or [P, N].
-      box: [4] or [P, 4], x0, y0, x1, y1.
+      mask_side: m, side of the model's low-resolution masks.
       mask_input: [m, m] or [1, m, m] of one prompt, or [P, 1, m, m] ([P, m, m] for P > 1).
 
     Raises:

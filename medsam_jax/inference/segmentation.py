@@ -25,8 +25,7 @@ def segment_objects(
 ) -> Segmentation:
     """Segments prompted objects one after another; where they overlap the better score stays.
 
-    Raises:
-      UserError: a prompt that the volume or the model cannot take; object and slice are named.
+    Raises UserError for a prompt that the volume or the model cannot take.
     """
     for found in objects:  # all are checked before the first is encoded
         _prompt(volume, found)
@@ -35,31 +34,26 @@ def segment_objects(
     records = []
     for found in objects:
         _prompt(volume, found)
-        mask, scores = _answer(volume, request.follow)
+        if len(volume.slices) == 1 or request.follow == "off":
+            mask, scores = volume.predict_slices()
+        else:
+            follow = {"interpolate": volume.interpolate, "propagate": volume.propagate}
+            mask, scores = follow[request.follow]()
         if request.largest_component or request.fill_holes:
             mask = clean(mask, request.largest_component, request.fill_holes)
         mask &= scores[:, None, None] > best
         labels[mask] = found.label
         best = np.where(mask, scores[:, None, None], best)
         reached = np.flatnonzero(np.isfinite(scores)).tolist()
-        records.append(
-            {
-                "label": found.label,
-                "name": found.name,
-                "prompts": [{"slice": i} | prompt for i, prompt in found.slices.items()],
-                "predicted_iou": float(np.nanmean(scores)),
-                "slice_scores": {index: float(scores[index]) for index in reached},
-            }
-        )
+        record = {
+            "label": found.label,
+            "name": found.name,
+            "prompts": [{"slice": i} | prompt for i, prompt in found.slices.items()],
+            "predicted_iou": float(np.nanmean(scores)),
+            "slice_scores": {index: float(scores[index]) for index in reached},
+        }
+        records.append(record)
     return Segmentation(labels, records)
-
-
-def _answer(volume: VolumePredictor, follow: str) -> tuple[np.ndarray, np.ndarray]:
-    if len(volume.slices) == 1 or follow == "off":
-        return volume.predict_slices()
-    if follow == "interpolate":
-        return volume.interpolate()
-    return volume.propagate()
 
 
 def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:

@@ -5,11 +5,11 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Bool, UInt8
 
+from medsam_jax.data.prompts import Prompt
 from medsam_jax.errors import UserError
 from medsam_jax.inference.engine import Engine, Shape, one_ahead
 from medsam_jax.inference.prompts import Prompts
@@ -22,7 +22,7 @@ class SliceTask:
     name: str  # for messages: case and slice
     image: UInt8[np.ndarray, "s s 3"]  # on the recipe's grid
     valid_shape: Shape  # the part that is not padding
-    prompts: Sequence[Any]  # each with `box`, or `points` and `labels`; pixels of the masks
+    prompts: Sequence[Prompt]  # in pixels of the masks
 
 
 class SlicePredictor:
@@ -51,24 +51,23 @@ class SlicePredictor:
         Raises:
           UserError: a model output that is not finite, named by the slice.
         """
-        chunks = _batched(tasks, self.batch_size)
+        left = iter(tasks)
+        chunks = iter(lambda: tuple(itertools.islice(left, self.batch_size)), ())
         for launched in one_ahead(self._launch(chunk, original_shape) for chunk in chunks):
             yield self._collect(*launched)
 
     def _launch(self, chunk: Sequence[SliceTask], original_shape: Shape | None) -> tuple[Any, ...]:
         """Starts the work on a batch of slices; nothing waits for the device here."""
-        embeddings = self.engine.embed(
-            np.stack([task.image for task in chunk]),
-            np.array([task.valid_shape for task in chunk], np.int32),
-            self.batch_size,
-        )
+        images = np.stack([task.image for task in chunk])
+        valid_shapes = np.array([task.valid_shape for task in chunk], np.int32)
+        embeddings = self.engine.embed(images, valid_shapes, self.batch_size)
         shapes = [original_shape or task.valid_shape for task in chunk]
         owners = [i for i, task in enumerate(chunk) for _ in task.prompts]
         prompts = [_as_prompts(prompt) for task in chunk for prompt in task.prompts]
         outputs = []
         for start in range(0, len(prompts), self.batch_size):
-            part = range(start, start + self.batch_size)
-            part = [min(place, len(prompts) - 1) for place in part]  # the last fills the batch
+            places = range(start, start + self.batch_size)
+            part = [min(place, len(prompts) - 1) for place in places]  # the last fills the batch
             logits, _ = self.engine.decode(
                 embeddings[np.array([owners[i] for i in part])],
                 [shapes[owners[i]] for i in part],
@@ -77,14 +76,8 @@ class SlicePredictor:
             outputs.append(logits)
         return chunk, shapes, owners, outputs
 
-    def _collect(
-        self,
-        chunk: Sequence[SliceTask],
-        shapes: Sequence[Shape],
-        owners: Sequence[int],
-        outputs: Sequence[jax.Array],
-    ) -> list[list[np.ndarray]]:
-        """Waits for a batch and hands its masks to their slices."""
+    def _collect(self, chunk, shapes, owners, outputs) -> list[list[np.ndarray]]:
+        """Waits for what `_launch` returned and hands the masks to their slices."""
         results: list[list[np.ndarray]] = [[] for _ in chunk]
         answers = itertools.chain.from_iterable(np.asarray(output) for output in outputs)
         for owner, logits in zip(owners, answers, strict=False):  # [P=1, C=1, m, m]
@@ -99,14 +92,7 @@ class SlicePredictor:
         return results
 
 
-def _as_prompts(prompt: Any) -> Prompts:
+def _as_prompts(prompt: Prompt) -> Prompts:
     if prompt.box is not None:
         return Prompts(boxes=prompt.box[None])
     return Prompts(coords=prompt.points[None], labels=prompt.labels[None])
-
-
-def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    """`itertools.batched` of Python 3.12."""
-    iterator = iter(items)
-    while batch := tuple(itertools.islice(iterator, size)):
-        yield batch

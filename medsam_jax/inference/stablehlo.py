@@ -39,39 +39,35 @@ def export_model(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     prompts: int = 1,
     points: int = 8,
-    overwrite: bool = False,
 ) -> None:
     """Writes a model's programs and weights to a directory, which appears whole or not at all.
 
     Args:
       platforms: the programs run on, of `PLATFORMS`.
       prompts, points: places for prompts, and for points of each.
-      overwrite: replace a directory that is there.
 
     Raises:
       UserError: an unknown platform, no places, or a directory that is there already.
     """
     from safetensors.numpy import save_file
 
-    unknown = [name for name in platforms if name not in PLATFORMS]
-    if unknown or not platforms:
-        given = unknown[0] if unknown else "none"
-        raise UserError(f"platforms: {given} given; use some of {', '.join(PLATFORMS)}")
+    if unknown := [name for name in platforms or ["none"] if name not in PLATFORMS]:
+        raise UserError(f"platforms: {unknown[0]} given; use some of {', '.join(PLATFORMS)}")
     if prompts < 1 or points < 1:
         raise UserError(f"prompts, points: {prompts}, {points} given; use 1 or more of each")
     _require_flatbuffers()
-    with replacing(Path(directory), overwrite) as partial:
-        functional = Functional(model)
-        programs = {
-            _ENCODER: (_encode, _encoder_arguments(model)),
-            _DECODER: (_decode, _decoder_arguments(model, prompts, points)),
-        }
-        weights = {n: _shape(*x.shape, dtype=x.dtype) for n, x in functional.arrays.items()}
+    arrays = {name: np.asarray(array) for name, array in Functional(model).arrays.items()}
+    stored = get_recipe(model.config.preprocessing.recipe).size
+    image = _shape(1, stored, stored, 3, dtype=jnp.uint8), _shape(1, 2, dtype=jnp.int32)
+    programs = {
+        _ENCODER: (Sam.encode, image),
+        _DECODER: (_decode, _decoder_arguments(model, prompts, points)),
+    }
+    with replacing(Path(directory), overwrite=False) as partial:
         for name, (function, arguments) in programs.items():
             program = jax.jit(_by_platform(function, model.config, platforms))
             exported = jax.export.export(program, platforms=tuple(platforms))
-            (partial / name).write_bytes(exported(weights, *arguments).serialize())
-        arrays = {name: np.asarray(array) for name, array in functional.arrays.items()}
+            (partial / name).write_bytes(exported(arrays, *arguments).serialize())
         save_file(arrays, partial / "weights.safetensors")
         description = {
             "format_version": FORMAT_VERSION,
@@ -106,17 +102,6 @@ def _by_platform(
     return lambda *arguments: jax.lax.platform_dependent(*arguments, **by_name)
 
 
-def _encode(
-    model: Sam, images: UInt8[Array, "1 s s 3"], valid_shape: Int[Array, "1 2"]
-) -> Float[Array, "1 h w c"]:
-    return model.encode(images, valid_shape)
-
-
-def _encoder_arguments(model: Sam) -> tuple[jax.ShapeDtypeStruct, ...]:
-    stored = get_recipe(model.config.preprocessing.recipe).size
-    return _shape(1, stored, stored, 3, dtype=jnp.uint8), _shape(1, 2, dtype=jnp.int32)
-
-
 def _decode(
     model: Sam, embedding: Float[Array, "1 h w c"], given: Mapping[str, Array]
 ) -> tuple[Array, Array]:
@@ -143,18 +128,14 @@ def _shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def _signature(arguments: tuple[Any, ...]) -> list[Any]:
-    """Shapes and types of what a program takes after the weights."""
+    """Types and shapes of what a program takes after the weights."""
     return jax.tree.map(lambda x: [str(x.dtype), *x.shape], list(arguments))
 
 
 class ExportedModel:
-    """Runs the programs of an exported directory; needs jax and safetensors only.
+    """Runs the programs of a directory by `export_model`; needs jax and safetensors only.
 
-    Args:
-      directory: written by `export_model`.
-
-    Raises:
-      UserError: no such directory, of another format, or exported for other platforms.
+    Raises UserError for no such directory, another format, or one exported for other platforms.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -168,10 +149,8 @@ class ExportedModel:
             programs = [(directory / name).read_bytes() for name in (_ENCODER, _DECODER)]
             weights = load_file(directory / "weights.safetensors")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise UserError(
-                f"{directory}: no exported model ({error}); write it with "
-                "python -m medsam_jax.export"
-            ) from None
+            remedy = "write it with python -m medsam_jax.export"
+            raise UserError(f"{directory}: no exported model ({error}); {remedy}") from None
         if version != FORMAT_VERSION:
             raise UserError(
                 f"{directory}/model.json: format {version}, this program reads {FORMAT_VERSION}; "

@@ -5,6 +5,7 @@ without a prompt gets a box: from the neighbouring slice's mask (`propagate`), o
 between boxes on key slices (`interpolate`).
 """
 
+import dataclasses
 import itertools
 import math
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from medsam_jax.cli import progress
 from medsam_jax.data.prompts import box_from_mask
@@ -22,6 +23,7 @@ from medsam_jax.inference.predictor import EncodedImage, Predictor
 from medsam_jax.inference.prompts import read_prompts
 
 
+@dataclasses.dataclass(eq=False)
 class VolumePredictor:
     """Segments one object in a volume from prompts on some of its slices.
 
@@ -42,23 +44,16 @@ class VolumePredictor:
       batch_size: slices that are encoded together.
     """
 
-    def __init__(
-        self,
-        model: nnx.Module | Predictor,
-        elongation: float | None = 1.5,
-        margin: int = 1,
-        least_score: float = 0.5,
-        least_overlap: float = 0.5,
-        most_growth: float = 2.0,
-        batch_size: int = 8,
-    ):
+    model: dataclasses.InitVar[nnx.Module | Predictor]
+    elongation: float | None = 1.5
+    margin: int = 1
+    least_score: float = 0.5
+    least_overlap: float = 0.5
+    most_growth: float = 2.0
+    batch_size: int = 8
+
+    def __post_init__(self, model: nnx.Module | Predictor):
         self.predictor = Predictor.of(model)
-        self.elongation = elongation
-        self.margin = margin
-        self.least_score = least_score
-        self.least_overlap = least_overlap
-        self.most_growth = most_growth
-        self.batch_size = batch_size
         self._slices: np.ndarray | None = None
         self._spacing = np.ones(3)
         self._encoded: dict[int, EncodedImage] = {}
@@ -82,8 +77,7 @@ class VolumePredictor:
           name: of the volume, in warnings.
 
         Raises:
-          UserError: another shape, no voxels, NaN, constant where limits are needed, or a spacing
-            that is not three positive numbers.
+          UserError: see `Predictor.set_image`; a spacing that is not three positive numbers.
         """
         steps = np.asarray(spacing, float)
         if steps.shape != (3,) or not np.isfinite(steps).all() or not (steps > 0).all():
@@ -100,8 +94,7 @@ class VolumePredictor:
     def save_embeddings(self, path: str | os.PathLike) -> None:
         """Writes the slices that were encoded so far to an `.npz`: 4 MB a slice (LiteMedSAM).
 
-        Raises:
-          UserError: none was encoded, or the file cannot be written.
+        Raises UserError where none was encoded or the file cannot be written.
         """
         shape = self.slices.shape
         if not self._encoded:
@@ -113,8 +106,7 @@ class VolumePredictor:
     def load_embeddings(self, path: str | os.PathLike) -> None:
         """Takes the slices of a file by `save_embeddings`, for the volume that is set.
 
-        Raises:
-          UserError: as `Predictor.load_embedding`, and for a volume of another size.
+        Raises UserError as `Predictor.load_embedding`, and for a volume of another size.
         """
         shape = self.slices.shape
         notes = self.predictor.load_embedding(path)
@@ -127,11 +119,8 @@ class VolumePredictor:
     ) -> None:
         """Sets points or a box of the object on one slice, arguments as of `Predictor.predict`.
 
-        A prompt that the slice had before is replaced.
-
-        Raises:
-          UserError: no volume is set, it has no such slice, or the prompt is not one of a single
-            object; see `read_prompts`.
+        A prompt that the slice had before is replaced. Raises UserError where no volume is set, it
+        has no such slice, or the prompt is not one of a single object; see `read_prompts`.
         """
         slices = self.slices
         if not isinstance(slice_index, int | np.integer) or not 0 <= slice_index < len(slices):
@@ -161,7 +150,7 @@ class VolumePredictor:
     def predict_slices(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Returns masks of the prompted slices only, and their predicted IoU (NaN elsewhere)."""
         mask, scores = self._empty()
-        for index, prompt in progress(self._require_prompts().items(), "slices"):
+        for index, prompt in progress(self._prompts.items(), "slices"):
             mask[index], scores[index] = self._predict(index, prompt)
         return mask, scores
 
@@ -204,11 +193,9 @@ class VolumePredictor:
         height, width = mask.shape[1:]
         grow = np.array([-self.margin, -self.margin, self.margin, self.margin])
         around = box_from_mask(mask[start])
-        given = self._prompts[start].get("box")
-        given = around if given is None else given
-        box, taper = given, 1.0
+        given = self._prompts[start].get("box", around)
+        box, taper, index = given, 1.0, start + step
         reach = self._reach(start, step, given)
-        index = start + step
         while 0 <= index < len(mask) and not reached[index]:
             neighbour = mask[index - step]
             box = (box + box_from_mask(neighbour) + grow + taper * (given - around)) / 2
@@ -227,26 +214,23 @@ class VolumePredictor:
 
     def _reach(self, start: int, step: int, box: np.ndarray) -> float | None:
         """Slices from the prompted one to the object's expected end; None towards a prompt."""
-        leads_to_another = any((other - start) * step > 0 for other in self._prompts)
-        if self.elongation is None or leads_to_another:
+        if self.elongation is None or any((other - start) * step > 0 for other in self._prompts):
             return None
         longest = (_sides(box) * self._spacing[[2, 1]]).max()
         return self.elongation * longest / 2 / self._spacing[0]
 
     def _continues(self, found: np.ndarray, neighbour: np.ndarray) -> bool:
-        areas = np.count_nonzero(found), np.count_nonzero(neighbour)
-        if areas[0] == 0 or areas[0] > self.most_growth * areas[1]:
-            return False
-        return bool(np.count_nonzero(found & neighbour) >= self.least_overlap * min(areas))
+        area, before, shared = map(np.count_nonzero, (found, neighbour, found & neighbour))
+        is_similar = shared >= self.least_overlap * min(area, before)
+        return bool(0 < area <= self.most_growth * before and is_similar)
 
     def interpolate(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Segments from the first to the last prompted slice, by boxes interpolated linearly.
 
-        Raises:
-          UserError: a prompt without a box, or fewer than two.
+        Raises UserError for a prompt without a box, or fewer than two.
         """
         mask, scores = self._empty()
-        prompts = self._require_prompts()
+        prompts = self._prompts
         keys = sorted(prompts)
         if len(keys) < 2 or any("box" not in prompts[key] for key in keys):
             raise UserError("interpolate: give boxes on two slices or more")
@@ -271,13 +255,11 @@ class VolumePredictor:
         return self._encoded[index]
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mask and scores to fill in. Raises UserError where there is no volume or no prompt."""
         shape = self.slices.shape[:3]
-        return np.zeros(shape, bool), np.full(shape[0], np.nan)
-
-    def _require_prompts(self) -> dict[int, dict[str, Any]]:
         if not self._prompts:
             raise UserError("no prompt is given; call add_prompt first")
-        return self._prompts
+        return np.zeros(shape, bool), np.full(shape[0], np.nan)
 
 
 def _sides(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "2"]:
@@ -302,9 +284,7 @@ def clean(
 
     if largest and mask.any():
         components, _ = ndimage.label(mask, np.ones((3, 3, 3)))
-        sizes: Int[np.ndarray, " n"] = np.bincount(components.ravel())
-        sizes[0] = 0
-        mask = components == sizes.argmax()
+        mask = components == np.bincount(components[mask]).argmax()
     if not holes:
         return mask
     if len(mask) == 1:

@@ -6,12 +6,13 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 from medsam_jax.io import itk
+from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
 
 
 def is_dicom(path: str) -> bool:
     """Returns whether a path is read as DICOM: a folder, or a file with suffix .dcm."""
-    file = pathlib.Path(path.split("#")[0])
+    file = pathlib.Path(split_series(path)[0])
     return file.is_dir() or file.suffix.lower() == ".dcm"
 
 
@@ -32,7 +33,7 @@ def dicom_files(path: str) -> tuple[str, ...]:
     Raises:
       UserError: no series, or several and none chosen.
     """
-    folder, _, wanted = path.partition("#")
+    folder, wanted = split_series(path)
     if not pathlib.Path(folder).is_dir():
         return (path,)
     found = list_series(folder)

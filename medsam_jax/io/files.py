@@ -1,12 +1,16 @@
 """Atomic writes of files and directories, hashes, versions, disk space and the cache folder."""
 
 import contextlib
+import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,19 +18,50 @@ from typing import Any
 
 from medsam_jax.errors import OutputError, UserError
 
+_LONGEST_NAME = 255  # bytes, on the usual file systems
+
 
 def cache_directory() -> Path:
-    """Returns `$MEDSAM_JAX_CACHE`, or `~/.cache/medsam_jax` if it is not set."""
-    return Path(os.environ.get("MEDSAM_JAX_CACHE") or Path.home() / ".cache" / "medsam_jax")
+    """Returns `$MEDSAM_JAX_CACHE`, or `~/.cache/medsam_jax` if it is not set.
+
+    Raises:
+      UserError: neither the variable nor a home directory.
+    """
+    if chosen := os.environ.get("MEDSAM_JAX_CACHE"):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "medsam_jax"
+    except RuntimeError:
+        raise UserError(
+            "cache: this user has no home directory; set MEDSAM_JAX_CACHE to a folder"
+        ) from None
+
+
+def writable_cache() -> Path:
+    """Returns `cache_directory`. Raises UserError where it cannot be written."""
+    folder = cache_directory()
+    if reason := _unwritable(folder):
+        raise UserError(
+            f"{folder}: the cache cannot be written ({reason}); set MEDSAM_JAX_CACHE to a folder "
+            "that can"
+        )
+    return folder
 
 
 def keep_compiled_programs() -> None:
     """Turns on jax's persistent compilation cache, so that the next start compiles nothing.
 
-    jax's own environment variables, such as `$JAX_COMPILATION_CACHE_DIR`, take precedence.
+    jax's own environment variables, such as `$JAX_COMPILATION_CACHE_DIR`, take precedence. Without
+    a cache that can be written every start compiles, and a line says so.
     """
     import jax
 
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        try:
+            writable_cache()
+        except UserError as error:
+            print(f"note: programs are compiled at every start: {error}", file=sys.stderr)
+            return
     settings = {
         "jax_compilation_cache_dir": str(cache_directory() / "xla"),
         # By default jax keeps programs that take a second to compile; the decoder may take less.
@@ -57,7 +92,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
       OutputError: the folder cannot be created or written to.
     """
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(_prefixed(".partial-", path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -67,20 +102,40 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
+        if error.errno == errno.ENAMETOOLONG:
+            raise OutputError(f"{path}: cannot be written ({reason}); use a shorter name") from None
         raise OutputError(
             f"{path.parent}: cannot be written ({reason}); free or change it"
         ) from None
 
 
+def _prefixed(prefix: str, name: str, more: int = 0) -> str:
+    """Returns a name for a temporary file; cuts the start of a long one, as it holds no suffix."""
+    while len(os.fsencode(prefix + name)) + more > _LONGEST_NAME:
+        name = name[1:]
+    return prefix + name
+
+
 def check_writable(output: Path) -> None:
     """Raises OutputError if a folder cannot be created or written to; call it before any work."""
-    existing = output
-    while not existing.exists():
+    if reason := _unwritable(output):
+        raise OutputError(f"{output}: cannot be written ({reason}); choose another folder")
+
+
+def _unwritable(folder: Path) -> str:
+    """Returns why a folder cannot be created or written to, "" where it can."""
+    existing = Path(os.path.abspath(folder))
+    while not os.path.lexists(existing):
+        if len(os.fsencode(existing.name)) > _LONGEST_NAME:
+            return "the name is too long"
         existing = existing.parent
+    if not existing.exists():
+        return f"{existing} is a link to nothing, or within a folder that cannot be entered"
     if not existing.is_dir():
-        raise OutputError(f"{output}: cannot be written ({existing} is a file); name a folder")
-    if not os.access(existing, os.W_OK):
-        raise OutputError(f"{output}: cannot be written (no permission); choose another folder")
+        return f"{existing} is a file"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return "no permission"
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -125,11 +180,17 @@ def jsonable(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary sibling folder that replaces `directory` when the block succeeds."""
-    if directory.exists() and not overwrite:
+    """Yields a temporary sibling folder that replaces `directory` when the block succeeds.
+
+    Raises:
+      UserError: the directory exists and `overwrite` is false, or it cannot be written.
+    """
+    if os.path.lexists(directory) and not overwrite:
         raise UserError(f"{directory}: exists; choose another place, or overwrite it")
+    check_writable(directory.parent)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    name = _prefixed(".", f"{directory.name}.", more=8)  # mkdtemp adds 8 characters
+    scratch = Path(tempfile.mkdtemp(prefix=name, dir=directory.parent))
     try:
         target = scratch / "new"
         target.mkdir()
@@ -139,3 +200,45 @@ def replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
         target.rename(directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def split_series(path: str) -> tuple[str, str]:
+    """Splits `FOLDER#SERIES_UID`, which chooses one of a folder's DICOM series.
+
+    Returns:
+      The path of a file or folder, and the UID or "". A `#` counts only where the whole path does
+      not exist and the part before it is a folder: it may be in the name of any file or folder.
+    """
+    folder, hash_, uid = path.rpartition("#")
+    if hash_ and os.path.isdir(folder) and not os.path.lexists(path):
+        return folder, uid
+    return path, ""
+
+
+def plain_path(folder: str | os.PathLike) -> Path:
+    """Returns an absolute path of an existing folder that no library reads as a pattern.
+
+    Orbax and TFDS search paths by patterns and read a backslash as a slash: a checkpoint below a
+    folder with [ ] in its name could not be read back. Where the path has characters that may
+    mislead them it is a symbolic link to the folder, kept until the process ends.
+    """
+    absolute = os.path.abspath(folder)
+    if re.fullmatch(r"[\w/ .,@%+=#~-]*", absolute):
+        return Path(absolute)
+    try:
+        link = Path(_links(os.getpid()).name) / hashlib.sha256(os.fsencode(absolute)).hexdigest()
+        if not link.is_symlink():
+            link.symlink_to(absolute)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: needs a link in a temporary folder, as its name has special characters, "
+            f"and there is none ({error.strerror or error}); use letters, digits, - and _"
+        ) from None
+    return link
+
+
+@functools.cache
+def _links(process: int) -> tempfile.TemporaryDirectory:
+    """Returns the folder of `plain_path`'s links, a process's own; it is removed at its end."""
+    del process
+    return tempfile.TemporaryDirectory(prefix="medsam_jax-")

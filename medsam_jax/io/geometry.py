@@ -86,11 +86,12 @@ def shear_degrees(axes: np.ndarray) -> float:
 
     It is 0 where an axis has no length.
     """
-    lengths = np.linalg.norm(axes[:, :3], axis=0)
-    if not lengths.all():
-        return 0.0
-    steps = axes[:, :3] / lengths
-    cosines = np.abs(np.triu(steps.T @ steps, 1)).max()
+    with np.errstate(over="ignore", invalid="ignore"):  # of damaged headers
+        lengths = np.linalg.norm(axes[:, :3], axis=0)
+        if not lengths.all():
+            return 0.0
+        steps = axes[:, :3] / lengths
+        cosines = np.abs(np.triu(steps.T @ steps, 1)).max()
     return float(np.degrees(np.arcsin(min(cosines, 1.0))))
 
 

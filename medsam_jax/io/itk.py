@@ -8,6 +8,7 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.geometry import Scan, shear_degrees
+from medsam_jax.io.quiet import quiet
 
 _MOST_SHEAR = 0.1  # degrees: 512 voxels then drift by less than one
 
@@ -28,7 +29,7 @@ def read_sitk(path: str, image_io: str = "", colours: str = "") -> Scan:
     if image_io:
         reader.SetImageIO(image_io)
     try:
-        with no_warnings():
+        with no_warnings(), quiet():
             image = reader.Execute()
     except RuntimeError as error:
         why = reason(error)

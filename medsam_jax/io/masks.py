@@ -19,11 +19,12 @@ def as_labels(array: np.ndarray, path: str) -> np.ndarray:
             raise UserError(f"{path}: the mask has colours; save a label map (one number a pixel)")
         array = array[..., 0]
     if np.issubdtype(array.dtype, np.floating):
-        bad = int(np.count_nonzero(~np.isfinite(array) | (array != np.round(array))))
-        if bad:
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            bad = ~np.isfinite(array) | (array != np.round(array))
+        if bad.any():
             raise UserError(
-                f"{path}: {bad} voxels are no whole labels (e.g. "
-                f"{array[~np.isfinite(array) | (array != np.round(array))][0]:g}); "
+                f"{path}: {np.count_nonzero(bad)} voxels are no whole labels (e.g. "
+                f"{array[bad][0]:g}); "
                 "threshold a probability map, or resample with nearest neighbour"
             )
     if array.size and array.min() < 0:

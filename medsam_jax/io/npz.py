@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -9,14 +10,16 @@ from medsam_jax.errors import UserError
 from medsam_jax.io.geometry import Scan
 from medsam_jax.io.itk import reason
 
+_MOST_RATIO = 1100  # bytes for each one compressed: the most that deflate saves
+
 
 def read_npz(path: str, key: str) -> Scan:
     """Reads MedSAM's `.npz`: `imgs` and `gts` [Z, Y, X] or a picture, `spacing` as (x, y, z)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             names = sorted(file.files) if hasattr(file, "files") else []
-            array = file[key] if key in names else None
-            spacing = file["spacing"] if "spacing" in names else None
+            array = _member(file, key) if key in names else None
+            spacing = _member(file, "spacing") if "spacing" in names else None
     except (ValueError, OSError, EOFError, KeyError) as error:
         raise UserError(
             f"{path}: cannot be read as .npz ({reason(error)}); write it again"
@@ -37,6 +40,21 @@ def read_npz(path: str, key: str) -> Scan:
     if spacing is None:
         return Scan(array, (math.nan,) * 3, None, path)
     return _with_spacing(array, spacing, path)
+
+
+def _member(file: Any, name: str) -> np.ndarray:
+    """Reads an array of an archive. Raises ValueError if its header promises more than there is."""
+    entry = file.zip.getinfo(f"{name}.npy" if f"{name}.npy" in file.zip.namelist() else name)
+    with file.zip.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    promised = math.prod(shape) * dtype.itemsize
+    if promised > entry.file_size or entry.file_size > _MOST_RATIO * entry.compress_size + 4096:
+        raise ValueError(f"{name} is truncated: {promised} bytes of {shape} in {entry.file_size}")
+    return file[name]
 
 
 def _as_numbers(array: np.ndarray, path: str, key: str) -> np.ndarray:

@@ -3,7 +3,9 @@
 Pillow reads all but TIFF (`tiff.py`) and PNG with 16-bit colours, which OpenCV reads whole.
 """
 
+import io
 import pathlib
+import re
 import warnings
 import zlib
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io import pages, tiff
 from medsam_jax.io.geometry import Scan
-from medsam_jax.io.quiet import no_prints
+from medsam_jax.io.quiet import quiet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -52,7 +54,7 @@ def _read(
     path: pathlib.Path, format_name: str, as_labels: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")  # of Pillow and tifffile, on tags that are not used
             if format_name == "TIFF":
                 array, notes, is_lossy = tiff.read_tiff(path, as_labels)
@@ -62,7 +64,8 @@ def _read(
     except UserError:
         raise
     except Exception as error:  # damaged files raise errors of many kinds in Pillow and tifffile
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = re.sub(r" ?<_io\.BytesIO object.*?>", "", " ".join(str(error).split()))[:160]
+        reason = reason or type(error).__name__
         raise UserError(
             f"{path}: cannot be read ({reason}); the picture is damaged: copy or export it again"
         ) from None
@@ -80,7 +83,8 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; `_check_size` judges instead
-    with Image.open(path) as image:
+    # From memory: a damaged length then is no reason to allocate so much.
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
         _check_size(path, image)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise UserError(
@@ -134,8 +138,7 @@ def _deep_png(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None] | None
         return None
     content = path.read_bytes()
     _check_chunks(content)
-    with no_prints():
-        found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
         raise ValueError("damaged 16-bit PNG")
     alpha = found[..., 3] if found.shape[2] == 4 and colour_type != 2 else None

@@ -1,30 +1,29 @@
-"""Keeps C libraries from printing about damaged files, which our errors name."""
+"""Silences libraries that print while they read a damaged file; our errors name the file."""
 
 import contextlib
 import os
 import threading
 from collections.abc import Iterator
 
-_LOCK = threading.Lock()  # two threads must not restore each other's file
+_LOCK = threading.RLock()  # two threads must not restore each other's file
 
 
 @contextlib.contextmanager
-def no_prints() -> Iterator[None]:
-    """Sends what is written to file descriptor 2 to nowhere while the block runs.
+def quiet() -> Iterator[None]:
+    """Drops what C libraries (MetaIO, libtiff, libpng) print to stderr.
 
     Other threads' lines to stderr are lost for that time: use it around short calls only.
     """
     with _LOCK:
         try:
-            saved = os.dup(2)
+            kept = os.dup(2)
         except OSError:  # stderr is closed
             yield
             return
         try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            os.close(null)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
             yield
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            os.dup2(kept, 2)
+            os.close(kept)

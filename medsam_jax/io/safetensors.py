@@ -40,9 +40,7 @@ def read_safetensors(path: str) -> TensorFile:
         name: LazyTensor(tuple(shape), DTYPES[dtype], functools.partial(_read, file, path, name))
         for name, (shape, dtype) in described.items()
     }
-    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
-    tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
-    return TensorFile(path, "safetensors", tensors, prefix=prefix)
+    return TensorFile(path, "safetensors", tensors)
 
 
 def _read(file, path: str, name: str) -> np.ndarray:

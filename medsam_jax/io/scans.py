@@ -7,15 +7,16 @@ metrics wrong.
 """
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
 
-from medsam_jax.errors import UserError
+from medsam_jax.errors import UserError, check_name
 from medsam_jax.io import dicom, formats, itk, nifti, npz, pictures, text_headers
+from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
 from medsam_jax.io.masks import as_labels, check_sharp, on_grid
-from medsam_jax.io.quiet import no_prints
 
 
 def read_scan(path: str | pathlib.Path) -> Scan:
@@ -67,8 +68,9 @@ def read_mask_scan(path: str | pathlib.Path, scan: Scan) -> Scan:
 
 def _read(path: str, is_mask: bool) -> Scan:
     """Calls the reader of the format that the bytes have; a mask's palette indices are labels."""
-    file = pathlib.Path(path.split("#")[0])
-    if not file.exists():
+    check_name(path)
+    file = pathlib.Path(split_series(path)[0])
+    if not os.path.exists(file):
         raise UserError(f"{path}: does not exist; correct the path")
     if file.is_dir():
         return dicom.read_series(path)
@@ -100,8 +102,7 @@ def _by_format(path: str, file: pathlib.Path, found: formats.Format, is_mask: bo
     if not found.name and suffix == ".img":
         return nifti.read_nifti(path, found.is_gzipped)
     try:
-        with no_prints():
-            return itk.read_sitk(path)  # MINC, GIPL, VTK and others that ITK knows
+        return itk.read_sitk(path)  # MINC, GIPL, VTK and others that ITK knows
     except UserError:
         if found.remedy():
             raise UserError(f"{path}: is a {found.name}; {found.remedy()}") from None

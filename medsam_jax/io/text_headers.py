@@ -17,7 +17,6 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io import itk
 from medsam_jax.io.geometry import Scan
-from medsam_jax.io.quiet import no_prints
 
 _MOST_HEADER = 1 << 20  # bytes
 _BITS = {"char": 8, "int8": 8, "short": 16, "int16": 16, "int": 32, "int32": 32, "long": 32}
@@ -26,6 +25,9 @@ _TO_MM = {"": 1.0, "mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001
 _LONG_UNITS = {"millimeter": "mm", "centimeter": "cm", "meter": "m", "micron": "um"}
 _LONG_UNITS |= {"micrometer": "um", "nanometer": "nm", "millimetre": "mm", "micrometre": "um"}
 _COLOUR_KINDS = {"rgb-color": "RGB", "3-color": "RGB", "rgba-color": "RGBA", "4-color": "RGBA"}
+_PLACE = ("transformmatrix", "rotation", "orientation", "offset", "position", "origin")
+_PLACE += ("centerofrotation", "elementspacing", "elementsize")
+_FARTHEST = 1e9  # mm
 _SPACE_KINDS = ("domain", "space", "none", "???", "")
 
 
@@ -91,7 +93,7 @@ def read_nrrd(path: str) -> Scan:
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: the NRRD header is damaged ({error}); write it again") from None
     if directions:
-        steps = [math.nan if one is None else float(np.linalg.norm(one)) for one in directions]
+        steps = [math.nan if one is None else math.hypot(*one) for one in directions]
     elif not steps:
         steps = [math.nan] * len(sizes)
     bits = _BITS.get(_unsigned(type_))
@@ -109,6 +111,7 @@ def read_nrrd(path: str) -> Scan:
     colours = next((_COLOUR_KINDS[kind] for kind in kinds if kind in _COLOUR_KINDS), "")
     stated = [step for step, in_space in zip(steps, is_space, strict=True) if in_space]
     _check_steps(path, stated)
+    _check_numbers(path, fields, ("space directions", "space origin", "axis mins", "axis maxs"))
     scan = itk.read_sitk(path, "NrrdImageIO", colours)
     units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
     return _with_units(_with_spacing(scan, stated), units)
@@ -141,6 +144,7 @@ def read_metaimage(path: str) -> Scan:
             f"{path}: the MetaImage header is damaged (size {sizes}, type {type_}); write it again"
         )
     _check_steps(path, steps)
+    _check_numbers(path, fields, _PLACE)
     files = _data_files(path, name, end, fields["rest"])
     if files:
         promised = math.prod(sizes) * channels * bits // 8
@@ -150,9 +154,7 @@ def read_metaimage(path: str) -> Scan:
         data.check(path)
         if is_compressed:
             data.check_deflate(path)
-    with no_prints():
-        scan = itk.read_sitk(path, "MetaImageIO")
-    scan = _with_spacing(scan, steps)
+    scan = _with_spacing(itk.read_sitk(path, "MetaImageIO"), steps)
     return _with_units(scan, [fields.get("distanceunits", "").lower()])
 
 
@@ -161,6 +163,18 @@ def _check_steps(path: str, steps: list[float]) -> None:
     if any(step <= 0 or math.isinf(step) for step in steps):
         found = " x ".join(f"{step:g}" for step in steps)
         raise UserError(f"{path}: the header says {found} mm a voxel; write its spacing")
+
+
+def _check_numbers(path: str, fields: dict[str, str], names: tuple[str, ...]) -> None:
+    """Raises UserError for a place that is too far to be true; ITK does not return from some."""
+    for name in names:
+        for word in re.findall(r"[^\s,()]+", fields.get(name, "")):
+            try:
+                is_place = word.lower() == "none" or abs(float(word)) < _FARTHEST
+            except ValueError:
+                is_place = False
+            if not is_place:
+                raise UserError(f"{path}: {name} in the header has {word}; write the file again")
 
 
 def _with_spacing(scan: Scan, steps: list[float]) -> Scan:

@@ -19,7 +19,6 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.pages import alpha_notes, colour_page, label_page, oriented, unoriented
-from medsam_jax.io.quiet import no_prints
 
 _BYTE_CODECS = (5, 50000)  # LZW and ZSTD: compressed rows of bytes
 _PICTURE_CODECS = (2, 3, 4, 6, 7, 33007, 34712, 50001)  # CCITT, JPEG, JPEG 2000, WebP
@@ -68,7 +67,12 @@ def read_tiff(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[st
 
 def _full_pages(path: pathlib.Path, file: Any) -> tuple[list[Any], tuple[str, ...]]:
     """Returns the pages but thumbnails, pyramid levels and transparency masks, and a note."""
-    pages = [page.aspage() for page in file.pages]
+    pages, offsets = [], set()
+    for page in file.pages:
+        if page.offset in offsets:
+            raise UserError(f"{path}: its pages lead in a circle; export it again")
+        offsets.add(page.offset)
+        pages.append(page.aspage())
     kept = [page for page in pages if not page.subfiletype & 0b101]
     if not kept:
         raise UserError(f"{path}: has no page of full resolution; export it again")
@@ -186,7 +190,9 @@ def _coloured(page: Any, indices: np.ndarray) -> np.ndarray:
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """Returns an array in the machine's byte order; float16 becomes float32."""
+    """Returns an array in the machine's byte order; float16 becomes float32, bits 0 and 255."""
+    if array.dtype.kind == "b":
+        return array * np.uint8(255)
     if array.dtype == np.float16:
         return array.astype(np.float32)
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
@@ -204,7 +210,7 @@ def _by_pillow(path: pathlib.Path, page: Any, as_labels: bool) -> np.ndarray:
             "uncompressed or with Deflate"
         )
     Image.MAX_IMAGE_PIXELS = None
-    with no_prints(), Image.open(path) as image:
+    with Image.open(path) as image:
         image.seek(page.index)
         image.load()
         array = label_page(image) if as_labels else colour_page(image)
@@ -258,7 +264,7 @@ def _decompressed(data: bytes, codec: int, rows: int, row_bytes: int) -> bytes:
         struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags
     )
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    with no_prints(), Image.open(io.BytesIO(head + data)) as image:
+    with Image.open(io.BytesIO(head + data)) as image:
         return np.asarray(image).tobytes()
 
 

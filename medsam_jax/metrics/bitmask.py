@@ -50,33 +50,23 @@ def crop_and_pad(words: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
     return padded
 
 
-def shift_up(words: np.ndarray, columns: int) -> np.ndarray:
-    """Moves every bit up by `columns` columns; bits beyond the last word are dropped."""
-    whole, part = divmod(columns, WORD)
+def shift(words: np.ndarray, columns: int) -> np.ndarray:
+    """Moves every bit up by `columns` columns, down if negative; bits past the ends are dropped."""
+    whole, part = divmod(abs(columns), WORD)
+    up = columns > 0
     if words.shape[-1] == 1 and not whole:
-        return words << np.uint64(part)
+        return words << np.uint64(part) if up else words >> np.uint64(part)
     shifted = np.zeros_like(words)
-    if whole >= words.shape[-1]:
+    kept = words.shape[-1] - whole
+    if kept <= 0:
         return shifted
-    source = words[..., : words.shape[-1] - whole]
-    np.left_shift(source, np.uint64(part), out=shifted[..., whole:])
-    if part:
-        shifted[..., whole + 1 :] |= source[..., :-1] >> np.uint64(WORD - part)
-    return shifted
-
-
-def shift_down(words: np.ndarray, columns: int) -> np.ndarray:
-    """Moves every bit down by `columns` columns; bits before the first word are dropped."""
-    whole, part = divmod(columns, WORD)
-    if words.shape[-1] == 1 and not whole:
-        return words >> np.uint64(part)
-    shifted = np.zeros_like(words)
-    if whole >= words.shape[-1]:
-        return shifted
-    source = words[..., whole:]
-    np.right_shift(source, np.uint64(part), out=shifted[..., : source.shape[-1]])
-    if part:
-        shifted[..., : source.shape[-1] - 1] |= source[..., 1:] << np.uint64(WORD - part)
+    source = words[..., :kept] if up else words[..., whole:]
+    target = shifted[..., whole:] if up else shifted[..., :kept]
+    (np.left_shift if up else np.right_shift)(source, np.uint64(part), out=target)
+    if part and up:
+        target[..., 1:] |= source[..., :-1] >> np.uint64(WORD - part)
+    elif part:
+        target[..., :-1] |= source[..., 1:] << np.uint64(WORD - part)
     return shifted
 
 
@@ -89,7 +79,7 @@ def surface_cells(words: np.ndarray) -> np.ndarray:
     for axis in range(1, words.ndim - 1):
         low, high = _ends(axis, 1)
         some, every = some[low] | some[high], every[low] & every[high]
-    some, every = some | shift_up(some, 1), every & shift_up(every, 1)
+    some, every = some | shift(some, 1), every & shift(every, 1)
     return some & ~every
 
 
@@ -117,7 +107,7 @@ def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> n
         # The masks are longer than the lattice by one along every leading axis.
         cells = cells + cells // ((size - 1) * stride) * stride
         stride *= size
-    flat, previous = words.ravel(), shift_up(words, 1).ravel()
+    flat, previous = words.ravel(), shift(words, 1).ravel()
     codes = np.zeros(cells.shape, np.uint64)
     for i, offset in enumerate(offsets):
         corner = cells + offset
@@ -127,43 +117,31 @@ def neighbour_codes(words: np.ndarray, cells: np.ndarray, bits: np.ndarray) -> n
 
 
 def dilate(words: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Sets every cell with a set cell near it.
+    """Sets every cell of words [N, Y, W] or [N, Z, Y, W] with a set cell near it.
 
-    Args:
-      words: [N, Y, W] or [N, Z, Y, W].
-      reach: int [rows] or [planes, rows]. The largest column distance to a set cell that is
-        `planes` planes and `rows` rows away; -1 if no column is near enough.
+    `reach`, int [rows] or [planes, rows], is the largest column distance to a set cell that is
+    `planes` planes and `rows` rows away; -1 if no column is near enough.
     """
-    spread = {0: words}
+    spread = [words]
     for columns in range(1, int(reach.max()) + 1):
-        spread[columns] = spread[columns - 1] | shift_up(words, columns)
-        spread[columns] |= shift_down(words, columns)
+        spread.append(spread[-1] | shift(words, columns))
+        spread[-1] |= shift(words, -columns)
     planes = [
-        _or_rows([spread[int(columns)] for columns in row if columns >= 0])
+        _or_shifted([spread[columns] for columns in row if columns >= 0], words.ndim - 2)
         for row in np.atleast_2d(reach)
     ]
-    if words.ndim == 3:
-        return planes[0]
-    result = planes[0]
-    for distance, plane in enumerate(planes[1:], start=1):
-        _or_shifted(result, plane, 1, distance)
+    return planes[0] if words.ndim == 3 else _or_shifted(planes, 1)
+
+
+def _or_shifted(arrays: list[np.ndarray], axis: int) -> np.ndarray:
+    """ORs the arrays, each moved along an axis, both ways, by its position in the list."""
+    result = arrays[0].copy()
+    for steps, words in enumerate(arrays[1:], start=1):
+        if steps < words.shape[axis]:
+            low, high = _ends(axis, steps)
+            result[low] |= words[high]
+            result[high] |= words[low]
     return result
-
-
-def _or_rows(spread: list[np.ndarray]) -> np.ndarray:
-    """ORs the arrays; each is first moved along the rows by its position in the list."""
-    result = spread[0].copy()
-    for distance, words in enumerate(spread[1:], start=1):
-        _or_shifted(result, words, words.ndim - 2, distance)
-    return result
-
-
-def _or_shifted(result: np.ndarray, words: np.ndarray, axis: int, steps: int) -> None:
-    """ORs into `result` the words moved by `steps` along an axis, in both directions."""
-    if steps < words.shape[axis]:
-        low, high = _ends(axis, steps)
-        result[low] |= words[high]
-        result[high] |= words[low]
 
 
 def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) -> np.ndarray:
@@ -172,11 +150,10 @@ def reachable_columns(spacing: Spacing, tolerance: float, shape: Sequence[int]) 
     Distances are rounded as in SciPy's distance transform. A distance equal to the tolerance
     therefore counts as within it exactly when it does in surface-distance.
     """
+    spacing, tolerance = tuple(map(float, spacing)), float(tolerance)
     # Two more than the quotient, because rounding may make it one too low.
-    steps = [
-        int(min(tolerance / s + 2, n)) for s, n in zip(map(float, spacing), shape, strict=True)
-    ]
-    return _reach(tuple(map(float, spacing)), float(tolerance), tuple(steps))
+    steps = (int(min(tolerance / s + 2, n)) for s, n in zip(spacing, shape, strict=True))
+    return _reach(spacing, tolerance, tuple(steps))
 
 
 @lru_cache(maxsize=256)

@@ -26,11 +26,8 @@ def check_shapes(pred, target, ndims: tuple[int, ...]) -> None:
 def as_mask(name: str, array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """Returns a bool array. Booleans, and numbers that are all 0 or 1, are masks.
 
-    The values of a traced array (under `jit` or `vmap`) are not known: it must be boolean.
-
-    Raises:
-      ValueError: NaN or any other value, such as a label map or a probability map; a traced array
-        of numbers.
+    Raises ValueError for any other value, such as those of a label map or NaN, and for a traced
+    array of numbers (under `jit` or `vmap`), whose values are not known.
     """
     if not isinstance(array, jax.Array):
         array = np.asarray(array)

@@ -13,11 +13,8 @@ def label_scores(
 ) -> dict[int, dict[str, float]]:
     """Returns `mask_scores` of each label of two label maps; other labels are background.
 
-    The caller names the labels, so that a label that only the prediction has is scored on purpose.
-
-    Raises:
-      ValueError: no or repeated labels, one that is absent from `target`, or label maps that are
-        not of integers; also see `normalized_surface_dice`.
+    Raises ValueError for no or repeated labels, one that is absent from `target`, or label maps
+    that are not of integers, and as `normalized_surface_dice` does.
     """
     check_shapes(pred, target, (2, 3))
     for name, array in (("pred", pred), ("target", target)):

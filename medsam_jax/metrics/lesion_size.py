@@ -28,8 +28,7 @@ def measure(mask: Bool[np.ndarray, "z y x"], spacing: tuple[float, ...]) -> dict
     for plane in mask[mask.any(axis=(1, 2))]:
         parts, count = ndimage.label(plane, np.ones((3, 3)))
         for part in range(1, count + 1):
-            hull = _hull(parts == part, spacing[1:])
-            best = max(best, diameters(hull))
+            best = max(best, diameters(_hull(parts == part, spacing[1:])))
     return {"volume_ml": volume, "longest_mm": best[0], "perpendicular_mm": best[1]}
 
 

@@ -10,22 +10,18 @@ be boolean, as their values are not known.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int
 
 from medsam_jax.metrics.checks import as_mask, check_shapes, is_jax
 
 Mask = np.ndarray | jax.Array
-Masks = Bool[Array, "b ..."] | Integer[Array, "b ..."]
 
 
 def dice(pred: Mask, target: Mask) -> float | Float[Array, ""]:
     """Returns the Dice similarity coefficient, 2 |A and B| / (|A| + |B|), of 2D or 3D masks.
 
     NumPy arrays give a Python float; jax arrays give a float32 scalar and work under `jit` and
-    `vmap`.
-
-    Raises:
-      ValueError: shapes differ, or an array holds anything but booleans, or 0 and 1.
+    `vmap`. Raises ValueError if shapes differ or an array is no mask.
     """
     check_shapes(pred, target, (1, 2, 3))
     if is_jax(pred, target):

@@ -33,7 +33,6 @@ class MaskPair:
 
     @functools.cached_property
     def surface_distances(self) -> Directed | None:
-        """See `surface.surface_distances`."""
         return surface_distances(self.pred, self.target, self.spacing)
 
 
@@ -46,7 +45,6 @@ class Metric:
     score: Callable[[MaskPair], float]
     # (pred [B, H, W], target, spacing, tolerance) -> [B]; works under jit. None: on the host only.
     batch: Callable[[Mask, Mask, Spacing, float], Float[Array, " b"]] | None = None
-    higher_is_better: bool = True
     is_length: bool = False  # in the unit of the spacing; otherwise a share from 0 to 1
     uses_tolerance: bool = False
     is_main: bool = False  # with its mean in tables, statistical tests and figures of its own
@@ -86,14 +84,12 @@ METRICS = {
             "hd95",
             "HD95",
             lambda masks: distance_percentile(masks.surface_distances, 95.0),
-            higher_is_better=False,
             is_length=True,
         ),
         Metric(
             "asd",
             "ASD",
             lambda masks: average_distance(masks.surface_distances),
-            higher_is_better=False,
             is_length=True,
         ),
     )
@@ -103,10 +99,6 @@ METRICS = {
 def mask_scores(
     pred: np.ndarray, target: np.ndarray, spacing: Spacing, tolerance: float
 ) -> dict[str, float]:
-    """Returns every metric of one pair of masks, 2D or 3D, by name.
-
-    Raises:
-      ValueError: see `normalized_surface_dice`.
-    """
+    """Returns every metric of one pair of masks by name; masks as `normalized_surface_dice`."""
     masks = MaskPair(pred, target, spacing, tolerance)
     return {name: metric.score(masks) for name, metric in METRICS.items()}

@@ -37,16 +37,13 @@ _THREADED_POINTS = 20_000
 def normalized_surface_dice(
     pred: Mask, target: Mask, spacing: Spacing, tolerance: float
 ) -> float | Float[Array, ""]:
-    """Returns the share of both surfaces that lies within `tolerance` of the other surface.
+    """Returns the share of both surfaces within `tolerance` of the other; NaN for two empty masks.
 
     Args:
       pred, target: masks of one shape, [H, W] or [D, H, W]. NumPy arrays give a Python float; jax
         arrays give a float32 scalar and work under `jit` and `vmap`.
       spacing: distance between pixels along each array axis. Ones measure in pixels.
       tolerance: in the unit of `spacing`. A Python number, static under `jit`.
-
-    Returns:
-      0 to 1; NaN when both masks are empty; 0 when one is.
 
     Raises:
       ValueError: shapes differ, spacing has the wrong length or is not positive, the tolerance is
@@ -72,10 +69,7 @@ def hausdorff_distance(
     """Returns the Hausdorff distance at a percentile of the surface (HD95), in `spacing`'s unit.
 
     The greater of the two directed percentiles, each weighted by length or area. NaN when both
-    masks are empty, infinite when one is.
-
-    Raises:
-      ValueError: see `normalized_surface_dice`.
+    masks are empty, infinite when one is. Raises ValueError as `normalized_surface_dice` does.
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it must lie between 0 and 100")
@@ -86,10 +80,7 @@ def average_surface_distance(pred: np.ndarray, target: np.ndarray, spacing: Spac
     """Returns the mean distance from either surface to the other (ASD), in `spacing`'s unit.
 
     Both surfaces' elements enter one mean, weighted by length or area. NaN when both masks are
-    empty, infinite when one is.
-
-    Raises:
-      ValueError: see `normalized_surface_dice`.
+    empty, infinite when one is. Raises ValueError as `normalized_surface_dice` does.
     """
     return average_distance(surface_distances(pred, target, spacing))
 

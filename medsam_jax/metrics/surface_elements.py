@@ -33,19 +33,10 @@ def contour_lengths(spacing: tuple[float, float]) -> np.ndarray:
     """Returns the contour length [16], indexed by code; a corner is bit 2 * row + column."""
     row, column = spacing
     diagonal = 0.5 * np.hypot(row, column)
-    lengths = np.empty(16)
-    for code in range(16):
-        a, b, c, d = ((code >> bit) & 1 for bit in range(4))
-        if (a + b + c + d) % 2:
-            lengths[code] = diagonal
-        else:
-            lengths[code] = {
-                (0, 0): 0.0,
-                (0, 1): column,  # upper row differs from lower: the contour runs along a row
-                (1, 0): row,
-                (1, 1): 2 * diagonal,
-            }[a ^ b, a ^ c]
-    return lengths
+    a, b, c, d = (np.arange(16) >> np.arange(4)[:, None]) & 1
+    # A contour between an upper and a lower row (a ^ c) has the length of a column's spacing.
+    even = np.array([[0.0, column], [row, 2 * diagonal]])[a ^ b, a ^ c]
+    return np.where(a ^ b ^ c ^ d, diagonal, even)
 
 
 def surface_areas(spacing: tuple[float, float, float]) -> np.ndarray:
@@ -60,7 +51,7 @@ def triangle_area_vectors() -> np.ndarray:
     """Returns area vectors [256, 4, 3] of each code's triangles at unit spacing, zero-padded."""
     vectors = np.zeros((256, 4, 3))
     for code in range(256):
-        triangles = [t for polygon in _polygons(code) for t in _flattest_cut(polygon)]
+        triangles = (t for polygon in _polygons(code) for t in _flattest_cut(polygon))
         for i, triangle in enumerate(triangles):
             vectors[code, i] = _area_vector(triangle)
     return vectors
@@ -78,12 +69,10 @@ def _polygons(code: int) -> list[list[Point]]:
 
     loops = []
     while neighbours:
-        loop = [next(iter(neighbours))]
-        while True:
-            following = [p for p in neighbours.pop(loop[-1]) if p in neighbours]
-            if not following:
-                break
-            loop.append(following[0])
+        loop, point = [], next(iter(neighbours))
+        while point is not None:
+            loop.append(point)
+            point = next((p for p in neighbours.pop(point) if p in neighbours), None)
         loops.append(loop)
     return loops
 
@@ -92,16 +81,10 @@ def _face_segments(
     axis: int, side: int, inside: set[Point], minority: bool
 ) -> list[tuple[Point, Point]]:
     """Returns the segments on one face; with `minority`, the inside corners are separated."""
-    corners = []
-    for u, v in ((0, 0), (0, 1), (1, 1), (1, 0)):
-        corner = [u, v]
-        corner.insert(axis, side)
-        corners.append(tuple(corner))
+    corners = [(*uv[:axis], side, *uv[axis:]) for uv in ((0, 0), (0, 1), (1, 1), (1, 0))]
     state = [corner in inside for corner in corners]
-    midpoint = [
-        tuple((p + q) / 2 for p, q in zip(corners[i], corners[(i + 1) % 4], strict=True))
-        for i in range(4)
-    ]
+    edges = zip(corners, corners[1:] + corners[:1], strict=True)
+    midpoint = [tuple((p + q) / 2 for p, q in zip(*edge, strict=True)) for edge in edges]
     crossed = [i for i in range(4) if state[i] != state[(i + 1) % 4]]
     if len(crossed) == 2:
         return [(midpoint[crossed[0]], midpoint[crossed[1]])]
@@ -111,11 +94,8 @@ def _face_segments(
 
 def _flattest_cut(polygon: list[Point]) -> list[tuple[Point, Point, Point]]:
     """Returns the triangulation of a polygon with the greatest area at unit spacing."""
-
-    def area(cut):
-        return sum(np.linalg.norm(_area_vector(triangle)) for triangle in cut)
-
-    return max(_triangulations(polygon), key=area)
+    cuts = _triangulations(polygon)
+    return max(cuts, key=lambda cut: sum(np.linalg.norm(_area_vector(part)) for part in cut))
 
 
 def _triangulations(polygon: list[Point]) -> list[list[tuple[Point, Point, Point]]]:

@@ -24,16 +24,13 @@ WORD = 32
 
 
 def nsd_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> Float[Array, " b"]:
-    """Returns the normalized surface Dice of each pair of 2D masks in a batch.
+    """Returns the normalized surface Dice of each pair of 2D masks; NaN where both are empty.
 
     Args:
       pred, target: [B, H, W], boolean, or 0 and 1; boolean where they are traced.
       spacing: (row, column), one for all or one per item. Known numbers are compared with the
         tolerance in float64 as in the NumPy form; a traced array in float32.
       tolerance: in the unit of `spacing`; a Python number.
-
-    Returns:
-      0 to 1; NaN where both masks are empty; 0 where one is.
 
     Raises:
       ValueError: shapes differ; no masks; known spacing is of the wrong length, not positive or
@@ -54,8 +51,7 @@ def nsd_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> F
         rows = np.broadcast_to(spacing, (batch, 2))
         reach = np.full((batch, width + 1), -1, np.int32)
         for pair in np.unique(rows, axis=0):
-            table = reachable_columns(check_spacing(pair, 2), tolerance, (height + 1, width + 1))
-            table = _reachable_rows(table)
+            table = _reachable_rows(check_spacing(pair, 2), tolerance, (height + 1, width + 1))
             reach[(rows == pair).all(axis=1), : len(table)] = table
         spacing = rows.astype(np.float32)
     return _nsd_packed(pred, target, spacing, reach)
@@ -64,23 +60,25 @@ def nsd_batch(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> F
 def nsd_volume(pred: Mask, target: Mask, spacing: Spacing, tolerance: float) -> Float[Array, ""]:
     """Returns the normalized surface Dice of one pair of volumes [D, H, W]; see `nsd_batch`.
 
-    Raises:
-      ValueError: also when `spacing` is traced. A loop over several spacings stays outside `jit`.
+    Raises ValueError also when `spacing` is traced: several spacings are looped over outside `jit`.
     """
     if isinstance(spacing, jax.core.Tracer):
         raise ValueError("spacing of a volume must be known numbers, not a traced array")
     pred, target = as_mask("pred", pred), as_mask("target", target)
     tolerance, spacing = check_tolerance(tolerance), check_spacing(spacing, 3)
     lattice = tuple(n + 1 for n in pred.shape)
-    table = _reachable_rows(reachable_columns(spacing, tolerance, lattice))
+    table = _reachable_rows(spacing, tolerance, lattice)
     reach = np.full((lattice[0], lattice[2]), -1, np.int32)
     reach[tuple(slice(0, n) for n in table.shape)] = table
     areas = surface_elements.surface_areas(tuple(spacing)).astype(np.float32)
     return _nsd_volume(pred, target, areas, reach)
 
 
-def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... columns"]:
-    """Transposes a table: the largest number of rows, by columns; -1 where no row is near."""
+def _reachable_rows(
+    spacing: np.ndarray, tolerance: float, lattice: tuple[int, ...]
+) -> Int[np.ndarray, "... columns"]:
+    """Returns the largest number of rows within the tolerance, by columns; -1 for none."""
+    reach = reachable_columns(spacing, tolerance, lattice)
     columns = np.arange(reach.max() + 1)
     return (reach[..., None, :] >= columns[:, None]).sum(axis=-1) - 1
 
@@ -88,10 +86,7 @@ def _reachable_rows(reach: Int[np.ndarray, "... rows"]) -> Int[np.ndarray, "... 
 def _traced_reach(
     spacing: Float[Array, "b 2"], tolerance: float, height: int, width: int
 ) -> Int[Array, "b w"]:
-    """Returns, by columns, the largest number of rows within the tolerance; -1 for none.
-
-    Counterpart of `bitmask.reachable_columns` in float32, for spacing known only at run time.
-    """
+    """Computes `_reachable_rows` in float32, for spacing known only at run time."""
     row, column = spacing[:, :1], spacing[:, 1:]
     columns = (jnp.arange(width) * column) ** 2
 
@@ -123,27 +118,20 @@ def _nsd_packed(
     a, b = above[:, :, :-1], above[:, :, 1:]
     corner = a ^ b ^ c ^ d
     even = ~corner
-    kinds = {  # by the table of `surface_elements.contour_lengths`
-        "diagonal": corner,
-        "column": even & ~(a ^ b) & (a ^ c),
-        "row": even & (a ^ b) & ~(a ^ c),
-        "two_diagonals": even & (a ^ b) & (a ^ c),
-    }
-    surface = corner | kinds["column"] | kinds["row"] | kinds["two_diagonals"]
+    # By the table of `surface_elements.contour_lengths`.
+    along_row, along_column = even & ~(a ^ b) & (a ^ c), even & (a ^ b) & ~(a ^ c)
+    two_corners = even & (a ^ b) & (a ^ c)
+    surface = corner | along_row | along_column | two_corners
     other = jnp.roll(surface, batch, axis=0)
     near = _dilate(other, jnp.concatenate([reach, reach]))
 
     def length(cells):
-        count = {
-            kind: lax.population_count(bits & cells).sum((1, 2), dtype=jnp.int32)
-            for kind, bits in kinds.items()
-        }
-        count = {kind: n[:batch] + n[batch:] for kind, n in count.items()}
-        return (
-            diagonal * (count["diagonal"] + 2 * count["two_diagonals"])
-            + row * count["row"]
-            + column * count["column"]
-        )
+        def count(kind):
+            counts = lax.population_count(kind & cells).sum((1, 2), dtype=jnp.int32)
+            return counts[:batch] + counts[batch:]
+
+        diagonals = count(corner) + 2 * count(two_corners)
+        return diagonal * diagonals + row * count(along_column) + column * count(along_row)
 
     return length(near) / length(surface)
 
@@ -195,16 +183,11 @@ def _dilate_volume(
     def grow_planes(plane, carry):
         near, up, down = carry
         near |= _dilate(up | down, reach[plane][None])
-        return near, _move_planes(up, -1), _move_planes(down, 1)
+        up = jnp.pad(up[1:], ((0, 1), (0, 0), (0, 0)))
+        return near, up, jnp.pad(down[:-1], ((1, 0), (0, 0), (0, 0)))
 
     start = (jnp.zeros_like(surface), surface, surface)
     return lax.fori_loop(0, jnp.sum(reach[:, 0] >= 0), grow_planes, start)[0]
-
-
-def _move_planes(words: UInt32[Array, "d h w"], step: int) -> UInt32[Array, "d h w"]:
-    """Moves the planes by one; zeros come in."""
-    kept = words[:-1] if step > 0 else words[1:]
-    return jnp.pad(kept, ((1, 0) if step > 0 else (0, 1), (0, 0), (0, 0)))
 
 
 def _pack(masks: Bool[Array, "b h w"]) -> UInt32[Array, "b words w+2"]:

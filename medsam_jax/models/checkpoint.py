@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from medsam_jax.errors import UserError
-from medsam_jax.io.files import replacing, versions
+from medsam_jax.io.files import plain_path, replacing, versions
 from medsam_jax.models.common import Derived
 from medsam_jax.models.functional import derive, flatten_state
 
@@ -60,7 +60,8 @@ def save_model(
       overwrite: replace an existing directory.
 
     Raises:
-      UserError: the directory exists and `overwrite` is false.
+      UserError: the directory exists and `overwrite` is false, it cannot be written, or the arrays
+        cannot be read back from it.
     """
     kind = next(kind for kind, names in _KINDS.items() if type(config).__name__ == names[1])
     description = {
@@ -70,7 +71,11 @@ def save_model(
         "created_by": _versions(),
     }
     with replacing(Path(directory), overwrite) as target:
-        _write_params(target / "params", params)
+        if not _write_params(target / "params", params):
+            raise UserError(
+                f"{directory}: what was written there cannot be read back; nothing is kept, choose "
+                "another folder"
+            )
         if extras:
             from medsam_jax.io.safetensors import write_safetensors
 
@@ -86,11 +91,11 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(directory) / "model.json"
     try:
-        metadata = json.loads(path.read_text())
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{directory}: not a checkpoint directory (no model.json); make one with "
-            "`python -m weights_converter.convert`"
+            f"{directory}: not a checkpoint directory (no model.json); make one with `python -m "
+            f"weights_converter.convert --input {_weights_in(directory)} --output DIRECTORY`"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); write the checkpoint again") from None
@@ -103,22 +108,32 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     return metadata
 
 
+def _weights_in(directory: str | os.PathLike) -> str:
+    """Returns the input of the converter for a folder of another kind, such as the hub's."""
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        names = []
+    found = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".pt"))]
+    return f"{directory}/{found[0]}" if len(found) == 1 else str(directory) if found else "FILE"
+
+
 def read_params(directory: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the arrays of a checkpoint by dotted path, in their stored types.
 
     Raises:
-      UserError: a part is missing or damaged.
+      UserError: a part is missing or damaged, or an array holds NaN or infinity.
     """
     import orbax.checkpoint as ocp
 
     params = {}
-    parts = Path(directory).absolute() / "params"
-    names = sorted(os.listdir(parts), key=int) if parts.is_dir() else []
+    parts = Path(directory) / "params"
+    names = sorted(filter(str.isdigit, os.listdir(parts)), key=int) if parts.is_dir() else []
     alone = _this_process_alone()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**alone), **alone) as checkpointer:
         for name in names:
             try:
-                params |= _flatten(checkpointer.restore(parts / name))
+                params |= _flatten(checkpointer.restore(plain_path(parts) / name))
             except Exception as error:  # Orbax and TensorStore raise many types for damaged files
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 raise UserError(
@@ -126,7 +141,19 @@ def read_params(directory: str | os.PathLike) -> dict[str, np.ndarray]:
                 ) from error
     if not params:
         raise UserError(f"{parts}: no parameters there; write the checkpoint again")
+    for path, value in params.items():
+        check_finite(value, f"{directory}: {path}")
     return params
+
+
+def check_finite(value: np.ndarray, name: str) -> None:
+    """Raises UserError, with `name`, for weights that hold NaN or infinity."""
+    bad = value.size - int(np.count_nonzero(np.isfinite(value)))
+    if bad:
+        raise UserError(
+            f"{name}: {bad} of {value.size} weights are NaN or infinite, of a training that "
+            "diverged or of a damaged file; use an earlier checkpoint"
+        )
 
 
 def read_extras(directory: str | os.PathLike) -> dict[str, Any]:
@@ -227,17 +254,37 @@ def check_same(
         )
 
 
-def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> None:
+def _write_params(directory: Path, params: Mapping[str, Array | np.ndarray]) -> bool:
+    """Writes the parts; returns whether names, shapes and the smallest array of each are there."""
     import orbax.checkpoint as ocp
 
     alone = _this_process_alone()
     # Weights hardly compress, and compression makes writing slow.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, **alone)
-    directory = directory.absolute()
     directory.mkdir()
+    place = plain_path(directory)
     with ocp.Checkpointer(handler, **alone) as checkpointer:
         for index, part in enumerate(_parts(params)):
-            checkpointer.save(directory / str(index), args=ocp.args.PyTreeSave(_nest(part)))
+            checkpointer.save(place / str(index), args=ocp.args.PyTreeSave(_nest(part)))
+            if not _is_readable(checkpointer, place / str(index), part):
+                return False
+    return True
+
+
+def _is_readable(checkpointer: Any, place: Path, part: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether a written part has the names and shapes of `part` and one array."""
+    import orbax.checkpoint as ocp
+
+    metadata = checkpointer.metadata(place).item_metadata
+    if metadata is None:  # Orbax's answer where the arrays are not there
+        return False
+    found = {path: tuple(one.shape) for path, one in _leaves(metadata.tree).items()}
+    if found != {path: value.shape for path, value in part.items()}:
+        return False
+    path, value = min(part.items(), key=lambda item: item[1].nbytes)
+    wanted = ocp.args.PyTreeRestore(item=_nest({path: value}), partial_restore=True)
+    (read,) = _flatten(checkpointer.restore(place, args=wanted)).values()
+    return read.tobytes() == value.tobytes()
 
 
 def _this_process_alone() -> dict[str, Any]:
@@ -278,14 +325,18 @@ def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return tree
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= _leaves(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = np.asarray(value)
+            flat[f"{prefix}{name}"] = value
     return flat
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {path: np.asarray(value) for path, value in _leaves(tree).items()}
 
 
 def _versions() -> dict[str, str]:

@@ -27,10 +27,7 @@ class Derived(nnx.Variable):
 
 
 class Sequential(nnx.Module):
-    """Applies `layers` in order; layer `i` is attribute `str(i)`, as in `torch.nn.Sequential`.
-
-    Plain functions (activations) have a number but no variables.
-    """
+    """Applies layers in order; layer `i`, perhaps a plain function, is attribute `str(i)`."""
 
     def __init__(self, *layers: Callable[[Array], Array]):
         self.length = len(layers)
@@ -73,8 +70,8 @@ class NeckConv(nnx.Conv):
     form = PLAIN
 
     def __init__(self, features: int, out_features: int, side: int, *, dtype, rngs: nnx.Rngs):
-        sides = (side, side)
-        super().__init__(features, out_features, sides, use_bias=False, dtype=dtype, rngs=rngs)
+        kw = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        super().__init__(features, out_features, (side, side), **kw)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         dtype = self.dtype or x.dtype
@@ -134,8 +131,7 @@ class BatchNorm(nnx.Module):
 class Conv2dBN(nnx.Module):
     """Convolution without bias, then BatchNorm (tiny_vit_sam.py `Conv2d_BN`), as one operation.
 
-    Each call folds the norm's scale into the kernel. The parameters stay separate and trainable,
-    and a feature map is read once instead of twice.
+    Each call folds the norm's scale into the kernel; the parameters stay separate and trainable.
     """
 
     form = PLAIN
@@ -153,17 +149,10 @@ class Conv2dBN(nnx.Module):
     ):
         if kernel_size not in (1, 3) or groups not in (1, in_features):
             raise ValueError(f"kernel {kernel_size} with {groups} groups is not implemented")
-        self.c = nnx.Conv(
-            in_features,
-            out_features,
-            (kernel_size, kernel_size),
-            feature_group_count=groups,
-            use_bias=False,
-            rngs=rngs,
-        )
+        kw = {"feature_group_count": groups, "use_bias": False, "rngs": rngs}
+        self.c = nnx.Conv(in_features, out_features, (kernel_size, kernel_size), **kw)
         self.bn = BatchNorm(out_features, rngs=rngs)
-        self.kernel_size, self.stride, self.groups = kernel_size, stride, groups
-        self.dtype = dtype
+        self.kernel_size, self.stride, self.groups, self.dtype = kernel_size, stride, groups, dtype
 
     def folded(self, dtype) -> tuple[Float[Array, "kh kw i d"], Float[Array, " d"]]:
         """Returns kernel [kh, kw, c / groups, d] and bias of the equivalent single convolution."""

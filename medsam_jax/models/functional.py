@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -15,11 +13,8 @@ from medsam_jax.ops.form import PLAIN, Form
 class Functional:
     """A module split into its static part and a flat dict of arrays, for `jax.jit` over the dict.
 
-    `nnx.jit` traverses the module's graph at every call. `Functional` traverses it once.
-
-    Args:
-      module: a model; its arrays may be abstract.
-      form: form of the operations (`ops.form`) in every program that is jitted with the model.
+    `nnx.jit` traverses the module's graph at every call, `Functional` once. The module's arrays may
+    be abstract. `form` (`ops.form`) is that of every program that is jitted with the model.
     """
 
     def __init__(self, module: nnx.Module, form: Form = PLAIN):
@@ -30,14 +25,11 @@ class Functional:
         leaves = jax.tree.leaves(self._derived)
         self._abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
-    def state(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.State:
-        """Returns the arrays in the structure of `nnx.State`."""
-        return jax.tree.unflatten(self._treedef, [arrays[name] for name in self.arrays])
-
     def bind(self, arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> nnx.Module:
         """Returns the module with these arrays, which may be traced, in the chosen form."""
         derived = jax.tree.map(lambda x: x, self._derived)  # variables of this trace
-        module = nnx.merge(self._graphdef, derived, self.state(arrays))
+        state = jax.tree.unflatten(self._treedef, [arrays[name] for name in self.arrays])
+        module = nnx.merge(self._graphdef, derived, state)
         module.set_attributes(form=self.form, raise_if_not_found=False)
         if self._abstract:
             derive(module)
@@ -56,10 +48,7 @@ def _dotted(path: tuple) -> str:
 
 
 def flatten_state(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
-    """Returns all variables of `module` by dotted path: parameters, statistics and buffers.
-
-    Derived arrays are left out, as they are neither saved nor trained.
-    """
+    """Returns the variables of `module` by dotted path, without `Derived` ones."""
     return Functional(module).arrays
 
 
@@ -67,22 +56,3 @@ def parameter_names(module: nnx.Module) -> list[str]:
     """Returns the dotted paths of trainable variables: parameters, not statistics or buffers."""
     keyed, _ = jax.tree.flatten_with_path(nnx.state(module, nnx.Param))
     return [_dotted(path) for path, _ in keyed]
-
-
-def update_state(module: nnx.Module, values: Mapping[str, Array | np.ndarray]) -> None:
-    """Sets variables of `module` by dotted path.
-
-    Raises:
-      KeyError: the module has no variable at a path.
-      ValueError: the shape of a value differs from the variable's.
-    """
-    functional = Functional(module)
-    for name, value in values.items():
-        if name not in functional.arrays:
-            raise KeyError(f"no variable {name!r} in {type(module).__name__}")
-        expected = functional.arrays[name].shape
-        if value.shape != expected:
-            raise ValueError(f"{name}: shape {value.shape}, the model has {expected}")
-    new = {name: jnp.asarray(value) for name, value in values.items()}
-    nnx.update(module, functional.state(functional.arrays | new))
-    derive(module)

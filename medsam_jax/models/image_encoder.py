@@ -1,8 +1,7 @@
 """SAM's ViT image encoder (segment_anything/modeling/image_encoder.py): vit_b, vit_l and vit_h.
 
 Differences from the PyTorch file: arrays are NHWC. The position tables have the size of the model's
-grid; `resize_position_tables` resizes those of a checkpoint with another input size. Faster forms
-for each device are in `medsam_jax/ops`.
+grid; `resize_position_tables` resizes those of a checkpoint with another input size.
 """
 
 import dataclasses
@@ -51,10 +50,8 @@ class PatchEmbed(nnx.Module):
     """Projection of non-overlapping patches to channels."""
 
     def __init__(self, patch_size: int, embed_dim: int, *, dtype, rngs: nnx.Rngs):
-        patch = (patch_size, patch_size)
-        self.proj = nnx.Conv(
-            3, embed_dim, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
-        )
+        kw = {"strides": patch_size, "padding": "VALID", "dtype": dtype, "rngs": rngs}
+        self.proj = nnx.Conv(3, embed_dim, (patch_size, patch_size), **kw)
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
         return self.proj(x)
@@ -117,15 +114,8 @@ class Block(nnx.Module):
 class ImageEncoderViT(nnx.Module):
     """Image encoder: [B, S, S, 3] normalised pixels to [B, S / patch, S / patch, out_chans].
 
-    Args:
-      config: sizes.
-      image_size: S, a multiple of the patch size.
-      out_chans: channels of the embedding.
-      dtype: compute dtype; the statistics of norms and the softmax stay in float32.
-
-    Raises:
-      ValueError: `image_size` is not a multiple of the patch size; at a call, the images have
-        another size.
+    `dtype` is the compute dtype; the statistics of norms and the softmax stay in float32. Raises
+    ValueError for an S that is no multiple of the patch size, and at a call for another S.
     """
 
     def __init__(
@@ -146,8 +136,8 @@ class ImageEncoderViT(nnx.Module):
         self.image_size = image_size
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
-        if x.shape[1:3] != (self.image_size, self.image_size):
-            size = self.image_size
+        size = self.image_size
+        if x.shape[1:3] != (size, size):
             raise ValueError(f"the image encoder takes {size} x {size} pixels, not {x.shape[1:3]}")
         x = self.patch_embed(x)
         x = x + self.pos_embed[...].astype(x.dtype)
@@ -157,10 +147,7 @@ class ImageEncoderViT(nnx.Module):
 
 
 def _rematerialised(block: Block, x: Array) -> Array:
-    """Returns `block(x)` with recomputation in the backward pass.
-
-    `nnx.remat` would write the block's variables, which nnx rejects inside a branch.
-    """
+    """Recomputes `block(x)` in the backward pass; nnx rejects `nnx.remat` inside a branch."""
     graphdef, state = nnx.split(block)
     return jax.checkpoint(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
 
@@ -175,25 +162,21 @@ def resize_position_tables(
 
     The absolute table is resized bilinearly, the tables of the global blocks linearly, both without
     anti-aliasing. PyTorch SAM's `get_rel_pos` does the same at run time, and models fine-tuned from
-    SAM (SAMed, SAM-Med2D) when they load. The tables of windows and all other entries stay the
-    same.
+    SAM (SAMed, SAM-Med2D) when they load. All other arrays stay the same.
 
     Args:
-      params: arrays of a model by dotted path.
-      config: config of the encoder.
+      params: arrays of a model by dotted path; those of the encoder start with `prefix`.
       image_size: side of the new input in pixels, a multiple of the patch size.
-      prefix: start of the encoder's paths.
     """
     grid_size = image_size // config.patch_size
-    pos_embed = params[f"{prefix}pos_embed"]
-    wanted = {f"{prefix}pos_embed": (1, grid_size, grid_size, pos_embed.shape[-1])}
+    wanted = {f"{prefix}pos_embed": (1, grid_size, grid_size)}
     for index in config.global_attn_indexes:
-        for axis in "hw":
-            path = f"{prefix}blocks.{index}.attn.rel_pos_{axis}"
-            wanted[path] = (2 * grid_size - 1, params[path].shape[-1])
-    changed = {path: shape for path, shape in wanted.items() if params[path].shape != shape}
-    resized = {
-        path: np.asarray(jax.image.resize(params[path], shape, "linear", antialias=False))
-        for path, shape in changed.items()
-    }
-    return {**params, **resized}
+        wanted[f"{prefix}blocks.{index}.attn.rel_pos_h"] = (2 * grid_size - 1,)
+        wanted[f"{prefix}blocks.{index}.attn.rel_pos_w"] = (2 * grid_size - 1,)
+    resized = dict(params)
+    for path, sides in wanted.items():
+        shape = (*sides, params[path].shape[-1])
+        if params[path].shape != shape:
+            table = jax.image.resize(params[path], shape, "linear", antialias=False)
+            resized[path] = np.asarray(table)
+    return resized

@@ -34,9 +34,8 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nnx.List(
-            [nnx.Linear(*pair, dtype=dtype, rngs=rngs) for pair in itertools.pairwise(dims)]
-        )
+        pairs = itertools.pairwise(dims)
+        self.layers = nnx.List([nnx.Linear(*pair, dtype=dtype, rngs=rngs) for pair in pairs])
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         for layer in self.layers[:-1]:
@@ -48,21 +47,10 @@ class MaskDecoder(nnx.Module):
     """Predicts mask logits and IoU from an image embedding and prompt tokens."""
 
     form = PLAIN
+    num_mask_tokens = 4  # the single mask, and the three for an ambiguous prompt
 
-    def __init__(
-        self,
-        transformer: TwoWayTransformer,
-        transformer_dim: int,
-        num_multimask_outputs: int = 3,
-        iou_head_depth: int = 3,
-        iou_head_hidden_dim: int = 256,
-        *,
-        dtype=None,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, transformer: TwoWayTransformer, dim: int, *, dtype, rngs: nnx.Rngs):
         kw = {"dtype": dtype, "rngs": rngs}
-        dim = transformer_dim
-        self.num_mask_tokens = num_multimask_outputs + 1
         self.transformer = transformer
         self.iou_token = nnx.Embed(1, dim, rngs=rngs)
         self.mask_tokens = nnx.Embed(self.num_mask_tokens, dim, rngs=rngs)
@@ -73,12 +61,9 @@ class MaskDecoder(nnx.Module):
             ConvTranspose2x2(dim // 4, dim // 8, **kw),
             gelu,
         )
-        self.output_hypernetworks_mlps = nnx.List(
-            [MLP(dim, dim, dim // 8, 3, **kw) for _ in range(self.num_mask_tokens)]
-        )
-        self.iou_prediction_head = MLP(
-            dim, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth, **kw
-        )
+        mlps = [MLP(dim, dim, dim // 8, 3, **kw) for _ in range(self.num_mask_tokens)]
+        self.output_hypernetworks_mlps = nnx.List(mlps)
+        self.iou_prediction_head = MLP(dim, dim, self.num_mask_tokens, 3, **kw)
 
     def __call__(
         self,
@@ -92,15 +77,13 @@ class MaskDecoder(nnx.Module):
         """Predicts masks for every prompt of every image.
 
         Args:
-          image_embeddings: from the image encoder. All prompts of an image share its embedding,
-            which is not repeated.
+          image_embeddings: from the image encoder; the prompts of an image share its embedding.
           image_pe: from `PromptEncoder.get_dense_pe`.
           sparse, sparse_valid, dense: from the prompt encoder.
           multimask_output: True for three masks, for an ambiguous prompt; False for the single
             mask; None for all four, the single mask first, for training.
 
-        Returns:
-          low_res_logits and iou_predictions; M is 3, 1 or 4.
+        Returns low_res_logits and iou_predictions; M is 3, 1 or 4.
         """
         masks = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
         predict = partial(self.predict_masks, image_embeddings, image_pe, masks)

@@ -1,9 +1,8 @@
 """SAM's prompt encoder (segment_anything/modeling/prompt_encoder.py) for batches of images.
 
 Differences: prompts are [B, P, ...]. The prompts of one call may differ in kind and in number of
-points. Missing points, boxes and masks are marked (label -2, `boxes_valid`, `masks_valid`). Their
-tokens are returned as not valid, and the decoder's attention ignores them. In the PyTorch models,
-padding tokens change the result.
+points. Missing ones are marked (label -2, `boxes_valid`, `masks_valid`); the decoder's attention
+ignores their tokens. In the PyTorch models, padding tokens change the result.
 """
 
 import jax.numpy as jnp
@@ -36,8 +35,7 @@ class PositionEmbeddingRandom(nnx.Module):
         return self._encode(coords / jnp.array([image_size[1], image_size[0]], coords.dtype))
 
     def _encode(self, coords: Float[Array, "... 2"]) -> Float[Array, "... c"]:
-        # The sum of two elementwise products is exact also on devices whose matrix products are in
-        # bfloat16.
+        # Elementwise products are exact also on devices whose matrix products are in bfloat16.
         matrix = self.positional_encoding_gaussian_matrix[...]
         coords = 2 * coords - 1
         angle = 2 * np.pi * (coords[..., :1] * matrix[0] + coords[..., 1:] * matrix[1])
@@ -99,18 +97,17 @@ class PromptEncoder(nnx.Module):
           points: positions in pixels of the encoder input, xy, and labels: 1 foreground,
             0 background, -1 not a point, -2 padding.
           boxes: x0, y0, x1, y1 in pixels of the encoder input.
-          masks: logits of an earlier prediction; their sides are 4 times the embedding's.
+          masks: logits of an earlier prediction; their sides are 4 times the embedding's, else
+            ValueError is raised.
           boxes_valid, masks_valid: True for prompts that have one; by default all.
 
         Returns:
           sparse: tokens of points and boxes; T may be 0.
           sparse_valid: True for valid tokens; None if all are valid.
           dense: added to the image embedding; its size is 1 on axes along which it is constant.
-
-        Raises:
-          ValueError: masks have another size.
         """
-        batch, prompts = self._batch_shape(points, boxes, masks)
+        given = [x for x in (*(points or ()), boxes, masks) if x is not None]
+        batch, prompts = given[0].shape[:2] if given else (1, 1)
         tokens, valid = [], []
         if points is not None:
             embedded, is_token = self._embed_points(*points, boxes, boxes_valid)
@@ -118,20 +115,14 @@ class PromptEncoder(nnx.Module):
             valid.append(is_token)
         if boxes is not None:
             tokens.append(self._embed_boxes(boxes))
-            given = jnp.ones((batch, prompts), bool) if boxes_valid is None else boxes_valid
-            valid.append(jnp.broadcast_to(given[..., None], (batch, prompts, 2)))
+            has_box = jnp.ones((batch, prompts), bool) if boxes_valid is None else boxes_valid
+            valid.append(jnp.broadcast_to(has_box[..., None], (batch, prompts, 2)))
         if not tokens:
             empty = jnp.zeros((batch, prompts, 0, self.no_mask_embed.features))
             return empty, None, self._embed_masks(masks, masks_valid)
         all_valid = points is None and boxes_valid is None
         sparse_valid = None if all_valid else jnp.concatenate(valid, axis=2)
         return jnp.concatenate(tokens, axis=2), sparse_valid, self._embed_masks(masks, masks_valid)
-
-    def _batch_shape(self, points, boxes, masks) -> tuple[int, int]:
-        if points is not None:
-            return points[0].shape[:2]
-        given = boxes if boxes is not None else masks
-        return (1, 1) if given is None else given.shape[:2]
 
     def _embed_points(self, coords, labels, boxes, boxes_valid):
         """Embeds points; points without a box get a "not a point" token, as in SAM."""

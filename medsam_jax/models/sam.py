@@ -72,15 +72,9 @@ class SamConfig:
     def tiny(cls) -> "SamConfig":
         """LiteMedSAM's shape in miniature, random weights, for tests."""
         encoder = TinyViTConfig((8, 8, 16, 16), (1, 1, 1, 1), (1, 2, 2, 2), (7, 7, 14, 7))
-        return cls(
-            "tiny",
-            encoder,
-            64,
-            dataclasses.replace(PREPROCESSING["lite"], image_size=64),
-            embed_dim=32,
-            decoder_num_heads=2,
-            decoder_mlp_dim=64,
-        )
+        preprocessing = dataclasses.replace(PREPROCESSING["lite"], image_size=64)
+        sizes = {"embed_dim": 32, "decoder_num_heads": 2, "decoder_mlp_dim": 64}
+        return cls("tiny", encoder, 64, preprocessing, **sizes)
 
     @property
     def embedding_size(self) -> int:
@@ -102,25 +96,14 @@ class SamConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SamConfig":
         """The configuration that `to_dict` describes. Raises KeyError for an unknown encoder."""
-        encoder = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values["encoder"].items()
-        }
-        encoder_config, _ = ENCODERS[encoder.pop("kind")]
-        return cls(
-            **values
-            | {
-                "encoder": encoder_config(**encoder),
-                "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
-            }
-        )
+        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in values["encoder"].items()}
+        encoder_config, _ = ENCODERS[sizes.pop("kind")]
+        preprocessing = Preprocessing.from_dict(values["preprocessing"])
+        return cls(**values | {"encoder": encoder_config(**sizes), "preprocessing": preprocessing})
 
 
 class Sam(nnx.Module):
-    """Segment Anything; attribute paths equal those of segment_anything's `Sam`.
-
-    `encode` and `decode` are the two ways in.
-    """
+    """Segment Anything, with the attribute paths of segment_anything's `Sam`."""
 
     form = PLAIN
 
@@ -130,22 +113,18 @@ class Sam(nnx.Module):
         self.config = config
         _, image_encoder = ENCODERS[config.encoder_kind]
         self.image_encoder = image_encoder(config.encoder, config.image_size, dim, **kw)
-        self.prompt_encoder = PromptEncoder(
-            dim, (size, size), (config.image_size, config.image_size), config.mask_in_chans, **kw
-        )
-        transformer = TwoWayTransformer(
-            config.decoder_depth, dim, config.decoder_num_heads, config.decoder_mlp_dim, **kw
-        )
-        self.mask_decoder = MaskDecoder(transformer, dim, iou_head_hidden_dim=dim, **kw)
+        sizes = (size, size), (config.image_size, config.image_size)
+        self.prompt_encoder = PromptEncoder(dim, *sizes, config.mask_in_chans, **kw)
+        heads, mlp_dim = config.decoder_num_heads, config.decoder_mlp_dim
+        transformer = TwoWayTransformer(config.decoder_depth, dim, heads, mlp_dim, **kw)
+        self.mask_decoder = MaskDecoder(transformer, dim, **kw)
 
     def encode(
         self, images: UInt8[Array, "b s s 3"], valid_shape: Int[Array, "b 2"]
     ) -> Float[Array, "b h w c"]:
         """Embeddings of slices on the recipe's grid, prepared as the checkpoint's contract says.
 
-        Args:
-          images: grey levels or colours, padded at the bottom and right (`data.preprocess`).
-          valid_shape: height and width of what is not padding.
+        `images` are padded at the bottom and right; `valid_shape` is height and width before that.
         """
         pixels = encoder_input(images, valid_shape, self.config.preprocessing)
         return image_by_image(self.image_encoder, pixels, self.form)
@@ -159,15 +138,10 @@ class Sam(nnx.Module):
         multimask_output: bool | None = False,
         **valid: Bool[Array, "b p"],
     ) -> tuple[Float[Array, "b p m mh mw"], Float[Array, "b p m"]]:
-        """Mask logits and predicted IoU for prompts on encoded images.
+        """Mask logits and predicted IoU for any number of prompts on each image of `encode`.
 
-        Args:
-          image_embeddings: from `encode`; one image may have any number of prompts.
-          points, boxes, masks, valid: prompts, see `PromptEncoder`.
-          multimask_output: see `MaskDecoder`.
+        For the prompts see `PromptEncoder`, for `multimask_output` see `MaskDecoder`.
         """
         sparse, sparse_valid, dense = self.prompt_encoder(points, boxes, masks, **valid)
-        image_pe = self.prompt_encoder.get_dense_pe()
-        return self.mask_decoder(
-            image_embeddings, image_pe, sparse, sparse_valid, dense, multimask_output
-        )
+        prompts = self.prompt_encoder.get_dense_pe(), sparse, sparse_valid, dense
+        return self.mask_decoder(image_embeddings, *prompts, multimask_output)

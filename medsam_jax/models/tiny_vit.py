@@ -1,8 +1,7 @@
 """TinyViT image encoder of LiteMedSAM (tiny_vit_sam.py): 256 x 256 x 3 to 64 x 64 x 256.
 
-Differences from the PyTorch file: arrays are NHWC. BatchNorm is folded into its convolution. There
-is no stochastic depth, whose rate is 0 in LiteMedSAM. Faster forms for each device are in
-`medsam_jax/ops`.
+Differences from the PyTorch file: arrays are NHWC, BatchNorm is folded into its convolution, and
+there is no stochastic depth, whose rate is 0 in LiteMedSAM.
 """
 
 import dataclasses
@@ -12,12 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medsam_jax.models.common import (
-    Conv2dBN,
-    LayerNorm,
-    Sequential,
-    neck,
-)
+from medsam_jax.models.common import Conv2dBN, LayerNorm, Sequential, neck
 from medsam_jax.ops.activation import gelu
 from medsam_jax.ops.convolution import inverted_bottleneck
 from medsam_jax.ops.form import PLAIN
@@ -119,9 +113,8 @@ class Attention(nnx.Module):
         windows, heads = len(x), self.num_heads
         qkv = self.qkv(self.norm(x)).reshape(windows, -1, heads, 3, x.shape[-1] // heads)
         q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
-        scores = jnp.matmul(
-            q * q.shape[-1] ** -0.5, k.swapaxes(2, 3), preferred_element_type=jnp.float32
-        )
+        q, k = q * q.shape[-1] ** -0.5, k.swapaxes(2, 3)
+        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
         scores = scores + self.attention_biases[...][:, self._offsets()]
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         total = weights.sum(axis=-1, keepdims=True)
@@ -141,14 +134,7 @@ class TinyViTBlock(nnx.Module):
     form = PLAIN
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window_size: int,
-        mlp_ratio: float,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
+        self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, *, dtype, rngs: nnx.Rngs
     ):
         self.attn = Attention(dim, num_heads, window_size, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
@@ -164,24 +150,18 @@ class Stage(nnx.Module):
     """`ConvLayer` (stage 0) or `BasicLayer` of the PyTorch file: blocks, then patch merging."""
 
     def __init__(self, config: TinyViTConfig, index: int, *, dtype, rngs: nnx.Rngs):
-        dim = config.embed_dims[index]
+        dim, kw = config.embed_dims[index], {"dtype": dtype, "rngs": rngs}
+        heads, window = config.num_heads[index], config.window_sizes[index]
 
         def block():
             if index == 0:
-                return MBConv(dim, config.mbconv_expand_ratio, dtype=dtype, rngs=rngs)
-            return TinyViTBlock(
-                dim,
-                config.num_heads[index],
-                config.window_sizes[index],
-                config.mlp_ratio,
-                dtype=dtype,
-                rngs=rngs,
-            )
+                return MBConv(dim, config.mbconv_expand_ratio, **kw)
+            return TinyViTBlock(dim, heads, window, config.mlp_ratio, **kw)
 
         self.blocks = nnx.List([block() for _ in range(config.depths[index])])
         if index < len(config.strides):
             out_dim, stride = config.embed_dims[index + 1], config.strides[index]
-            self.downsample = PatchMerging(dim, out_dim, stride, dtype=dtype, rngs=rngs)
+            self.downsample = PatchMerging(dim, out_dim, stride, **kw)
         else:
             self.downsample = None
 
@@ -199,11 +179,10 @@ class TinyViT(nnx.Module):
     ):
         if image_size % config.patch_size:
             raise ValueError(f"image_size {image_size} is no multiple of {config.patch_size}")
-        dim, stride = config.embed_dims[0], config.patch_embed_stride
-        self.patch_embed = PatchEmbed(dim, stride, dtype=dtype, rngs=rngs)
-        stages = range(len(config.depths))
-        self.layers = nnx.List([Stage(config, i, dtype=dtype, rngs=rngs) for i in stages])
-        self.neck = neck(config.embed_dims[-1], out_chans, dtype=dtype, rngs=rngs)
+        kw = {"dtype": dtype, "rngs": rngs}
+        self.patch_embed = PatchEmbed(config.embed_dims[0], config.patch_embed_stride, **kw)
+        self.layers = nnx.List([Stage(config, i, **kw) for i in range(len(config.depths))])
+        self.neck = neck(config.embed_dims[-1], out_chans, **kw)
 
     def __call__(self, x: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
         x = self.patch_embed(x)

@@ -14,18 +14,14 @@ from medsam_jax.models.common import LayerNorm, MLPBlock
 from medsam_jax.ops.cross_attention import image_to_tokens, tokens_to_image
 from medsam_jax.ops.form import PLAIN
 
+CROSS_DOWNSAMPLE_RATE = 2  # of attention between tokens and image, in every SAM
+
 
 class Attention(nnx.Module):
     """Multi-head attention whose inner width is `embedding_dim / downsample_rate`."""
 
     def __init__(
-        self,
-        embedding_dim: int,
-        num_heads: int,
-        downsample_rate: int = 1,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
+        self, embedding_dim: int, num_heads: int, downsample_rate: int = 1, *, dtype, rngs: nnx.Rngs
     ):
         internal_dim = embedding_dim // downsample_rate
         self.q_proj = nnx.Linear(embedding_dim, internal_dim, dtype=dtype, rngs=rngs)
@@ -69,14 +65,13 @@ class TwoWayAttentionBlock(nnx.Module):
         embedding_dim: int,
         num_heads: int,
         mlp_dim: int,
-        attention_downsample_rate: int = 2,
-        skip_first_layer_pe: bool = False,
+        skip_first_layer_pe: bool,
         *,
         dtype,
         rngs: nnx.Rngs,
     ):
         kw = {"dtype": dtype, "rngs": rngs}
-        cross = (embedding_dim, num_heads, attention_downsample_rate)
+        cross = (embedding_dim, num_heads, CROSS_DOWNSAMPLE_RATE)
         self.self_attn = Attention(embedding_dim, num_heads, **kw)
         self.norm1 = LayerNorm(embedding_dim, epsilon=1e-5, **kw)
         self.cross_attn_token_to_image = Attention(*cross, **kw)
@@ -126,34 +121,14 @@ class TwoWayTransformer(nnx.Module):
     form = PLAIN
 
     def __init__(
-        self,
-        depth: int,
-        embedding_dim: int,
-        num_heads: int,
-        mlp_dim: int,
-        attention_downsample_rate: int = 2,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
+        self, depth: int, embedding_dim: int, num_heads: int, mlp_dim: int, *, dtype, rngs: nnx.Rngs
     ):
-        self.layers = nnx.List(
-            [
-                TwoWayAttentionBlock(
-                    embedding_dim,
-                    num_heads,
-                    mlp_dim,
-                    attention_downsample_rate,
-                    skip_first_layer_pe=index == 0,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for index in range(depth)
-            ]
-        )
-        self.final_attn_token_to_image = Attention(
-            embedding_dim, num_heads, attention_downsample_rate, dtype=dtype, rngs=rngs
-        )
-        self.norm_final_attn = LayerNorm(embedding_dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        kw = {"dtype": dtype, "rngs": rngs}
+        sizes = (embedding_dim, num_heads, mlp_dim)
+        self.layers = nnx.List([TwoWayAttentionBlock(*sizes, i == 0, **kw) for i in range(depth)])
+        cross = (embedding_dim, num_heads, CROSS_DOWNSAMPLE_RATE)
+        self.final_attn_token_to_image = Attention(*cross, **kw)
+        self.norm_final_attn = LayerNorm(embedding_dim, epsilon=1e-5, **kw)
 
     def __call__(
         self,
@@ -163,11 +138,7 @@ class TwoWayTransformer(nnx.Module):
         point_valid: Bool[Array, "b p t"] | None,
         num_outputs: int,
     ) -> tuple[Float[Array, "b p t2 c"], Float[Array, "b p n c"]]:
-        """Returns the processed tokens and image of each prompt.
-
-        Args:
-          num_outputs: number of tokens to return, from the first.
-        """
+        """Returns the first `num_outputs` processed tokens and the image of each prompt."""
         queries, keys = point_embedding, image_embedding
         for layer in self.layers:
             queries, keys = layer(queries, keys, point_embedding, image_pe, point_valid)

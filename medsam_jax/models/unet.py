@@ -7,15 +7,15 @@ supervision. Differences: there is one class. The prompt's box can be an input c
 comparison with models that get the box. Inputs are scaled by the preprocessing contract; instance
 norm makes this equivalent to z-scores.
 
-The U-Net has the methods of `Sam` (`encode`, `decode`), so that training and evaluation accept
-either model. `python -m weights_converter.init --model unet` writes untrained weights as a start
-for training.
+It has the methods of `Sam` (`encode`, `decode`), so that training and evaluation accept either.
+`python -m weights_converter.init --model unet` writes untrained weights to start from.
 
 Without the box channel the model cannot distinguish objects. It then segments all pixels of a
 label, so the data must have one object label per slice. Training checks this.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from medsam_jax.data.preprocess import encoder_input
 from medsam_jax.data.recipes import PREPROCESSING, Preprocessing
+from medsam_jax.errors import UserError
 from medsam_jax.models.common import ConvTranspose2x2, Sequential
 
 _INIT = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # He, as in nnU-Net
@@ -57,11 +58,7 @@ class UNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, for model.json."""
-        fields = dataclasses.asdict(self)
-        return fields | {
-            "features": list(self.features),
-            "preprocessing": self.preprocessing.to_dict(),
-        }
+        return dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "UNetConfig":
@@ -78,17 +75,13 @@ class UNet(nnx.Module):
         self.config = config
         features, kw = config.features, {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
         inputs = (3 + config.box_channel, *features[:-1])
-        self.encoder = Sequential(
-            *(
-                Stage(n_in, n_out, 1 if level == 0 else 2, **kw)
-                for level, (n_in, n_out) in enumerate(zip(inputs, features, strict=True))
-            )
-        )
-        upper = list(reversed(features[:-1]))  # of the skip connections, from the bottom up
-        lower = list(reversed(features))[:-1]
-        self.upsampling = Sequential(
-            *(ConvTranspose2x2(n_in, n_out, **kw) for n_in, n_out in zip(lower, upper, strict=True))
-        )
+        strides = (1, *[2] * (len(features) - 1))
+        stages = zip(inputs, features, strides, strict=True)
+        self.encoder = Sequential(*(Stage(*sizes, **kw) for sizes in stages))
+        upwards = features[::-1]
+        upper = upwards[1:]  # of the skip connections
+        steps = itertools.pairwise(upwards)
+        self.upsampling = Sequential(*(ConvTranspose2x2(*sizes, **kw) for sizes in steps))
         self.decoder = Sequential(*(Stage(2 * n, n, 1, **kw) for n in upper))
         heads = upper[-config.supervised :]
         self.heads = Sequential(*(nnx.Conv(n, 1, (1, 1), **kw) for n in heads))
@@ -111,9 +104,14 @@ class UNet(nnx.Module):
         """Returns logits at full size for each box, and NaN as the predicted IoU.
 
         Raises:
-          ValueError: the model does not support the prompt.
+          UserError: the model does not support the prompt.
         """
-        logits = self.supervised_logits(image_embeddings, points, boxes, masks)[-1]
+        prompts = {"points": points, "box": boxes, "mask_input": masks}
+        given = [name for name, prompt in prompts.items() if prompt is not None]
+        if masks is not None or (self.config.box_channel and given != ["box"]):
+            kinds = " and ".join(given)
+            raise UserError(f"prompt: {kinds} given; a U-Net takes a box and nothing else")
+        logits = self.supervised_logits(image_embeddings, points, boxes)[-1]
         return logits, jnp.full(logits.shape[:3], jnp.nan)
 
     def supervised_logits(
@@ -121,17 +119,8 @@ class UNet(nnx.Module):
         pixels: Float[Array, "b s s 3"],
         points: Any = None,
         boxes: Float[Array, "b p 4"] | None = None,
-        masks: Any = None,
     ) -> list[Float[Array, "b p 1 h w"]]:
-        """Returns the logits of the supervised decoder stages, from the smallest to full size.
-
-        Raises:
-          ValueError: the model does not support the prompt.
-        """
-        if self.config.box_channel and boxes is None:
-            raise ValueError("a U-Net with a box channel needs boxes; prompt with --prompt box")
-        if masks is not None or (self.config.box_channel and points is not None):
-            raise ValueError("a U-Net takes no prompts but boxes")
+        """Returns the logits of the supervised decoder stages, from the smallest to full size."""
         batch, size = pixels.shape[:2]
         prompt = boxes if boxes is not None else points[0] if points is not None else None
         count = 1 if prompt is None else prompt.shape[1]
@@ -143,19 +132,17 @@ class UNet(nnx.Module):
         return [one.reshape(batch, count, 1, *one.shape[1:]) for one in logits]
 
     def _forward(self, x: Float[Array, "n s s c"]) -> list[Float[Array, "n h w 1"]]:
-        skips = []
-        for level in range(self.encoder.length):
-            x = getattr(self.encoder, str(level))(x)
+        skips, logits = [], []
+        for stage in self.encoder.layers:
+            x = stage(x)
             skips.append(x)
         skips.pop()
-        logits = []
-        first_head = self.decoder.length - self.heads.length
-        for level in range(self.decoder.length):
-            x = getattr(self.upsampling, str(level))(x)
-            x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = getattr(self.decoder, str(level))(x)
-            if level >= first_head:
-                logits.append(getattr(self.heads, str(level - first_head))(x))
+        heads = [None] * (self.decoder.length - self.heads.length) + self.heads.layers
+        steps = zip(self.upsampling.layers, self.decoder.layers, heads, strict=True)
+        for enlarge, stage, head in steps:
+            x = stage(jnp.concatenate([enlarge(x), skips.pop()], axis=-1))
+            if head is not None:
+                logits.append(head(x))
         return logits
 
 

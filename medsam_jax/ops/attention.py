@@ -29,9 +29,8 @@ def grid_attention(
     lines. The scores of one head at 1024 pixels take 64 MB. The other forms therefore compute them
     in parts, or pass the bias to cuDNN's flash kernel in longer vectors.
 
-    Args:
-      q, k, v: queries (not yet scaled by ``d ** -0.5``), keys and values.
-      rel_h, rel_w: relative position vectors by (query row, key row), (query column, key column).
+    Queries are not yet scaled by ``d ** -0.5``. `rel_h` and `rel_w` are relative position vectors
+    by (query row, key row) and (query column, key column).
     """
     rel_h, rel_w = rel_h.astype(q.dtype), rel_w.astype(q.dtype)
     bias_h = jnp.einsum("byxnd,ykd->byxnk", q, rel_h)
@@ -53,9 +52,7 @@ def _flash(q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array) -> Array:
     batch, rows, columns, heads, head_dim = k.shape
     length = -(-(head_dim + rows + columns) // 8) * 8  # the kernel needs a multiple of 8
     row, column = np.divmod(np.arange(rows * columns), columns)
-    one_hot = np.concatenate(
-        [np.eye(rows)[row], np.eye(columns)[column]], axis=1
-    )  # [N, rows + columns]
+    one_hot = np.concatenate([np.eye(rows)[row], np.eye(columns)[column]], axis=1)  # [N, Y + X]
     position = jnp.asarray(one_hot, k.dtype)[None, :, None]
     position = jnp.broadcast_to(position, (batch, rows * columns, heads, rows + columns))
 

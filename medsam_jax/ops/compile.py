@@ -12,12 +12,8 @@ _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def jit(function: Callable, form: Form, **options: Any) -> Callable:
-    """Returns `jax.jit(function, **options)`, with compiler options for `form`.
+    """Returns `jax.jit(function, **options)`, with compiler options for the form of its model.
 
-    Only for whole programs: jax rejects compiler options in a jitted function that another one
-    calls.
-
-    Args:
-      form: form of the model in `function`.
+    For whole programs: jax rejects compiler options in a jitted function that another one calls.
     """
     return jax.jit(function, compiler_options=_CPU_OPTIONS if form.cpu else None, **options)

@@ -17,20 +17,13 @@ _STRIP_BYTES = 1 << 22  # of a strip's hidden features in an inverted bottleneck
 
 
 def convolution(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "k k c2 d"],
-    stride: int = 1,
-    groups: int = 1,
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c2 d"], stride: int = 1, groups: int = 1
 ) -> Float[Array, "b h2 w2 d"]:
     """PyTorch's `Conv2d` with padding `k // 2` and no bias."""
-    padding = kernel.shape[0] // 2
+    strides, padding = (stride, stride), [(kernel.shape[0] // 2, kernel.shape[0] // 2)] * 2
+    layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        x, kernel, strides, padding, dimension_numbers=layout, feature_group_count=groups
     )
 
 
@@ -91,11 +84,9 @@ def inverted_bottleneck(
 ) -> Float[Array, "b h2 w2 e"]:
     """Applies `expand`, GELU, `mix`, GELU and `finish`. Plain form: the first line.
 
-    The CPU's form processes a strip of rows at a time, because the hidden map has many channels.
-
-    Args:
-      expand, mix: `models.common.Conv2dBN`, 1x1 and depthwise 3x3.
-      finish: maps (hidden map, x) to the result, each pixel independently.
+    `expand` and `mix` are `models.common.Conv2dBN`, 1x1 and depthwise 3x3; `finish` maps (hidden
+    map, x) to the result, each pixel independently. The CPU's form processes a strip of rows at a
+    time, because the hidden map has many channels.
     """
     if not form.cpu:
         return finish(gelu(mix(gelu(expand(x)))), x)

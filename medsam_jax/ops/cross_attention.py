@@ -29,10 +29,7 @@ def tokens_to_image(
 ) -> Float[Array, "b p t c"]:
     """Attention of tokens to pixels. Plain form: `attention(q, k, v)`.
 
-    Args:
-      attention: `models.transformer.Attention`.
-      q: tokens.
-      k, v: pixels. `p2` is p, or 1 if all prompts share one image and its projections.
+    `attention` is a `models.transformer.Attention`; `p2` is p, or 1 if the prompts share an image.
     """
     if not form.cpu or k.shape[1] < q.shape[1] or q.shape[2] >= attention.head_dim:
         return attention(q, k, v)
@@ -131,12 +128,7 @@ def pixels_to_tokens(
     out_bias: Float[Array, "c"],
     key_valid: Bool[Array, "b p t"] | None,
 ) -> Float[Array, "b p n c"]:
-    """Sums of values over tokens, projected out; `k` and `v` are projected, `queries` are not.
-
-    Args:
-      queries: pixels; with `p2` 1 the same for all prompts of an image.
-      key_valid: tokens that are not valid get no weight.
-    """
+    """Sums of values over tokens, projected out; `k` and `v` are projected, `queries` are not."""
     k = k * k.shape[-1] ** -0.5
     bias = jnp.einsum("bpthd,hd->bpth", k, query_bias, preferred_element_type=jnp.float32)
     if key_valid is not None:
@@ -188,21 +180,15 @@ _distribute.defvjp(_distribute_forward, _distribute_backward)
 def _scores(
     pixels: Float[Array, "b p2 n c"], tokens: Float[Array, "b p k c"]
 ) -> Float[Array, "b p n k"]:
-    """Returns the scores, pixels first: with tokens first, XLA:CPU transposes the image.
-
-    `matmul` is used because `einsum` would repeat the pixels for every prompt if `p2` is 1.
-    """
+    # Pixels first: with tokens first, XLA:CPU transposes the image. `einsum` would repeat the
+    # pixels for every prompt if p2 is 1.
     return jnp.matmul(pixels, tokens.swapaxes(-1, -2), preferred_element_type=jnp.float32)
 
 
 def _sum_over_pixels(
     weights: Float[Array, "b p n k"], pixels: Float[Array, "b p2 n c"]
 ) -> Float[Array, "b p k c"]:
-    """Returns the sums of pixels, weighted by `weights`.
-
-    The weights are transposed first, behind a barrier: XLA:CPU has its fast product for rows by
-    columns only.
-    """
+    # Transposed first, behind a barrier: XLA:CPU has its fast product for rows by columns only.
     return jax.lax.optimization_barrier(weights.swapaxes(-1, -2)) @ pixels
 
 

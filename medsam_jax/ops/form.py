@@ -6,7 +6,6 @@ the model's modules, and they pass it to the operations. No operation queries th
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -35,11 +34,9 @@ ACCELERATOR = Form("accelerator")
 
 
 def form_for(platform: str, devices: int = 1) -> Form:
-    """Returns the form of programs compiled for a platform, on this machine or another.
+    """Returns the form of programs for "cpu", "gpu", "cuda", "rocm" or "tpu", here or elsewhere.
 
-    Args:
-      platform: "cpu", "gpu", "cuda", "rocm" or "tpu".
-      devices: number of devices over which a batch is sharded.
+    A batch is sharded over `devices`.
     """
     if platform == "cpu":
         return CPU if devices == 1 else CPU_MESH
@@ -49,19 +46,9 @@ def form_for(platform: str, devices: int = 1) -> Form:
 def local_form(devices: int = 1) -> Form:
     """Returns the form of programs for this process's devices, with cuDNN's kernel if available."""
     form = form_for(jax.default_backend(), devices)
-    capability = _cuda_capability(jax.local_devices()[0])
-    if capability is None:
+    try:  # a number on NVIDIA GPUs alone: on ROCm devices it is the name of an architecture
+        capability = float(getattr(jax.local_devices()[0], "compute_capability", ""))
+    except (TypeError, ValueError):
         return form
     # cuDNN's attention accepts longer vectors on Hopper and later GPUs.
     return dataclasses.replace(form, cudnn=True, cudnn_head_dim=256 if capability >= 9 else 128)
-
-
-def _cuda_capability(device: Any) -> float | None:
-    """Returns the compute capability of an NVIDIA GPU; None for other devices.
-
-    ROCm devices have the name of an architecture in this attribute.
-    """
-    try:
-        return float(getattr(device, "compute_capability", ""))
-    except (TypeError, ValueError):
-        return None

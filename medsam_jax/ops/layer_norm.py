@@ -34,10 +34,10 @@ def layer_norm(
 def _norm_rows(
     x: Float[Array, "n c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
 ) -> Float[Array, "n c"]:
-    return _normalise(x, scale, bias, epsilon)[0]
+    return _forward(x, scale, bias, epsilon)[0]
 
 
-def _normalise(x, scale, bias, epsilon):
+def _forward(x, scale, bias, epsilon):
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     centred = wide - mean
@@ -45,11 +45,7 @@ def _normalise(x, scale, bias, epsilon):
     # This changes no value. It prevents XLA:CPU from writing the inverse standard deviation once
     # per channel.
     inverse_std = jax.lax.reduce_precision(inverse_std, exponent_bits=8, mantissa_bits=23)
-    return (centred * (inverse_std * scale) + bias).astype(x.dtype), mean, inverse_std
-
-
-def _forward(x, scale, bias, epsilon):
-    y, mean, inverse_std = _normalise(x, scale, bias, epsilon)
+    y = (centred * (inverse_std * scale) + bias).astype(x.dtype)
     return y, (x, mean, inverse_std, scale, bias)
 
 

@@ -15,9 +15,8 @@ def one_prompt_after_another(function: Callable[..., Any], prompts: Any, form: F
     The decoder's pixels of one prompt fit a CPU's cache from layer to layer. Those of 64 prompts
     take half a gigabyte per layer.
 
-    Args:
-      function: returns arrays [B, P, ...], where each prompt's results depend on that prompt only.
-      prompts: its arguments, arrays or None. An array with P = 1 is shared by all prompts.
+    `function` returns arrays [B, P, ...], where each prompt's results depend on that prompt only.
+    `prompts` are its arguments, arrays or None; one with P = 1 is shared by all prompts.
     """
     count = max(x.shape[1] for x in jax.tree.leaves(prompts))
     if not form.cpu or count == 1:

@@ -38,12 +38,8 @@ def token_wise(
 def map_strips(function: Callable[[Any], Array], strips: Any) -> Array:
     """Applies a function to one strip after another; gradients recompute each strip.
 
-    Args:
-      function: maps [b, ...] to an array [b, ...] of any shape, each batch item independently.
-      strips: [b, n, ...], or a tree of such arrays.
-
-    Returns:
-      The n results, [b, n, ...].
+    `function` maps [b, ...] to an array [b, ...] of any shape, each batch item independently.
+    `strips` are [b, n, ...], or a tree of such arrays. The result is [b, n, ...].
     """
     batch, count = jax.tree.leaves(strips)[0].shape[:2]
     if count == 1:
@@ -65,9 +61,7 @@ def split_rows(
 ) -> Float[Array, "b n r w c"]:
     """Splits a map into strips of equal height: the largest divisor of its height up to `most`.
 
-    Args:
-      most: largest number of rows in a strip; at least `multiple` is used.
-      multiple: divisor of the rows of a strip; it must divide the height too.
+    It is a multiple, at least once, of `multiple`, which must divide the height.
     """
     batch, height, width, channels = x.shape
     fitting = (n for n in range(multiple, most + 1, multiple) if height % n == 0)
@@ -85,7 +79,6 @@ def neighbour_rows(
     strips: Float[Array, "b n r w c"],
 ) -> tuple[Float[Array, "b n 1 w c"], Float[Array, "b n 1 w c"]]:
     """Returns the row above and the row below each strip; zeros outside the image."""
-    none, one = (0, 0), (0, 1)
-    above = jnp.pad(strips[:, :-1, -1:], (none, one[::-1], none, none, none))
-    below = jnp.pad(strips[:, 1:, :1], (none, one, none, none, none))
+    above = jnp.pad(strips[:, :-1, -1:], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+    below = jnp.pad(strips[:, 1:, :1], ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
     return above, below

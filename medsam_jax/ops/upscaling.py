@@ -14,18 +14,14 @@ def upscaled_masks(
     hyper_in: Float[Array, "b p m c8"],
     form: Form,
 ) -> Float[Array, "b p m h4 w4"]:
-    """Returns mask logits. Plain form: the first lines.
+    """Returns mask logits from `MaskDecoder.output_upscaling`. Plain form: the first line.
 
     In the CPU's form, pixels stay rows of channels, in the order of the outputs of the two
     transposed 2 x 2 convolutions. They are reordered once, in the final masks. One shape is used
     throughout, because XLA:CPU computes a value twice if it is needed in two shapes.
-
-    Args:
-      output_upscaling: `MaskDecoder.output_upscaling`.
     """
     if not form.cpu:
-        upscaled = output_upscaling(src)
-        return jnp.einsum("bpmc,bpyxc->bpmyx", hyper_in, upscaled)
+        return jnp.einsum("bpmc,bpyxc->bpmyx", hyper_in, output_upscaling(src))
     batch, prompts, height, width, channels = src.shape
     first, norm, activation, second, _ = output_upscaling.layers
     pixels = first.blocks(src.reshape(-1, channels))  # [B * P * N, 4, C / 4]

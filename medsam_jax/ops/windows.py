@@ -14,12 +14,9 @@ _STRIP_BYTES = 3 << 20  # of the map per strip; a strip has at least one row of 
 def attend_in_windows(
     attention: Callable[[Array], Array], x: Float[Array, "b h w c"], size: int, form: Form
 ) -> Float[Array, "b h w d"]:
-    """Applies self-attention to each window of size x size tokens.
+    """Applies self-attention, [n, size, size, c] to [n, size, size, d], to each window of tokens.
 
     Plain form: `window_unpartition(attention(window_partition(x)))`, as in segment_anything.
-
-    Args:
-      attention: maps windows [n, size, size, c] to [n, size, size, d].
     """
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))

@@ -20,7 +20,7 @@ from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
 
 from medsam_jax.errors import UserError, disk_space
-from medsam_jax.io.files import require_space
+from medsam_jax.io.files import plain_path, require_space
 from medsam_jax.models.checkpoint import read_extras, read_metadata, save_model
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.models.unet import UNetConfig
@@ -36,8 +36,10 @@ class TrainCheckpoints:
     def __init__(self, directory: Path, keep: int):
         self.directory = directory
         self._keep = keep
+        directory.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(directory.parent)
         self._last_step: int | None = None  # saved or restored; the same in every process
+        self._unchecked: int | None = None  # saved, and not read back yet
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -47,17 +49,19 @@ class TrainCheckpoints:
             max_to_keep=self._keep, create=True, async_options=folders_first
         )
         return ocp.CheckpointManager(
-            self.directory.absolute(), options=options, handler_registry=_handlers()
+            plain_path(self.directory), options=options, handler_registry=_handlers()
         )
 
     def save(self, step: int, state: TrainState, data: Any, progress: dict[str, Any]) -> None:
         """Starts to save; `progress` is small JSON: best score, evaluations since then.
 
         Raises:
-          UserError: the disk is full, or was full for the previous save.
+          UserError: the disk is full, or was full for the previous save; or that one cannot be read
+            back.
         """
         if step == self._last_step:
             return
+        self._finish()
         self._last_step = step
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
@@ -66,6 +70,7 @@ class TrainCheckpoints:
         )
         with disk_space(self.directory):
             self._manager.save(step, args=items)
+        self._unchecked = step
 
     def restore_latest(
         self, template: TrainState, data: Any
@@ -117,10 +122,26 @@ class TrainCheckpoints:
         self._manager = self._open()
 
     def close(self) -> None:
-        """Waits for the last save. Raises UserError where the disk is full."""
+        """Waits for the last save. Raises UserError as `save`."""
+        self._finish()
+        self._manager.close()
+
+    def _finish(self) -> None:
+        """Waits for the save in progress, and reads its names and shapes back."""
+        step, self._unchecked = self._unchecked, None
         with disk_space(self.directory):
             self._manager.wait_until_finished()
-            self._manager.close()
+        if step is None or jax.process_index() != 0:
+            return
+        try:
+            if self._manager.item_metadata(step)["state"] is None:
+                raise FileNotFoundError("it has no arrays")
+        except Exception as error:  # as in `restore_latest`
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(
+                f"{self.directory / str(step)}: was written and cannot be read back ({reason}); "
+                "use another --workdir"
+            ) from error
 
 
 def _remove_leftovers(workdir: Path) -> None:

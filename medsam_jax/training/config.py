@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
 from medsam_jax.data.augment import Augmentation
@@ -106,11 +107,7 @@ def base_config() -> ml_collections.ConfigDict:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Refuses unknown fields, missing fields and values that cannot work.
-
-    Raises:
-      UserError: naming the field, the value and the remedy.
-    """
+    """Raises UserError for unknown fields, missing fields and values that cannot work."""
     known = _flat(base_config())
     given = _flat(config)
     for name in given.keys() - known.keys():
@@ -119,9 +116,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.{name}: missing; start the recipe from base_config()")
     if not config.data_dir:
         raise UserError("config.data_dir: empty; give --config.data_dir=DIR of a built data set")
-    for name in ("dtype", "embedding_dtype"):
-        _require_choice(name, config[name], ("bfloat16", "float32"))
-    _require_choice("preprocessing", config.preprocessing, ("", *PREPROCESSING))
+    types = ("bfloat16", "float32")
+    choices = {"dtype": types, "embedding_dtype": types, "preprocessing": ("", *PREPROCESSING)}
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            shown = ", ".join(allowed)
+            raise UserError(f"config.{name}: {config[name]!r} given; use one of {shown}")
     for name, least in _LEAST.items():
         if not given[name] >= least:
             raise UserError(f"config.{name}: {given[name]} given; it must be at least {least}")
@@ -187,16 +187,7 @@ def augmentation_of(config: ml_collections.ConfigDict) -> Augmentation | None:
     return None if augmentation == Augmentation() else augmentation
 
 
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"config.{name}: {value!r} given; use one of {', '.join(choices)}")
-
-
-def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict) and name not in OPTAX_ARGS:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _flat(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """Returns the fields by dotted path; the arguments of an optax function are one field."""
+    args = {(name,) for name in OPTAX_ARGS}
+    return flatten_dict(config.to_dict(), is_leaf=lambda path, _: path in args, sep=".")

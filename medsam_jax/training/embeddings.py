@@ -7,12 +7,7 @@ import numpy as np
 
 from medsam_jax.data.augment import Variants
 from medsam_jax.data.datasets import DatasetInfo, open_dataset
-from medsam_jax.data.embedding_cache import (
-    SLICES_PER_SHARD,
-    Embeddings,
-    cache_key,
-    open_or_build,
-)
+from medsam_jax.data.embedding_cache import SLICES_PER_SHARD, Embeddings, cache_key, open_or_build
 from medsam_jax.errors import UserError
 from medsam_jax.inference.engine import Engine
 from medsam_jax.models.functional import Functional
@@ -31,8 +26,7 @@ def cached_embeddings(
 ) -> dict[str, Embeddings | None]:
     """Returns the embeddings of both splits, computing missing ones; None without a cache.
 
-    Raises:
-      UserError: the image encoder is trained, or the cache holds other embeddings.
+    Raises UserError if the image encoder is trained, or the cache holds other embeddings.
     """
     if not config.embedding_cache:
         return {"train": None, "tune": None}

@@ -21,6 +21,7 @@ from medsam_jax.data.input_pipeline import train_loader
 from medsam_jax.data.manifest import case_hashes
 from medsam_jax.data.preprocess import check_compatible
 from medsam_jax.hub import resolve
+from medsam_jax.io.files import check_writable
 from medsam_jax.models.checkpoint import read_config, read_params
 from medsam_jax.training.checkpoint import Exporter, TrainCheckpoints
 from medsam_jax.training.config import augmentation_of, validate
@@ -46,10 +47,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
     Writes `config.json`, `run.json` (a record of each start), `metrics.csv`, `tensorboard/`,
     `checkpoints/` (training states) and the model directories `best/` (by `TuneResult.score`) and
-    `last/`, which `load_model` reads.
-
-    Returns:
-      The scalars of the last evaluation.
+    `last/`, which `load_model` reads. Returns the scalars of the last evaluation.
 
     Raises:
       UserError: bad configuration or data, a full disk, or a loss that is not finite.
@@ -58,6 +56,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     # --- Check everything before the long work.
     workdir = Path(workdir)
     validate(config)
+    check_writable(workdir)
     mesh = make_mesh(config)
     info = open_splits(config)
     origin = resolve(config.checkpoint)

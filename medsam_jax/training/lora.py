@@ -41,9 +41,7 @@ def adapted(functional: Functional, config: ml_collections.ConfigDict) -> Functi
     """Returns `functional` with the adapters of `config.lora`; unchanged if their rank is 0.
 
     A is drawn from the seed and B is zero, so the adapters change nothing before the first step.
-
-    Raises:
-      UserError: a target that matches nothing, or an array that is no matrix.
+    Raises UserError for a target that matches nothing, or an array that is no matrix.
     """
     rank = config.lora.rank
     if not rank:

@@ -44,11 +44,7 @@ def iou_loss(
     target: Bool[Array, "*#b h w"],
     valid: Bool[Array, "*#b h w"],
 ) -> Float[Array, "*#b"]:
-    """Squared error of the predicted IoU; no gradient flows into the mask.
-
-    Args:
-      prediction: the thresholded masks.
-    """
+    """Squared error of the predicted IoU; no gradient flows into the thresholded `prediction`."""
     prediction, truth = prediction & valid, target & valid
     intersection = jnp.sum(prediction & truth, axis=(-2, -1))
     union = jnp.sum(prediction | truth, axis=(-2, -1))

@@ -53,10 +53,9 @@ class StepClock:
         self._steps, self._waited = 0, 0.0
 
     def measure(self, step: jax.stages.Compiled, accumulation_steps: int) -> None:
-        """Reads the step's FLOP from XLA; a device without a known peak has no MFU.
+        """Reads one device's FLOP of a step from XLA; without a known peak there is no MFU.
 
-        XLA counts the share of one device, with recomputation (`remat`). It counts the body of the
-        accumulation loop once.
+        XLA counts recomputation (`remat`) too, and the body of the accumulation loop once.
         """
         flops = (step.cost_analysis() or {}).get("flops", 0.0) * accumulation_steps
         peak = peak_flops(jax.devices()[0].device_kind)
@@ -189,10 +188,9 @@ def _rows_until(path: Path, last_step: int) -> list[list[str]]:
 def termination() -> Iterator[Callable[[int], bool]]:
     """Yields a function of the step: True if the run must save and stop after it, for SIGTERM.
 
-    SIGTERM is a cluster's notice before the kill. All processes must save together, but a cluster
-    may signal one host alone, or several at different times. With several processes jax's own
-    handler, installed by `jax.distributed`, makes them agree on a step that none has passed. All
-    processes ask once a step.
+    A cluster may signal one host alone, or several at different times, but all processes must save
+    together. jax's own handler, installed by `jax.distributed`, makes several processes agree on a
+    step that none has passed. All processes ask once a step.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

@@ -28,9 +28,8 @@ def label_parameters(
       frozen: regexes; a parameter that one of them matches as a whole is frozen. Adapters
         (`lora.py`) are always trained, and the kernels below them have to be frozen.
 
-    Raises:
-      UserError: an invalid regex, a regex that matches nothing, nothing left to train, or an
-        adapter on a kernel that is trained itself.
+    Raises UserError for a regex that is invalid or matches nothing, for nothing left to train, and
+    for an adapter on a kernel that is trained itself.
     """
     trained = set(parameters)
     for regex in frozen:
@@ -39,18 +38,13 @@ def label_parameters(
             example = next(iter(arrays))
             raise UserError(f"config.frozen: {regex!r} matches no variable, such as {example}")
         trained -= set(found)
-    labels = {}
-    for name in arrays:
-        if is_adapter(name):
-            labels[name] = UNDECAYED
-        elif name in trained:
-            labels[name] = DECAYED if name.endswith(".kernel") else UNDECAYED
-        else:
-            labels[name] = FROZEN
-    if all(label == FROZEN for label in labels.values()):
+    adapters = [name for name in arrays if is_adapter(name)]
+    labels = dict.fromkeys(arrays, FROZEN) | dict.fromkeys(adapters, UNDECAYED)
+    labels |= {name: DECAYED if name.endswith(".kernel") else UNDECAYED for name in trained}
+    if set(labels.values()) == {FROZEN}:
         raise UserError("config.frozen: nothing is left to train; remove a pattern")
-    for name in labels:
-        if is_adapter(name) and labels[kernel_of(name)] != FROZEN:
+    for name in adapters:
+        if labels[kernel_of(name)] != FROZEN:
             raise UserError(
                 f"config.lora.targets: {kernel_of(name)} is trained itself; freeze it by "
                 "config.frozen or leave its adapter out"
@@ -62,17 +56,13 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Returns the learning rate by step: a linear warm-up from zero, then `config.schedule`.
 
     The optax schedule starts at `config.learning_rate` and takes the steps that are left, unless
-    `config.schedule_args` says otherwise.
-
-    Raises:
-      UserError: a name or an argument that optax does not know.
+    `config.schedule_args` says otherwise. Raises UserError for what optax does not know.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     steps = max(config.num_steps - warmup, 1)
     defaults = dict.fromkeys(("value", "init_value", "peak_value"), peak)
     defaults |= dict.fromkeys(("decay_steps", "transition_steps"), steps)
-    function = _from_optax(config, "schedule", _optax_schedules())
-    after = _call(config, "schedule", function, defaults)
+    after = _from_optax(config, "schedule", _optax_schedules(), defaults)
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
@@ -83,9 +73,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimiser of the trained arrays; frozen ones get no update and no state.
 
-    Raises:
-      UserError: an optimiser, schedule or argument that optax does not know, or a regex of
-        `config.learning_rates` that is invalid or matches nothing trained.
+    Raises UserError for an optimiser, schedule or argument that optax does not know, and for a
+    regex of `config.learning_rates` that is invalid or matches nothing trained.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optimizer_from_optax(config, learning_rate_schedule(config), labels)
@@ -100,19 +89,15 @@ def optimizer_from_optax(
     """Returns optax's function `config.optimizer`, called with `config.optimizer_args`.
 
     Optimisers whose decay takes a mask get `config.weight_decay` for the arrays labelled DECAYED.
-
-    Raises:
-      UserError: no optimiser of optax, a wrong argument, or one that needs more than gradients.
+    Raises UserError for an unknown one, a wrong argument, or one that needs more than gradients.
     """
 
     def decayed(arrays: Mapping[str, Any]) -> dict[str, bool]:
         return {name: labels.get(name) == DECAYED for name in arrays}
 
-    function = _from_optax(config, "optimizer", _optax_optimizers())
-    defaults = {"learning_rate": schedule, "mask": decayed, "weight_decay_mask": decayed}
-    if {"mask", "weight_decay_mask"} & _parameters(function):
-        defaults["weight_decay"] = config.weight_decay
-    tx = _call(config, "optimizer", function, defaults)
+    defaults = {"learning_rate": schedule, "weight_decay": config.weight_decay}
+    defaults |= {"mask": decayed, "weight_decay_mask": decayed}
+    tx = _from_optax(config, "optimizer", _optax_optimizers(), defaults)
     try:
         example = {"kernel": jnp.zeros((2, 2))}
         jax.eval_shape(lambda x: tx.update(x, tx.init(x), x), example)
@@ -127,12 +112,9 @@ def optimizer_from_optax(
 
 def _optax_optimizers() -> dict[str, Callable]:
     """Functions of optax whose first parameter is the learning rate."""
-    functions = {name: value for name, value in vars(optax).items() if inspect.isfunction(value)}
-    return {
-        name: function
-        for name, function in functions.items()
-        if not name.startswith("scale_by_") and "learning_rate" in _parameters(function)
-    }
+    functions = {n: x for n, x in vars(optax).items() if inspect.isfunction(x)}
+    with_rate = {n: f for n, f in functions.items() if "learning_rate" in _parameters(f)}
+    return {n: f for n, f in with_rate.items() if not n.startswith("scale_by_")}
 
 
 def _optax_schedules() -> dict[str, Callable]:
@@ -150,22 +132,21 @@ def _parameters(function: Callable) -> set[str]:
 
 
 def _from_optax(
-    config: ml_collections.ConfigDict, field: str, functions: Mapping[str, Callable]
-) -> Callable:
-    """Returns the function that `config.FIELD` names."""
+    config: ml_collections.ConfigDict,
+    field: str,
+    functions: Mapping[str, Callable],
+    defaults: dict[str, Any],
+) -> Any:
+    """Calls the function `config.FIELD` with `config.FIELD_args` and the defaults that it has."""
     if config[field] not in functions:
         raise UserError(
             f"config.{field}: {config[field]!r} is not in optax; use one of "
             f"{', '.join(sorted(functions))}"
         )
-    return functions[config[field]]
-
-
-def _call(
-    config: ml_collections.ConfigDict, field: str, function: Callable, defaults: Mapping[str, Any]
-) -> Any:
-    """Calls the function with `config.FIELD_args`, and with the defaults that it has."""
+    function = functions[config[field]]
     args, parameters = config[f"{field}_args"].to_dict(), _parameters(function)
+    if not {"mask", "weight_decay_mask"} & parameters:  # it would decay every array
+        defaults = {name: x for name, x in defaults.items() if name != "weight_decay"}
     for name in sorted(args.keys() - parameters):
         raise UserError(
             f"config.{field}_args: {config[field]} of optax has no argument {name!r}; it has "
@@ -204,8 +185,7 @@ def split_frozen(
 ) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """Returns the trained arrays and the frozen ones."""
     trained = {name: value for name, value in arrays.items() if labels[name] != FROZEN}
-    frozen = {name: value for name, value in arrays.items() if labels[name] == FROZEN}
-    return trained, frozen
+    return trained, {name: value for name, value in arrays.items() if name not in trained}
 
 
 def apply_gradients(
@@ -214,13 +194,10 @@ def apply_gradients(
     gradients: Mapping[str, jax.Array],
     opt_state: optax.OptState,
 ) -> tuple[dict[str, jax.Array], optax.OptState, jax.Array]:
-    """Takes one optimiser step from the gradients of the trained arrays.
+    """Returns all arrays after one step, the optimiser's state and the global norm of the update.
 
-    optax expects a gradient for every array, so a frozen one gets a scalar zero. Nothing is added
-    to a frozen array: adding zero would turn -0.0 into 0.0.
-
-    Returns:
-      All arrays, the optimiser's state and the global norm of the update.
+    `gradients` are those of the trained arrays. optax expects one for every array, so a frozen one
+    gets a scalar zero. Nothing is added to a frozen array: adding zero would turn -0.0 into 0.0.
     """
     everything = {name: gradients.get(name, jnp.zeros(())) for name in arrays}
     updates, opt_state = tx.update(everything, opt_state, arrays)
@@ -230,9 +207,7 @@ def apply_gradients(
 
 
 def parameter_table(
-    arrays: Mapping[str, jax.Array | np.ndarray],
-    labels: Mapping[str, str],
-    opt_state: optax.OptState,
+    arrays: Mapping[str, Leaf], labels: Mapping[str, str], opt_state: optax.OptState
 ) -> str:
     """Formats numbers and bytes of trained and frozen arrays for each part of the model."""
     rows: dict[str, np.ndarray] = {}

@@ -60,14 +60,25 @@ class Setup:
 
     def train_batch(self, cached: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a training batch; `cached`: with embeddings instead of images."""
-        return _batch(self.config.batch_size, self.config, self.model_config, cached)
-
-    def eval_batch(self, cached: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a tune batch: one object a slice, with one point if points are trained."""
-        config = self.config.copy_and_resolve_references()
-        config.update({"prompts_per_image": 1, "positive_points": 1, "negative_points": 0})
-        shapes = _batch(config.eval_batch_size, config, self.model_config, cached)
-        return {name: shape for name, shape in shapes.items() if name != "boxes_valid"}
+        config, model_config, size = self.config, self.model_config, self.config.batch_size
+        prompts = (size,) if config.prompts_per_image == 1 else (size, config.prompts_per_image)
+        side = get_recipe(model_config.preprocessing.recipe).size
+        shapes = {
+            "mask": ((*prompts, side, side), jnp.uint8),
+            "box": ((*prompts, 4), jnp.float32),
+            "valid_shape": ((size, 2), jnp.int32),
+        }
+        if cached:
+            grid, channels = model_config.embedding_size, model_config.embed_dim
+            shapes["embedding"] = ((size, grid, grid, channels), jnp.dtype(config.embedding_dtype))
+        else:
+            shapes["image"] = ((size, side, side, 3), jnp.uint8)
+        if config.point_share:
+            count = config.positive_points + config.negative_points
+            shapes["points"] = ((*prompts, count, 2), jnp.float32)
+            shapes["point_labels"] = ((*prompts, count), jnp.int32)
+            shapes["boxes_valid"] = (prompts, jnp.bool_)
+        return {name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()}
 
 
 def set_up(
@@ -77,17 +88,13 @@ def set_up(
     params: Mapping[str, np.ndarray] | None = None,
     platform: str | None = None,
 ) -> Setup:
-    """Makes what a run of `config` needs, from a checkpoint of `stored_config`.
+    """Makes what a run of `config` needs. Raises UserError if it does not fit the model.
 
     Args:
-      config: a run's configuration.
       stored_config: model config of the checkpoint that `config` names.
       mesh: `sharding.make_mesh(config)`, or an abstract mesh of devices that are not here.
       params: the checkpoint's arrays by dotted path; None for shapes alone.
       platform: the platform to make the steps for, such as "cpu" or "tpu"; None for this process's.
-
-    Raises:
-      UserError: a configuration that does not fit the model.
     """
     form = form_for(platform, mesh.size) if platform else local_form(mesh.size)
     model_config = configured(stored_config, config)
@@ -101,31 +108,24 @@ def set_up(
 
     shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in functional.arrays.items()}
     state = jax.eval_shape(lambda arrays: init_state(arrays, labels, tx, config), shapes)
-    state_sharding = shard_state(mesh, state)
+    shardings = shard_state(mesh, state)
     by_item, on_all = batch_sharding(mesh), replicated(mesh)
     parts = parts_of_batch(model, config, form, mesh.size)
+    train = jit(
+        make_train_step(functional, tx, labels, config, parts),
+        form,
+        in_shardings=(shardings, by_item),
+        out_shardings=(shardings, on_all),
+        donate_argnums=0,
+    )
+    evaluate = jit(
+        make_eval_step(functional, config.tolerance),
+        form,
+        in_shardings=(shardings.arrays, by_item),
+        out_shardings=by_item,
+    )
     return Setup(
-        config,
-        model_config,
-        functional,
-        labels,
-        tx,
-        state,
-        state_sharding,
-        by_item,
-        train_step=jit(
-            make_train_step(functional, tx, labels, config, parts),
-            form,
-            in_shardings=(state_sharding, by_item),
-            out_shardings=(state_sharding, on_all),
-            donate_argnums=0,
-        ),
-        eval_step=jit(
-            make_eval_step(functional, config.tolerance),
-            form,
-            in_shardings=(state_sharding.arrays, by_item),
-            out_shardings=by_item,
-        ),
+        config, model_config, functional, labels, tx, state, shardings, by_item, train, evaluate
     )
 
 
@@ -148,10 +148,8 @@ def trained_for(
 ) -> SamConfig | UNetConfig:
     """Returns the model config to export: the checkpoint's, with this run's contract.
 
-    The contract is preprocessing, mask threshold and CT windows.
-
-    Args:
-      ct_windows: windows of the CT slices in the training split; () keeps the checkpoint's.
+    The contract is preprocessing, mask threshold and CT windows: `ct_windows` are those of the
+    training split; () keeps the checkpoint's.
     """
     if isinstance(stored, UNetConfig) and (config.point_share or config.losses.iou):
         field = "point_share" if config.point_share else "losses.iou"
@@ -159,14 +157,6 @@ def trained_for(
             f"config.{field}: {config.point_share or config.losses.iou} given, but a U-Net has "
             "neither points nor a predicted IoU; set it to 0"
         )
-    changes: dict[str, Any] = {}
-    if config.point_share and config.losses.iou:  # automatic masks are ranked by predicted IoU
-        changes["automatic_prompts"] = "points"
-    contract: dict[str, Any] = {}
-    if config.mask_threshold is not None:
-        contract["mask_threshold"] = config.mask_threshold
-    if ct_windows:
-        contract["ct_windows"] = ct_windows
     preprocessing = stored.preprocessing
     if config.preprocessing:
         preprocessing = PREPROCESSING[config.preprocessing]
@@ -176,7 +166,13 @@ def trained_for(
                 f"{preprocessing.image_size} pixels, {stored.name} takes {stored.image_size}; use "
                 "the preprocessing that its size fits"
             )
-    changes["preprocessing"] = dataclasses.replace(preprocessing, **contract)
+    if config.mask_threshold is not None:
+        preprocessing = dataclasses.replace(preprocessing, mask_threshold=config.mask_threshold)
+    if ct_windows:
+        preprocessing = dataclasses.replace(preprocessing, ct_windows=ct_windows)
+    changes: dict[str, Any] = {"preprocessing": preprocessing}
+    if config.point_share and config.losses.iou:  # automatic masks are ranked by predicted IoU
+        changes["automatic_prompts"] = "points"
     return dataclasses.replace(stored, **changes)
 
 
@@ -208,27 +204,3 @@ def check_one_object_a_slice(
                 "meant; give it the channel, or choose one label with datasets.build --labels or "
                 "one task with config.task"
             )
-
-
-def _batch(
-    size: int, config: ml_collections.ConfigDict, model_config: SamConfig | UNetConfig, cached: bool
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of `sharding.model_inputs` of a training batch."""
-    prompts = (size,) if config.prompts_per_image == 1 else (size, config.prompts_per_image)
-    side = get_recipe(model_config.preprocessing.recipe).size
-    shapes = {
-        "mask": ((*prompts, side, side), jnp.uint8),
-        "box": ((*prompts, 4), jnp.float32),
-        "valid_shape": ((size, 2), jnp.int32),
-    }
-    if cached:
-        grid, channels = model_config.embedding_size, model_config.embed_dim
-        shapes["embedding"] = ((size, grid, grid, channels), jnp.dtype(config.embedding_dtype))
-    else:
-        shapes["image"] = ((size, side, side, 3), jnp.uint8)
-    if config.point_share:
-        count = config.positive_points + config.negative_points
-        shapes["points"] = ((*prompts, count, 2), jnp.float32)
-        shapes["point_labels"] = ((*prompts, count), jnp.int32)
-        shapes["boxes_valid"] = (prompts, jnp.bool_)
-    return {name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()}

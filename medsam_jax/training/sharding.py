@@ -19,8 +19,7 @@ from medsam_jax.errors import UserError
 def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
     """Makes a mesh over all devices of all processes.
 
-    Raises:
-      UserError: axes whose product is not the number of devices, or a batch they do not divide.
+    Raises UserError if the axes' product is not the number of devices, or does not divide a batch.
     """
     count = jax.device_count()
     shape = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
@@ -40,8 +39,7 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
     for name, size in batches.items():
         if size % count:
             raise UserError(f"config.{name}: {size} is not a multiple of the {count} devices")
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -82,10 +80,7 @@ def place(array: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """Puts this process's part of a batch on its devices and returns global arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-    }
+    return {n: jax.make_array_from_process_local_data(sharding, x) for n, x in batch.items()}
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:

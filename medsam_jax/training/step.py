@@ -43,15 +43,13 @@ class TrainState:
 def predict(
     model: Sam | UNet, batch: Batch, multimask_output: bool | None = False
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Predicts a mask for every prompt of a batch, from cached embeddings if it holds them.
+    """Predicts a mask for every prompt of a batch with a prompt axis, see `with_prompt_axis`.
 
-    Args:
-      batch: arrays with a prompt axis, see `with_prompt_axis`.
-      multimask_output: see `MaskDecoder`.
+    Cached embeddings of the batch, if any, replace its images.
 
     Returns:
       Logits [B, P, M, S, S] on the stored grid, then those of a U-Net's coarser stages, finest
-      first; and the predicted IoU [B, P, M].
+      first; and the predicted IoU [B, P, M]. For M see `MaskDecoder`.
     """
     preprocessing = model.config.preprocessing
     if "embedding" in batch:
@@ -63,14 +61,12 @@ def predict(
         stages = model.supervised_logits(embeddings, boxes=boxes)[::-1]
         predicted_iou = jnp.full(stages[0].shape[:3], jnp.nan)
     else:
-        prompts = {"boxes": boxes}
+        prompts = {"boxes": boxes, "multimask_output": multimask_output}
         if "points" in batch:
             points = stored_to_input(batch["points"], preprocessing)
             prompts["points"] = points, batch["point_labels"]
             prompts["boxes_valid"] = batch["boxes_valid"]
-        logits, predicted_iou = model.decode(
-            embeddings, multimask_output=multimask_output, **prompts
-        )
+        logits, predicted_iou = model.decode(embeddings, **prompts)
         stages = [logits]
     return [stored_grid_logits(logits, preprocessing) for logits in stages], predicted_iou
 
@@ -86,10 +82,7 @@ def with_prompt_axis(batch: Batch) -> dict[str, jax.Array]:
 def make_loss(
     functional: Functional | Adapted, config: ml_collections.ConfigDict
 ) -> Callable[[Mapping[str, jax.Array], Batch], tuple[jax.Array, dict[str, jax.Array]]]:
-    """Returns a function from arrays and batch to the loss, a mean over prompts, and its parts.
-
-    A loss of `config.losses` with weight 0 is not computed.
-    """
+    """Returns a function from arrays and batch to the loss, a mean over prompts, and its parts."""
     weighed = [(LOSSES[name], weight) for name, weight in config.losses.items() if weight]
     mask_losses = [(row, weight) for row, weight in weighed if not row.of_score]
     score_losses = [(row, weight) for row, weight in weighed if row.of_score]
@@ -149,10 +142,7 @@ def make_train_step(
 
         def accumulate(total, part):
             # Every `parts`-th item, so that each part stays spread over the devices.
-            micro = {
-                name: jnp.reshape(x, (-1, parts, *x.shape[1:]))[:, part]
-                for name, x in batch.items()
-            }
+            micro = {n: x.reshape(-1, parts, *x.shape[1:])[:, part] for n, x in batch.items()}
             gradients, scalars = gradient_fn(trained, frozen, micro)
             return jax.tree.map(jnp.add, total, gradients), scalars
 
@@ -182,10 +172,9 @@ def make_train_step(
 def parts_of_batch(
     model: Sam | UNet, config: ml_collections.ConfigDict, form: Form, devices: int
 ) -> int:
-    """Number of equal parts in which a training step processes its batch.
+    """Number of equal parts in which a training step processes its batch; gradients are the same.
 
-    On a CPU a SAM gets one image a device at a time: the feature maps of one image stay in the
-    cache, those of a batch do not. The gradients are the same.
+    On a CPU a SAM gets one image a device at a time, whose feature maps stay in the cache.
     """
     if form.cpu and isinstance(model, Sam):
         return max(config.accumulation_steps, config.batch_size // devices)
@@ -202,11 +191,10 @@ def make_eval_step(
 ) -> Callable[[Mapping[str, jax.Array], Batch], dict[str, jax.Array]]:
     """Returns a function from arrays and a batch of one object a slice to scores [B] by name.
 
-    The scores of the box prompt are every metric that works under jit (`batch_metrics`), native 2D
-    with lengths in pixels, and `iou_error`, the absolute error of the predicted IoU; `prediction`
-    [B, S, S] is the mask. A batch with one point an object adds the same names with `point_` for
-    the single mask. `point_best_dice` and `point_best_iou_error` are those of the mask, of three,
-    with the highest predicted IoU.
+    The scores of the box prompt are `batch_metrics`, with lengths in pixels, and `iou_error`, the
+    absolute error of the predicted IoU; `prediction` [B, S, S] is the mask. A batch with one point
+    an object adds the same names with `point_` for the single mask. `point_best_dice` and
+    `point_best_iou_error` are those of the mask, of three, with the highest predicted IoU.
     """
     metrics = batch_metrics()
 

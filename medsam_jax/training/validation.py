@@ -28,8 +28,7 @@ class TuneResult:
 
     @property
     def score(self) -> float:
-        """Model-selection score: mean box DSC, or the mean of box and point DSC if points are
-        trained."""
+        """Model-selection score: mean DSC of boxes, or of boxes and points if these are trained."""
         scores = [self.scalars[name] for name in SELECTED_BY if name in self.scalars]
         return sum(scores) / len(scores)
 
@@ -39,8 +38,7 @@ class TuneEvaluation:
 
     Boxes are jittered as in training, and the same in every evaluation. If points are trained, each
     object is scored by one point too: the single mask, and the mask of three with the highest
-    predicted IoU. Each process scores its share; means are over the objects of all processes. An
-    empty prediction scores 0; a data set holds no empty object.
+    predicted IoU. Each process scores its share; means are over the objects of all processes.
     """
 
     def __init__(
@@ -76,7 +74,7 @@ class TuneEvaluation:
 
     def __call__(self, arrays: Mapping[str, jax.Array]) -> TuneResult:
         sums = np.zeros((len(self._modalities), len(self._names) + 1))  # the last is the count
-        worst = {"": [], "point_": []}
+        worst = {kind: [] for kind in ("", "point_") if f"{kind}dice" in self._names}
         for batch in progress(self._objects, "tune split"):
             inputs = put_batch(model_inputs(batch), self._sharding)
             scores = {name: _local(x) for name, x in self._eval_step(arrays, inputs).items()}
@@ -84,21 +82,17 @@ class TuneEvaluation:
                 row = [scores[name][item] for name in self._names]
                 sums[self._modalities.index(batch["modality"][item])] += *row, 1
                 for kind, found in worst.items():
-                    if f"{kind}dice" in scores:
-                        found.append(
-                            (scores[f"{kind}dice"][item], _picture(batch, scores, item, kind))
-                        )
+                    picture = _picture(batch, scores, item, kind)
+                    found.append((scores[f"{kind}dice"][item], picture))
             for kind, found in worst.items():
                 worst[kind] = sorted(found, key=lambda pair: pair[0])[: self._overlay_count]
         sums = multihost_utils.process_allgather(sums).reshape(-1, *sums.shape).sum(axis=0)
-        return TuneResult(
-            self._means(sums),
-            {
-                f"tune/worst_{kind}{rank}": picture()
-                for kind, found in worst.items()
-                for rank, (_, picture) in enumerate(found)
-            },
-        )
+        overlays = {
+            f"tune/worst_{kind}{rank}": picture()
+            for kind, found in worst.items()
+            for rank, (_, picture) in enumerate(found)
+        }
+        return TuneResult(self._means(sums), overlays)
 
     def _means(self, sums: np.ndarray) -> dict[str, float]:
         """Divides the sums [modalities, names and count], of all objects and of each modality."""

@@ -152,3 +152,49 @@ def test_rows_are_written_as_they_are_read(tmp_path):
     manifest.write_manifest(tmp_path / "again.csv", [case.to_row() for case in before])
     assert manifest.read_cases(tmp_path / "again.csv") == before
     assert [len(case.masks) for case in before] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "case_id;image;mask;modality;task\r\np;a, b.nii;m;CT ;t\r\n;;;;\r\n",
+        "\ufeffcase_id;image;mask;modality;task\np;a, b.nii; m ;CT;t\n",
+        "sep=;\r\ncase_id;image;mask;modality;task\r\np;a, b.nii;m;CT;t\r\n",
+        "case_id\timage\tmask\tmodality\ttask\np\ta, b.nii\tm\tCT\tt\n",
+        'case_id, image, mask, modality, task\n\np,"a, b.nii",m,\u00a0CT,t\n,,,,\n',
+        'case_id,image,mask,modality,task\rp,"a, b.nii",m,CT,t\r',
+    ],
+)
+def test_what_spreadsheets_write(tmp_path, text):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    (found,), problems = manifest.read_manifest(tmp_path / "a.csv")
+    assert not problems
+    assert (found.case_id, found.modality, found.task) == ("p", "CT", "t")
+    assert (found.image, found.mask) == (str(tmp_path / "a, b.nii"), str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    "name", ["a#b", "a[1]*?", "n\nl", "a\u2028b\x85c", "\u00e9", '"q"', "{x}; y"]
+)
+def test_any_name_is_a_file(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / name).touch()
+    rows = [("p", f"{name}/{name}", f"{name}/{name}", "CT", "t")]
+    path = write_manifest(tmp_path / "cases.csv", rows, HEADER)
+    (case,) = manifest.read_cases(path)
+    assert case.image == str(tmp_path / name / name)
+    manifest.write_manifest(tmp_path / "again.csv", [case.to_row()])
+    assert manifest.read_cases(tmp_path / "again.csv") == [case]
+
+
+def test_ignored_labels(tmp_path):
+    rows = [("p", "i", "m", "CT", "t", "2 5"), ("q", "i", "m", "CT", "t", "")]
+    path = touched(tmp_path, rows, HEADER + ",ignore")
+    before = manifest.read_cases(path)
+    assert [case.ignore for case in before] == [(2, 5), ()]
+    manifest.write_manifest(tmp_path / "again.csv", [case.to_row() for case in before])
+    assert manifest.read_cases(tmp_path / "again.csv") == before
+    for wrong in ("x", "0", "-1", "1.5"):
+        path = touched(tmp_path, [("p", "i", "m", "CT", "t", wrong)], HEADER + ",ignore")
+        with pytest.raises(UserError, match=f"row 2: ignore '{wrong}'; give label numbers above 0"):
+            manifest.read_cases(path)

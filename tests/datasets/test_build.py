@@ -5,7 +5,9 @@ import json
 import multiprocessing
 import pathlib
 import pickle
+import shutil
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -13,14 +15,16 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from datasets.medical_slices import building, metadata, slices
+from datasets.medical_slices import building, card, metadata, slices
 from datasets.medical_slices.medical_slices_dataset_builder import Plan
 from medsam_jax.data import preprocess
 from medsam_jax.data.datasets import find_dataset, open_dataset
 from medsam_jax.data.manifest import REQUIRED, SPLITS, read_cases, split_of
 from medsam_jax.data.recipes import RECIPES
-from medsam_jax.errors import UserError
+from medsam_jax.errors import OutputError, UserError
 from tests.datasets.scans import SIDE, write_manifest
+
+WRITE_CARD = card.write
 
 
 @pytest.fixture(autouse=True)
@@ -308,3 +312,67 @@ def test_the_record_is_json(built):
     text = path.read_text()
     assert json.loads(text)["format_version"] == 1
     assert "NaN" not in text
+
+
+def test_ignored_labels_are_not_stored(hospital, tmp_path):
+    rows = [("p0", "ct0.nii.gz", "ct0_mask.nii.gz", "CT", "organs", "train", "300")]
+    header = "case_id,image,mask,modality,task,split,ignore"
+    building.build(request(write_manifest(hospital.parent / "i.csv", rows, header), tmp_path))
+    assert {
+        label for record in records(tmp_path, "train") for label in np.unique(record["mask"])
+    } == {
+        0,
+        1,
+    }
+
+
+@pytest.mark.parametrize("name", ["w [v2]", "**", "back\\slash", "n\nl", "\u00e9 #1"])
+def test_any_folder_holds_a_data_set(hospital, tmp_path, monkeypatch, name):
+    for file in ("us0.png", "us0_mask.png"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        shutil.copy(hospital.parent / file, tmp_path / name / file)
+    rows = [("u", "us0.png", "us0_mask.png", "US", "mass", "train")]
+    manifest = write_manifest(tmp_path / name / "cases.csv", rows)
+    monkeypatch.setattr(card, "write", WRITE_CARD)
+    directory = building.build(request(manifest, tmp_path / name / "data"))
+    assert directory.is_relative_to(tmp_path / name)
+    (record,) = records(tmp_path / name / "data", "train")
+    assert record["mask"].any()
+    assert len(list((directory / "figures").iterdir())) == 4
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+        "cases.csv",
+        "data",
+        "us0.png",
+        "us0_mask.png",
+    ]
+
+
+def test_a_figure_that_fails_does_not_cost_the_data_set(hospital, tmp_path, monkeypatch, capsys):
+    def fail(info):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(card, "write", WRITE_CARD)
+    monkeypatch.setattr(card, "_spacings", fail)
+    directory = building.build(request(hospital, tmp_path))
+    assert sorted(path.name for path in (directory / "figures").iterdir()) == [
+        "intensities.png",
+        "object_sizes.png",
+        "samples.png",
+    ]
+    assert "spacings.png" not in (directory / "README.md").read_text()
+    assert "figures/spacings.png: not drawn (RuntimeError: no font)" in capsys.readouterr().err
+
+
+def test_a_build_leaves_no_temporary_folders(hospital, tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    building.build(request(hospital, tmp_path / "data"))
+    assert not list(temporary.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(hospital, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/data: cannot be written .*is a file"):
+        building.build(request(hospital, tmp_path / "file" / "data"))
+    assert not capsys.readouterr().out

@@ -8,13 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from datasets.medical_slices import pairing
-from medsam_jax.data.manifest import read_manifest
+from datasets.medical_slices import nnunet, pairing
+from medsam_jax.data.manifest import read_cases, read_manifest
 from medsam_jax.data.recipes import DEFAULT_RECIPE, PREPROCESSING
 from medsam_jax.errors import UserError
 from medsam_jax.io.scans import read_mask, read_scan
 from medsam_jax.training.config import base_config
 from tests.datasets.scans import make_mr
+from tests.io.test_scans import write_series
 from weights_converter.registry import REGISTRY
 
 
@@ -81,7 +82,7 @@ def test_nnunet_folders(tmp_path, version):
     (tmp_path / "dataset.json").write_text(json.dumps(described))
     touch(tmp_path, "imagesTr/a_b_0000.nii.gz", "imagesTr/a_b_0001.nii.gz", "labelsTr/a_b.nii.gz")
     touch(tmp_path, "imagesTr/c_0000.nii.gz", "labelsTr/c.nii.gz", "imagesTr/d_0000.nii.gz")
-    found = pairing.read_nnunet(tmp_path, "brain")
+    found = nnunet.read_nnunet(tmp_path, "brain")
     assert [(row[0], row[3], row[4]) for row in found.rows] == [
         ("a_b", "T1", "brain"),
         ("a_b", "T2", "brain"),
@@ -120,7 +121,7 @@ def test_what_is_written_is_read_back(tmp_path):
     [
         (lambda path: pairing.pair_folders(path / "no", path, "CT", "t"), "not a folder"),
         (lambda path: pairing.pair_folders(path, path, "CT", "t"), "holds no file"),
-        (lambda path: pairing.read_nnunet(path, "t"), "dataset.json: does not exist"),
+        (lambda path: nnunet.read_nnunet(path, "t"), "dataset.json: does not exist"),
     ],
 )
 def test_unusable_folders(tmp_path, make, message):
@@ -161,3 +162,56 @@ def test_from_a_folder_to_a_data_card_by_command_line(tmp_path):
 def test_the_default_recipe_is_that_of_the_checkpoint_that_training_starts_from():
     known = REGISTRY[base_config().checkpoint]
     assert PREPROCESSING[known.preprocessing].recipe == DEFAULT_RECIPE
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    touch(tmp_path, "img/a.png", "seg/a.png", "img/notes.txt", "img/._a.png")
+    (tmp_path / "img" / "b.h5").write_bytes(b"\x89HDF\0")
+    (tmp_path / "img" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    found = pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CT", "t")
+    assert [row[0] for row in found.rows] == ["a"]
+    starts = ("DICOMDIR: an index", "b.h5: .h5 is no format")
+    for line, start in zip(found.problems, starts, strict=True):
+        assert line.startswith(f"{tmp_path}/img/{start}")
+
+
+def test_slices_of_a_series_in_the_folder_itself_are_no_scans(tmp_path):
+    write_series(tmp_path / "img", np.ones((3, 8, 8), np.int16), "1.2.3")
+    touch(tmp_path, "seg/a.png", "img/a.png")
+    found = pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CT", "t")
+    assert [row[0] for row in found.rows] == ["a"]
+    (line,) = found.problems
+    assert "3 DICOM files lie beside each other; give each series a folder of its own" in line
+
+
+def test_single_dicom_files_are_images(tmp_path):
+    for name in ("1.2.3", "1.2.4"):
+        write_series(tmp_path / "img", np.ones((1, 8, 8), np.int16), name)
+    touch(tmp_path, "seg/1.2.3-0.png", "seg/1.2.4-0.png")
+    found = pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CR", "t")
+    assert [pathlib.Path(row[1]).name for row in found.rows] == ["1.2.3-0.dcm", "1.2.4-0.dcm"]
+    assert not found.problems
+
+
+@pytest.mark.parametrize("name", [" a", "a ", "x#1", "[1]*", "n\nl", "\u00e9, b"])
+def test_any_folder_is_written_so_that_it_is_read(tmp_path, name):
+    touch(tmp_path, f"img/{name}/001.dcm", f"seg/{name}.png")
+    found = pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CT", "t")
+    pairing.write_manifest(tmp_path / "cases.csv", found.rows)
+    (case,) = read_cases(tmp_path / "cases.csv")
+    assert case.image == str(tmp_path / "img" / name)
+
+
+def test_composed_and_decomposed_letters_are_the_same(tmp_path):
+    touch(tmp_path, "img/\u00e9.png", "seg/e\u0301.png")
+    assert len(pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CT", "t").rows) == 1
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path):
+    (tmp_path / "file").touch()
+    done = run("manifest", "--nnunet", tmp_path, "--output", tmp_path / "file" / "x.csv")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {tmp_path}/file: cannot be written ({tmp_path}/file is a file); choose another "
+        "folder\n"
+    )

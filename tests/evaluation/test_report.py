@@ -133,7 +133,12 @@ def test_a_patient_with_two_modalities_counts_once_in_the_burden_over_all():
 
 def test_bland_altman_figure_tells_tasks_apart(monkeypatch, tmp_path):
     saved = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: saved.append(figure))
+
+    def keep(folder, figures):
+        saved.extend(draw() for draw in figures.values())
+        return list(figures)
+
+    monkeypatch.setattr(burden_report, "save_figures", keep)
     rows = [burden_row("t", "a", 2.0, 3.0), burden_row("u", "b", 1.0, 3.0)]
     burden_report.write_figures(tmp_path, burden_report.agreements(rows)[0])
     volume = saved[0].axes[0]

@@ -92,17 +92,18 @@ def test_scores_in_the_scans_grid(manifest):
         assert row.scores["nsd"] == pytest.approx(expected, abs=0.02)
 
 
+def model_trained_in(name, threshold):
+    """A model whose contract names that CT window; "released" names none."""
+    model = BrightInBox(threshold)
+    windows = () if name == "released" else (name,)
+    contract = dataclasses.replace(model.config.preprocessing, ct_windows=windows)
+    model.config.preprocessing = contract
+    return model
+
+
 def test_ct_in_the_window_of_the_case_or_else_of_the_checkpoint(manifest, monkeypatch):
     """900 HU are grey level 238 in the widest window, 255 in soft tissue: 0.95 lies between."""
-
-    def load(name):
-        model = BrightInBox(0.95)
-        windows = () if name == "released" else (name,)
-        contract = dataclasses.replace(model.config.preprocessing, ct_windows=windows)
-        model.config.preprocessing = contract
-        return model
-
-    monkeypatch.setattr(base, "load_model", load)
+    monkeypatch.setattr(base, "load_model", lambda name: model_trained_in(name, 0.95))
     found = {name: evaluation(manifest).evaluate(name)[0] for name in ("released", "soft_tissue")}
     assert found["released"].predicted_size == 0
     assert found["soft_tissue"].scores["dice"] > 0.9
@@ -115,15 +116,7 @@ def test_ct_in_the_window_of_the_case_or_else_of_the_checkpoint(manifest, monkey
 @pytest.mark.parametrize("name", ["released", "soft_tissue"])
 def test_pictures_show_ct_in_the_window_that_the_model_was_shown(manifest, monkeypatch, name):
     """The background, -400 HU, is dark grey in the widest window and black in soft tissue."""
-
-    def load(name):
-        model = BrightInBox(0.5)
-        windows = () if name == "released" else (name,)
-        contract = dataclasses.replace(model.config.preprocessing, ct_windows=windows)
-        model.config.preprocessing = contract
-        return model
-
-    monkeypatch.setattr(base, "load_model", load)
+    monkeypatch.setattr(base, "load_model", lambda name: model_trained_in(name, 0.5))
     scans = evaluation(manifest)
     row = scans.evaluate(name)[0]
     assert row.modality == "CT"

@@ -7,9 +7,10 @@ from flax import nnx
 from medsam_jax.inference.predict_file import FilePredictor
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.volume import VolumePredictor
-from medsam_jax.models.functional import flatten_state, update_state
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import Sam, SamConfig
 from medsam_jax.models.unet import UNet, UNetConfig
+from tests.tiny import update_state
 
 
 def random_values(model: Sam | UNet) -> dict[str, np.ndarray]:

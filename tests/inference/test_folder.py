@@ -10,6 +10,7 @@ from medsam_jax.errors import OutputError, UserError
 from medsam_jax.inference import predict_file
 from medsam_jax.inference.predict_file import FilePredictor, Request
 from medsam_jax.inference.predict_folder import find_images, predict_path
+from tests.io.test_scans import write_series
 
 BOXES = [[3, 3, 18, 12]]
 
@@ -130,15 +131,17 @@ def test_a_full_disk_stops_the_run(ran, folder, monkeypatch):
     assert not any((folder.parent / "out").iterdir())
 
 
-def test_prompts_by_image(ran, folder):
+def test_prompts_by_image(ran, folder, capsys):
     prompts = {
         "a.png": [{"box": BOXES[0], "label": 4, "name": "cell"}],
         "b.png": [{"box": [0] * 4}],
+        "gone.png": [{"box": BOXES[0]}],
     }
     path = folder.parent / "prompts.json"
     path.write_text(json.dumps(prompts))
     with pytest.raises(UserError, match="2 of 4 images failed"):
         predict_path(request(folder, boxes=[], prompts=str(path)))
+    assert f"left out: {path}: gone.png: no such image" in capsys.readouterr().err
     mask = np.asarray(Image.open(folder.parent / "out" / "a_mask.png"))
     assert set(np.unique(mask)) == {0, 4}
 
@@ -184,3 +187,62 @@ def test_a_mask_that_was_given_is_never_replaced(ran, folder):
             predict_path(Request("m", str(image), masks, prompt_mask=str(masks)))
     assert [path.name for path in masks.iterdir()] == ["a_mask.png"]
     assert (masks / "a_mask.png").read_bytes() == given
+
+
+def test_dicom_beside_pictures_is_found(folder):
+    write_series(folder, np.ones((3, 8, 8), np.int16), "1.2.3")
+    write_series(folder, np.ones((2, 8, 8), np.int16), "1.2.4")
+    found = [image.removeprefix(f"{folder.parent}/") for image in find_images(str(folder))]
+    assert found[:2] == ["images#1.2.3", "images#1.2.4"]
+    assert len(found) == 6
+
+
+def test_a_folder_of_one_series_is_that_image(tmp_path):
+    write_series(tmp_path / "a #1", np.ones((3, 8, 8), np.int16), "1.2.3")
+    assert find_images(str(tmp_path / "a #1")) is None
+    write_series(tmp_path / "a #1", np.ones((3, 8, 8), np.int16), "1.2.4")
+    assert find_images(str(tmp_path / "a #1")) == [
+        f"{tmp_path}/a #1#1.2.3",
+        f"{tmp_path}/a #1#1.2.4",
+    ]
+
+
+def test_what_is_left_out_is_named(ran, folder, capsys):
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "x.png").write_bytes(b"x")
+    (folder / "scan.mat").write_bytes(b"MATLAB\0")
+    (folder / "._a.png").write_bytes(b"x")
+    (folder / "Thumbs.db").write_bytes(b"\0")
+    predict_path(request(folder))
+    assert ran == ["a", "b", "c.jpg", "c.png"]
+    left_out = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert left_out == [
+        f"left out: {folder}/scan.mat: .mat is no format that is read here; save it as .nii.gz or "
+        ".png, or unpack it",
+        f"left out: {folder}/deep: 1 files or series in it; give this folder by --image",
+    ]
+
+
+def test_outputs_are_named_as_the_image_was_given(ran, folder, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    (folder / "a.png").rename(store / "7f3a90")
+    (folder / "a.png").symlink_to(store / "7f3a90")
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"a.png": [{"box": BOXES[0]}]}))
+    given = {"image": str(folder / "a.png"), "boxes": [], "prompts": str(prompts)}
+    predict_path(request(folder, **given))
+    assert ran == ["a"]
+    assert (tmp_path / "out" / "a_mask.png").exists()
+
+
+@pytest.mark.parametrize("name", ["w [v2]", "x #1", "*?", "n\nl", "\u00e9 \u65e5", "q\"'{}"])
+def test_any_name(ran, folder, tmp_path, name):
+    images = folder.rename(tmp_path / name)
+    (images / "a.png").rename(images / f"{name}.png")
+    output = tmp_path / f"{name} out"
+    predict_path(request(images, image=str(images / f"{name}.png"), output=output))
+    assert ran == [name]
+    assert np.count_nonzero(np.asarray(Image.open(output / f"{name}_mask.png"))) == 25
+    predict_path(request(images, output=output))
+    assert sorted(ran) == sorted([name, "b", "c.jpg", "c.png"])  # the first is not done again

@@ -28,7 +28,7 @@ def test_better_masks_score_better():
     near, far = np.roll(target, 2, axis=0), np.roll(target, 8, axis=0)
     good, bad = (mask_scores(mask, target, SPACING, TOLERANCE) for mask in (near, far))
     for name, metric in METRICS.items():
-        assert (good[name] > bad[name]) == metric.higher_is_better, name
+        assert (good[name] > bad[name]) != metric.is_length, name
 
 
 def test_titles_name_what_numbers_depend_on():
@@ -40,7 +40,7 @@ def test_one_row_adds_a_metric(monkeypatch):
     def error(masks):
         return abs(np.count_nonzero(masks.pred) / np.count_nonzero(masks.target) - 1)
 
-    row = Metric("volume_error", "volume error", error, higher_is_better=False)
+    row = Metric("volume_error", "volume error", error)
     monkeypatch.setitem(registry.METRICS, row.name, row)
     target = np.arange(16).reshape(4, 4) < 8
     assert mask_scores(target[:, ::-1] & (np.arange(4) < 3), target, SPACING, 1.0)[row.name] == 0.25

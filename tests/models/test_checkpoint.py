@@ -208,3 +208,53 @@ def test_processes_of_a_run_do_not_wait_for_each_other(tmp_path, model):
         output, errors = process.communicate(timeout=120)
         assert output.strip().endswith("done"), errors
     assert all((value == 0).all() for value in checkpoint.read_params(tmp_path / "out").values())
+
+
+AWKWARD = (
+    "w [v2]",
+    "a*b?",
+    "**",
+    "back\\slash",
+    "n\nl",
+    "\u00e9 \u65e5",
+    "q\"'",
+    "#1",
+    "{x}",
+    "gs:",
+    "y" * 240,
+)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_any_folder_holds_a_checkpoint(tmp_path, model, name):
+    directory = tmp_path / name / name
+    checkpoint.save_model(directory, flatten_state(model), model.config, {})
+    found = checkpoint.read_params(hub.resolve(directory))
+    for path, value in flatten_state(model).items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).rename(tmp_path / "moved [x]")
+    assert checkpoint.read_params(tmp_path / "moved [x]" / name).keys() == found.keys()
+
+
+def test_what_cannot_be_read_back_is_not_written(tmp_path, model, monkeypatch):
+    """Orbax itself leaves the arrays of a folder with brackets where it does not find them."""
+    monkeypatch.setattr(checkpoint, "plain_path", lambda path: path.absolute())
+    directory = tmp_path / "w [v2]" / "tiny"
+    with pytest.raises(UserError, match="tiny: .*cannot be read back"):
+        checkpoint.save_model(directory, flatten_state(model), model.config, {})
+    assert not list(directory.parent.iterdir())
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, model):
+    params = {path: np.array(value) for path, value in flatten_state(model).items()}
+    params["mask_decoder.iou_token.embedding"][0, 1] = np.inf
+    checkpoint.save_model(tmp_path / "a", params, model.config, {})
+    message = r"a: mask_decoder\.iou_token\.embedding: 1 of \d+ weights are NaN or infinite"
+    with pytest.raises(UserError, match=message):
+        hub.load_model(tmp_path / "a")
+
+
+def test_files_of_the_desktop_beside_the_parts_are_no_parts(directory):
+    (directory / "params" / ".DS_Store").touch()
+    assert checkpoint.read_params(directory)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medsam_jax.models.functional import Functional, update_state
+from medsam_jax.models.functional import Functional
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig, resize_position_tables
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.ops import attention, strips, windows
 from medsam_jax.ops.form import ACCELERATOR, CPU
+from tests.tiny import update_state
 
 CONFIG = ViTConfig(24, 3, 2, (1,), patch_size=4, window_size=3)
 MADE_AT = 32

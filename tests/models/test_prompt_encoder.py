@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medsam_jax.models.functional import Functional, update_state
+from medsam_jax.models.functional import Functional
 from medsam_jax.models.prompt_encoder import PositionEmbeddingRandom
-from tests.tiny import tiny_sam
+from tests.tiny import tiny_sam, update_state
 
 
 @pytest.mark.parametrize("size", [(64, 64), (3, 5)])

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from medsam_jax.errors import UserError
 from medsam_jax.hub import load_model
 from medsam_jax.metrics import dice
 from medsam_jax.models.checkpoint import abstract_model, build_model, save_model
@@ -74,7 +75,7 @@ def test_without_box_channel_the_box_changes_nothing():
 
 
 def test_prompts_it_cannot_take_are_refused(model):
-    with pytest.raises(ValueError, match="needs boxes"):
+    with pytest.raises(UserError, match="a U-Net takes a box and nothing else"):
         model.decode(jnp.ones((1, 32, 32, 3)))
 
 

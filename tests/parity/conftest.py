@@ -10,10 +10,10 @@ import pytest
 import torch
 from flax import nnx
 
-from medsam_jax.models.functional import update_state
 from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.sam import Sam, SamConfig
 from tests.parity.torch_models import flax_variables, randomise, stub_torchvision
+from tests.tiny import update_state
 
 with stub_torchvision():
     from segment_anything import modeling

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medsam_jax.models.functional import update_state
 from medsam_jax.models.sam import Sam, SamConfig
 from medsam_jax.ops.form import CPU, PLAIN
 from tests.golden.lite_medsam_cases import CASES, PROMPT_KINDS, load_golden, prompts_of
@@ -18,6 +17,7 @@ from tests.parity.torch_models import (
     torch_decode,
     torch_encode,
 )
+from tests.tiny import update_state
 
 # Two frameworks sum 10^9 products in different orders; the bound is the project's.
 TOLERANCE = 1e-4

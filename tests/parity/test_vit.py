@@ -10,9 +10,9 @@ import pytest
 import torch
 from flax import nnx
 
-from medsam_jax.models.functional import update_state
 from medsam_jax.models.image_encoder import ImageEncoderViT, ViTConfig, resize_position_tables
 from tests.parity.torch_models import flax_variables, randomise, stub_torchvision
+from tests.tiny import update_state
 
 with stub_torchvision():
     from segment_anything.modeling import ImageEncoderViT as TorchImageEncoderViT

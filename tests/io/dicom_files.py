@@ -1,0 +1,65 @@
+"""Writes DICOM files slice by slice."""
+
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian as DEFLATED,
+)
+from pydicom.uid import (
+    ExplicitVRLittleEndian as EXPLICIT,
+)
+from pydicom.uid import (
+    ImplicitVRLittleEndian as IMPLICIT,
+)
+from pydicom.uid import (
+    RLELossless as RLE,
+)
+from pydicom.uid import (
+    generate_uid,
+)
+
+MR = "1.2.840.10008.5.1.4.1.1.4"
+__all__ = ["DEFLATED", "EXPLICIT", "IMPLICIT", "RLE", "write_slice"]
+
+
+def write_slice(
+    path: Path,
+    plane: np.ndarray,
+    position=(0.0, 0.0, 0.0),
+    direction=None,
+    spacing=(0.8, 0.7, 3.0),
+    number: int = 1,
+    uid: str = "1.2.3.4",
+    scaling: tuple[float, float] | None = None,
+    syntax: str = EXPLICIT,
+    bits: int = 16,
+) -> None:
+    """Writes one slice; `direction` has columns, `spacing` is in x, y, z order."""
+    direction = np.eye(3) if direction is None else direction
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = EXPLICIT if syntax == RLE else syntax
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = MR
+    instance = generate_uid(entropy_srcs=[uid, str(number), str(position)])
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = instance
+    ds.StudyInstanceUID = ds.FrameOfReferenceUID = "1.2.3"
+    ds.SeriesInstanceUID, ds.InstanceNumber, ds.Modality = uid, number, "MR"
+    ds.ImagePositionPatient = [f"{value:.9g}" for value in position]
+    ds.ImageOrientationPatient = [f"{value:.12f}" for value in direction[:, :2].T.ravel()]
+    ds.PixelSpacing = [f"{spacing[1]:.6g}", f"{spacing[0]:.6g}"]
+    ds.SliceThickness = f"{spacing[2]:.6g}"
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = plane.shape
+    ds.BitsAllocated = plane.dtype.itemsize * 8
+    ds.BitsStored, ds.HighBit = bits, bits - 1
+    ds.PixelRepresentation = int(plane.dtype.kind == "i")
+    if scaling is not None:
+        ds.RescaleSlope, ds.RescaleIntercept = scaling
+    content = plane.tobytes()
+    content += b"\0" * (len(content) % 2)
+    ds.add_new("PixelData", "OW" if ds.BitsAllocated > 8 else "OB", content)
+    if syntax == RLE:
+        ds.compress(RLE, generate_instance_uid=False)
+    ds.save_as(path, enforce_file_format=True)
