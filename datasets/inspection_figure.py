@@ -8,7 +8,7 @@ import numpy as np
 from datasets.inspection import Inspected
 from medsam_jax.data.modality import rule_of
 from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
-from medsam_jax.drawing import OBJECTS
+from medsam_jax.drawing import OBJECTS, figure_of
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import write_whole
 
@@ -29,14 +29,10 @@ def draw(inspected: Inspected) -> Any:
     The plane that the library cuts comes first, drawn as it is stored. The others are turned over
     where that puts the head at the top. With a mask, planes run through most of its voxels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     scan, found = inspected.scan, inspected.description
     cut = "zyx".index(found.slice_axis)
     axes = [cut, *(axis for axis in range(3) if axis != cut)] if found.slices > 1 else [cut]
-    figure = Figure(figsize=(10, 10 if len(axes) > 1 else 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_of(10, 10 if len(axes) > 1 else 5.4)
     panels = figure.subplots(2 if len(axes) > 1 else 1, 2, squeeze=False).flat
     low, high, shown = _limits(inspected)
     figure.suptitle(f"{Path(found.path).name}: grey levels are {shown}", fontsize=10, wrap=True)
