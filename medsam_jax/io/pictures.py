@@ -89,6 +89,7 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
             raise UserError(
                 f"{path}: is an animation of {image.n_frames} frames; save them as pages of a TIFF"
             )
+        image.load()  # OpenCV would print what is damaged
         deep = _deep_png(path) if image.format == "PNG" else None
         orientation = image.getexif().get(0x0112, 1)
         is_lossy = image.format in _LOSSY

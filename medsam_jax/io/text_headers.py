@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 import zlib
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io import itk
 from medsam_jax.io.geometry import Scan
+from medsam_jax.io.quiet import quiet
 
 _MOST_HEADER = 1 << 20  # bytes
 _BITS = {"char": 8, "int8": 8, "short": 16, "int16": 16, "int": 32, "int32": 32, "long": 32}
@@ -38,11 +40,12 @@ class _Data:
     is_compressed: bool
     skipped: int  # bytes before the voxels, in each file
     files: tuple[pathlib.Path, ...]
+    stored: int = 0  # bytes of compressed data, as far as the header says
 
     def check(self, path: str) -> None:
         """Raises UserError for a data file that is missing, or if all are shorter than needed."""
         for file in self.files:
-            if not file.exists():
+            if not file.is_file():
                 raise UserError(
                     f"{path}: its data file {file.name} is missing; copy it beside the header"
                 )
@@ -65,7 +68,9 @@ class _Data:
                 unpack = zlib.decompressobj()
                 with open(file, "rb") as stream:
                     stream.seek(self.skipped)
-                    while block := stream.read(1 << 20):
+                    left = self.stored or sys.maxsize
+                    while block := stream.read(min(left, 1 << 20)):
+                        left -= len(block)
                         found += len(unpack.decompress(block))
                 is_whole &= unpack.eof
         except zlib.error as error:
@@ -129,6 +134,7 @@ def read_metaimage(path: str) -> Scan:
         channels = int(fields.get("elementnumberofchannels", "1"))
         name = fields["elementdatafile"]
         skipped = max(int(fields.get("headersize", "0")), 0)
+        stored = max(int(fields.get("compresseddatasize", "0")), 0)
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{path}: the MetaImage header is damaged ({error}); write it again"
@@ -145,11 +151,13 @@ def read_metaimage(path: str) -> Scan:
         promised = math.prod(sizes) * channels * bits // 8
         is_compressed = fields.get("compresseddata", "").lower().startswith("t")
         is_local = name.upper() == "LOCAL"
-        data = _Data(promised, is_compressed, end if is_local else skipped, files)
+        data = _Data(promised, is_compressed, end if is_local else skipped, files, stored)
         data.check(path)
         if is_compressed:
             data.check_deflate(path)
-    scan = _with_spacing(itk.read_sitk(path, "MetaImageIO"), steps)
+    with quiet():
+        scan = itk.read_sitk(path, "MetaImageIO")
+    scan = _with_spacing(scan, steps)
     return _with_units(scan, [fields.get("distanceunits", "").lower()])
 
 

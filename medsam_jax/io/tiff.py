@@ -5,15 +5,21 @@ compressed so are unpacked by Pillow's libtiff first, one at a time. Pages in a 
 CCITT fax, WebP) are read by Pillow whole.
 """
 
+import contextlib
 import io
+import logging
+import math
 import pathlib
 import struct
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.pages import alpha_notes, colour_page, label_page, oriented, unoriented
+from medsam_jax.io.quiet import quiet
 
 _BYTE_CODECS = (5, 50000)  # LZW and ZSTD: compressed rows of bytes
 _PICTURE_CODECS = (2, 3, 4, 6, 7, 33007, 34712, 50001)  # CCITT, JPEG, JPEG 2000, WebP
@@ -35,25 +41,21 @@ def read_tiff(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[st
     """
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
-        kept, notes = _full_pages(path, file)
-        packed = [p for p in kept if p.compression in _BYTE_CODECS or p.predictor == 3]
-        for page in kept:
-            _check_size(path, page)
-    if packed:
-        source: Any = _unpacked(path)
-    else:
-        source = path
-    with tifffile.TiffFile(source) as file:
-        pages, alphas, lossy = [], [], False
-        for page in _full_pages(path, file)[0]:
-            page = page.aspage()
-            array, alpha = _page(path, page, as_labels)
-            pages.append(oriented(array, _tag(page, "Orientation", 1)))
-            alphas.append(alpha)
-            lossy |= int(page.compression) in _LOSSY
-        if len(pages) == 1 and file.is_imagej:
-            pages = _imagej_pages(path, file, pages)
+    with _no_errors(path):
+        with tifffile.TiffFile(path) as file:
+            kept, notes = _full_pages(path, file)
+            for page in kept:
+                _check_segments(path, page)
+            is_packed = any(p.compression in _BYTE_CODECS or p.predictor == 3 for p in kept)
+        with tifffile.TiffFile(_unpacked(path) if is_packed else path) as file:
+            pages, alphas, lossy = [], [], False
+            for page in _full_pages(path, file)[0]:
+                array, alpha = _page(path, page, as_labels)
+                pages.append(oriented(array, _tag(page, "Orientation", 1)))
+                alphas.append(alpha)
+                lossy |= int(page.compression) in _LOSSY
+            if len(pages) == 1 and file.is_imagej:
+                pages = _imagej_pages(path, file, pages)
     if any(page.shape != pages[0].shape for page in pages):
         raise UserError(f"{path}: pages of different sizes; save one picture a file")
     if any(page.dtype != pages[0].dtype for page in pages):
@@ -209,7 +211,7 @@ def _by_pillow(path: pathlib.Path, page: Any, as_labels: bool) -> np.ndarray:
             "uncompressed or with Deflate"
         )
     Image.MAX_IMAGE_PIXELS = None
-    with Image.open(path) as image:
+    with quiet(), Image.open(path) as image:
         image.seek(page.index)
         image.load()
         array = label_page(image) if as_labels else colour_page(image)
@@ -232,9 +234,7 @@ def _unpacked(path: pathlib.Path) -> io.BytesIO:
             if codec not in (*_BYTE_CODECS, 8, 32946):
                 raise UserError(f"{path}: compressed as {page.compression.name}; use Deflate")
             segments = []
-            for index, (start, size) in enumerate(
-                zip(page.dataoffsets, page.databytecounts, strict=True)
-            ):
+            for index, (start, size) in enumerate(_segments(page)):
                 memory.seek(start)
                 rows, row_bytes = _segment_shape(page, index)
                 raw = _decompressed(memory.read(size), codec, rows, row_bytes)
@@ -265,7 +265,7 @@ def _decompressed(data: bytes, codec: int, rows: int, row_bytes: int) -> bytes:
         struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags
     )
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    with Image.open(io.BytesIO(head + data)) as image:
+    with quiet(), Image.open(io.BytesIO(head + data)) as image:
         return np.asarray(image).tobytes()
 
 
@@ -304,15 +304,45 @@ def _replace(memory: io.BytesIO, page: Any, segments: list[bytes]) -> None:
     page.tags[f"{kind}ByteCounts"].overwrite([len(segment) for segment in segments])
 
 
-def _check_size(path: pathlib.Path, page: Any) -> None:
-    """Raises UserError if a file is too small for the pixels that a page promises."""
+def _check_segments(path: pathlib.Path, page: Any) -> None:
+    """Raises UserError if strips or tiles are missing, or too few for the promised pixels."""
     promised = page.imagewidth * page.imagelength * page.samplesperpixel * page.bitspersample // 8
     size = path.stat().st_size
-    most = size if page.compression == 1 else _MOST_RATIO * size
-    if promised > max(_MOST_BYTES if page.compression != 1 else 0, most):
+    ends = [start + count for start, count in _segments(page)]
+    most = size if page.compression == 1 else max(_MOST_BYTES, _MOST_RATIO * size)
+    if len(ends) != math.prod(page.chunked) or max(ends, default=0) > size or promised > most:
         raise UserError(
-            f"{path}: is truncated: {page.imagewidth} x {page.imagelength} pixels in {size} bytes; "
-            "copy or export it again"
+            f"{path}: is truncated or damaged: {page.imagewidth} x {page.imagelength} pixels in "
+            f"{len(ends)} strips or tiles, {size} bytes; copy or export it again"
+        )
+
+
+def _segments(page: Any) -> list[tuple[int, int]]:
+    return list(zip(page.dataoffsets, page.databytecounts, strict=True))
+
+
+@contextlib.contextmanager
+def _no_errors(path: pathlib.Path) -> Iterator[None]:
+    """Raises UserError for what tifffile only logs: damaged tags, pages that are not there."""
+    found: list[logging.LogRecord] = []
+
+    class Collect(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            if record.thread == thread:
+                found.append(record)
+            return record.thread != thread
+
+    logger, thread, collect = logging.getLogger("tifffile"), threading.get_ident(), Collect()
+    logger.addFilter(collect)
+    try:
+        yield
+    finally:
+        logger.removeFilter(collect)
+    errors = [record.getMessage() for record in found if record.levelno >= logging.ERROR]
+    if errors:
+        raise UserError(
+            f"{path}: cannot be read ({' '.join(errors[0].split())[:120]}); the picture is "
+            "damaged: copy or export it again"
         )
 
 

@@ -280,6 +280,32 @@ def test_big_tiff(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "a.tif", array, bigtiff=True).array[0], array)
 
 
+def test_a_page_that_is_not_there_is_no_shorter_volume(tmp_path):
+    """tifffile logs it and reads the pages before it."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, grey(np.dtype("u2"), (4, 16, 16)), photometric="minisblack")
+    with tifffile.TiffFile(path) as file:
+        last = file.pages[3].offset
+    content = path.read_bytes()
+    path.write_bytes(content.replace(struct.pack("<I", last), struct.pack("<I", 9999999)))
+    with pytest.raises(UserError, match="invalid page offset.*export it again"):
+        scans.read_scan(path)
+
+
+def test_a_damaged_tag_is_no_default(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, grey(np.dtype("u2"), (16, 16)))
+    content = bytearray(path.read_bytes())
+    entries = struct.unpack_from("<I", content, 4)[0]
+    for index in range(struct.unpack_from("<H", content, entries)[0]):
+        at = entries + 2 + 12 * index
+        if struct.unpack_from("<H", content, at)[0] == 258:
+            struct.pack_into("<H", content, at + 2, 77)  # its data type
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="export it again"):
+        scans.read_scan(path)
+
+
 def test_promised_pixels_without_bytes_are_refused(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((8, 8), np.uint8))
@@ -290,5 +316,5 @@ def test_promised_pixels_without_bytes_are_refused(tmp_path):
         if struct.unpack_from("<H", content, at)[0] in (256, 257):
             struct.pack_into("<HHII", content, at, *struct.unpack_from("<HHI", content, at), 65000)
     path.write_bytes(content)
-    with pytest.raises(UserError, match="truncated: 65000 x 65000 pixels"):
+    with pytest.raises(UserError, match="damaged: 65000 x 65000 pixels"):
         scans.read_scan(path)
