@@ -225,4 +225,6 @@ def test_notes_reach_the_record_and_the_card(hospital, tmp_path, monkeypatch, ca
     assert {tuple(case["notes"]) for case in record["cases"]} == {("tilted",)}
     assert "note: " in capsys.readouterr().out
     text = card.text(record)
-    assert "## Notes on how files were read\n\n* p0, p1, p2 and 3 more: tilted\n" in text
+    cases = list(dict.fromkeys(case["case_id"] for case in record["cases"]))
+    line = f"{', '.join(cases[:3])} and {len(cases) - 3} more: tilted"
+    assert f"## Notes on how files were read\n\n* {line}\n" in text
