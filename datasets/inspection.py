@@ -142,7 +142,12 @@ def _described(scan: Scan, path: str, format: str, modality: str | None) -> Desc
     spacing = tuple(float(s) if math.isfinite(s) else None for s in scan.spacing[::-1])
     low, high = float(scan.array.min()), float(scan.array.max())
     percentiles = np.percentile(scan.array, PERCENTILES).tolist()
-    modality, source = _modality(scan, path, low, high, modality)
+    if not modality and format.startswith("DICOM") and (found := dicom_tag(path, "0008|0060")):
+        modality, source = found, "the file's DICOM tag"
+    elif modality:
+        source = "as given"
+    else:
+        modality, source = _guess(scan.array, low, high)
     warnings = []
     if low == high:
         warnings.append(f"the image is constant ({low:g}); datasets.build refuses it")
@@ -186,17 +191,13 @@ def orientation(scan: Scan, axis: int) -> tuple[str, str, float]:
     return "".join(letters), _PLANES[sides[2 - axis]], tilt if tilt > 0.05 else 0.0
 
 
-def _modality(scan: Scan, path: str, low: float, high: float, given: str | None) -> tuple[str, str]:
-    """Returns modality and where it is from."""
-    if given:
-        return given, "as given"
-    if dicom.is_dicom(path) and (found := dicom_tag(path, "0008|0060")):
-        return found, "the file's DICOM tag"
-    if scan.array.ndim == 4:
+def _guess(array: np.ndarray, low: float, high: float) -> tuple[str, str]:
+    """Returns a modality, or "", and what it is guessed from."""
+    if array.ndim == 4:
         return "", "colours: a photograph, microscopy or a screen picture"
     if low <= -500:
         return "CT", f"a guess: values down to {low:g} look like HU; give --modality CT"
-    if np.issubdtype(scan.array.dtype, np.integer) and low == 0 and high < MASK_VALUES:
+    if np.issubdtype(array.dtype, np.integer) and low == 0 and high < MASK_VALUES:
         return "", "few whole values: this looks like a mask"
     return "", "the file does not say; give --modality"
 
