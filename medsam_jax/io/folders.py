@@ -92,6 +92,6 @@ def _sort_unknown(file: Path, contents: Contents) -> None:
     elif not is_text:
         kind = suffix or "a file without suffix"
         contents.left_out.append(
-            f"{file}: {kind} is not taken from folders; save it as .nii.gz or .png, unpack it, or "
-            "name the file itself"
+            f"{file}: {kind} is no format that is taken from folders; save it as .nii.gz or .png, "
+            "unpack it, or name the file itself"
         )

@@ -170,7 +170,7 @@ def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "img" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     found = pairing.pair_folders(tmp_path / "img", tmp_path / "seg", "CT", "t")
     assert [row[0] for row in found.rows] == ["a"]
-    starts = ("DICOMDIR: an index", "b.h5: .h5 is not taken")
+    starts = ("DICOMDIR: an index", "b.h5: .h5 is no format")
     for line, start in zip(found.problems, starts, strict=True):
         assert line.startswith(f"{tmp_path}/img/{start}")
 
