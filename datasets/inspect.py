@@ -65,7 +65,7 @@ def _inspect(path: str) -> None:
 
     if line := inspection.other_folder(path):
         raise UserError(line)
-    scans, others = inspection.find_scans(path)
+    scans, left_out = inspection.find_scans(path)
     if _MASK.value and len(scans) > 1:
         raise UserError(f"--mask: {_MASK.value} is for one image, {path} holds {len(scans)}")
     output = pathlib.Path(_OUTPUT.value or "inspection")
@@ -83,8 +83,8 @@ def _inspect(path: str) -> None:
     if _JSON.value:
         json.dump([one.to_json() for one in described], sys.stdout, indent=1)
         print()
-    elif len(scans) > 1 or others:
-        print("\n".join(inspection.summary(described, others)))
+    elif len(scans) > 1 or left_out:
+        print("\n".join(inspection.summary(described, left_out)))
     refused = [one for one in described if one.refused]
     if len(scans) == 1 and refused:
         raise UserError(refused[0].refused)

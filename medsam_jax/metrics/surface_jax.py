@@ -121,17 +121,15 @@ def _nsd_packed(
     # By the table of `surface_elements.contour_lengths`.
     along_row, along_column = even & ~(a ^ b) & (a ^ c), even & (a ^ b) & ~(a ^ c)
     two_corners = even & (a ^ b) & (a ^ c)
+    kinds = corner, along_row, along_column, two_corners
     surface = corner | along_row | along_column | two_corners
     other = jnp.roll(surface, batch, axis=0)
     near = _dilate(other, jnp.concatenate([reach, reach]))
 
     def length(cells):
-        def count(kind):
-            counts = lax.population_count(kind & cells).sum((1, 2), dtype=jnp.int32)
-            return counts[:batch] + counts[batch:]
-
-        diagonals = count(corner) + 2 * count(two_corners)
-        return diagonal * diagonals + row * count(along_column) + column * count(along_row)
+        counts = [lax.population_count(kind & cells).sum((1, 2), dtype=jnp.int32) for kind in kinds]
+        one, in_rows, in_columns, two = (both[:batch] + both[batch:] for both in counts)
+        return diagonal * (one + 2 * two) + row * in_columns + column * in_rows
 
     return length(near) / length(surface)
 

@@ -106,7 +106,7 @@ def test_command_line_on_a_folder(tmp_path):
     folder.mkdir()
     ct(folder / "ct.nii.gz")
     (folder / "bad.nii").write_bytes(b"GIF89a not a scan")
-    (folder / "notes.txt").write_text("no scan")
+    (folder / "a.mat").write_bytes(b"no\0scan")
     for uid, depth in (("1.2.3.4", 4), ("1.2.3.5", 3)):
         write_series(folder / "dicom", np.ones((depth, 6, 8), np.int16), uid)
     done = run(folder, "--output", tmp_path / "out")
@@ -115,7 +115,7 @@ def test_command_line_on_a_folder(tmp_path):
     assert f"{folder}/dicom#1.2.3.4\n  format:      DICOM series" in done.stdout
     assert f"refused:     {folder}/bad.nii: " in done.stdout
     assert "4 scans, 1 refused" in done.stdout
-    assert f"no scans:    1 ({folder}/notes.txt)" in done.stdout
+    assert f"left out:    {folder}/a.mat: .mat is no format" in done.stdout
     assert "CT (the file's DICOM tag)" in done.stdout
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["ct.png", "dicom_1.2.3.4.png", "dicom_1.2.3.5.png"]
@@ -225,4 +225,6 @@ def test_notes_reach_the_record_and_the_card(hospital, tmp_path, monkeypatch, ca
     assert {tuple(case["notes"]) for case in record["cases"]} == {("tilted",)}
     assert "note: " in capsys.readouterr().out
     text = card.text(record)
-    assert "## Notes on how files were read\n\n* p0, p1, p2 and 3 more: tilted\n" in text
+    cases = list(dict.fromkeys(case["case_id"] for case in record["cases"]))
+    line = f"{', '.join(cases[:3])} and {len(cases) - 3} more: tilted"
+    assert f"## Notes on how files were read\n\n* {line}\n" in text
