@@ -328,6 +328,14 @@ def test_a_scan_of_one_intensity_is_refused_by_name(manifest):
         evaluation(manifest).evaluate("0.5")
 
 
+def test_ct_that_is_not_in_hounsfield_units_is_said(manifest, caplog):
+    path = manifest.parent / "one.nii.gz"
+    write(path, sitk.GetArrayFromImage(sitk.ReadImage(str(path))) + 1024)
+    evaluation(manifest).evaluate("0.5")
+    (line,) = (r.getMessage() for r in caplog.records if "probably not in HU" in r.getMessage())
+    assert line.startswith(f"case one (balls, CT): {path}: a CT without a negative value (624 to")
+
+
 def test_a_spacing_of_zero_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     volume = np.ones((3, 40, 50), np.uint8)
