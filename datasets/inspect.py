@@ -18,6 +18,7 @@ from absl import flags
 
 from medsam_jax.cli import run
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import check_writable
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "A built data set (--data_dir of datasets.build, or a version folder)."
@@ -54,6 +55,7 @@ def _print_card(data_dir: str) -> None:
 
     info = find_dataset(data_dir)
     output = pathlib.Path(_OUTPUT.value or "data_card")
+    check_writable(output)
     print(card.text(info.record))
     card.draw(info, output / "figures")
     (output / "README.md").write_text(card.text(info.record), encoding="utf-8")
@@ -69,6 +71,7 @@ def _inspect(path: str) -> None:
     if _MASK.value and len(scans) > 1:
         raise UserError(f"--mask: {_MASK.value} is for one image, {path} holds {len(scans)}")
     output = pathlib.Path(_OUTPUT.value or "inspection")
+    check_writable(output)
     names = inspection.picture_names(scans)
     described = []
     for scan in scans:

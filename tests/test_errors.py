@@ -107,7 +107,7 @@ def test_work_is_done_without_readers_of_its_output(tmp_path, redirection):
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": ROOT},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["done"]
