@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.modality import doubts
+from medsam_jax.data.modality import doubts, rule_of
 from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import stem
@@ -148,10 +148,16 @@ def _described(scan: Scan, path: str, format: str, modality: str | None) -> Desc
         source = "as given"
     else:
         modality, source = _guess(scan.array, low, high)
-    warnings = []
+    warnings = doubts(scan.array, modality, recipe := get_recipe(DEFAULT_RECIPE))
     if low == high:
-        warnings.append(f"the image is constant ({low:g}); datasets.build refuses it")
-    warnings += doubts(scan.array, modality, get_recipe(DEFAULT_RECIPE))
+        warnings.append(f"datasets.build refuses a constant image ({low:g})")
+    elif scan.array.dtype != np.uint8:
+        try:
+            rule_of(modality).limits(scan.array, recipe, None)
+        except UserError as error:
+            warnings.append(f"datasets.build and predict refuse its values: {error}")
+    if None in spacing and scan.array.shape[axis] > 1:
+        warnings.append("medsam_jax.evaluate refuses a volume without spacing: scores are in mm")
     return Description(
         path,
         format,
