@@ -7,6 +7,7 @@ import io
 import pathlib
 import re
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def _read(
     path: pathlib.Path, format_name: str, as_labels: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        with warnings.catch_warnings(), quiet("tifffile"):
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")  # of Pillow and tifffile, on tags that are not used
             if format_name == "TIFF":
                 array, notes, is_lossy = tiff.read_tiff(path, as_labels)
@@ -89,7 +90,7 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
             raise UserError(
                 f"{path}: is an animation of {image.n_frames} frames; save them as pages of a TIFF"
             )
-        image.load()  # OpenCV would print what is damaged
+        image.load()
         deep = _deep_png(path) if image.format == "PNG" else None
         orientation = image.getexif().get(0x0112, 1)
         is_lossy = image.format in _LOSSY
@@ -135,7 +136,9 @@ def _deep_png(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None] | None
     depth, colour_type = _png_header(path)
     if depth != 16 or colour_type not in _PNG_SAMPLES:
         return None
-    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    content = path.read_bytes()
+    _check_chunks(content)
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
         raise ValueError("damaged 16-bit PNG")
     alpha = found[..., 3] if found.shape[2] == 4 and colour_type != 2 else None
@@ -147,3 +150,18 @@ def _alpha(image: Any) -> np.ndarray | None:
     if image.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
         return None
     return np.asarray(image.getchannel(image.getbands()[-1]))
+
+
+def _check_chunks(content: bytes) -> None:
+    """Raises ValueError for a PNG whose chunks are damaged: OpenCV allocates what they promise."""
+    at = 8
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        end = at + 8 + length
+        name, stored = content[at + 4 : at + 8], content[end : end + 4]
+        if zlib.crc32(content[at + 4 : end]).to_bytes(4, "big") != stored:
+            raise ValueError(f"chunk {name!r} is damaged")
+        if name == b"IEND":
+            return
+        at = end + 4
+    raise ValueError("its end is missing")

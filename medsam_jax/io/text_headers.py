@@ -17,7 +17,6 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io import itk
 from medsam_jax.io.geometry import Scan
-from medsam_jax.io.quiet import quiet
 
 _MOST_HEADER = 1 << 20  # bytes
 _BITS = {"char": 8, "int8": 8, "short": 16, "int16": 16, "int": 32, "int32": 32, "long": 32}
@@ -155,9 +154,7 @@ def read_metaimage(path: str) -> Scan:
         data.check(path)
         if is_compressed:
             data.check_deflate(path)
-    with quiet():
-        scan = itk.read_sitk(path, "MetaImageIO")
-    scan = _with_spacing(scan, steps)
+    scan = _with_spacing(itk.read_sitk(path, "MetaImageIO"), steps)
     return _with_units(scan, [fields.get("distanceunits", "").lower()])
 
 
