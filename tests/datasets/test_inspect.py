@@ -178,9 +178,9 @@ def test_planes_have_the_aspect_of_the_spacing_and_letters(tmp_path):
 
 
 def test_pictures_of_one_name_do_not_replace_each_other(tmp_path):
-    scans = [str(tmp_path / name) for name in ("a/ct.nii", "b/ct.nii", "b/CT.nrrd")]
+    scans = [str(tmp_path / name) for name in ("a/ct.nii", "a/ct_2.nii", "b/ct.nii", "b/CT.nrrd")]
     names = inspection.picture_names(scans)
-    assert list(names.values()) == ["ct.png", "ct_2.png", "CT_3.png"]
+    assert list(names.values()) == ["ct.png", "ct_2.png", "ct_3.png", "CT_4.png"]
 
 
 # --- notes
