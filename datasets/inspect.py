@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from medsam_jax.cli import run
+from medsam_jax.cli import progress, run
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import check_writable
 
@@ -74,7 +74,7 @@ def _inspect(path: str) -> None:
     check_writable(output)
     names = inspection.picture_names(scans)
     described = []
-    for scan in scans:
+    for scan in progress(scans, "scans") if _JSON.value and len(scans) > 1 else scans:
         inspected = inspection.describe(scan, _MASK.value, _MODALITY.value)
         described.append(inspected.description)
         if not _JSON.value:

@@ -1,14 +1,14 @@
 """Describes scans as this library reads them: format, geometry, values, notes, refusals."""
 
-import collections
 import dataclasses
+import itertools
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.modality import doubts
+from medsam_jax.data.modality import doubts, rule_of
 from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import stem
@@ -84,10 +84,9 @@ class Description:
         if not stated:
             return "not stated: results are in pixels"
         text = " x ".join("?" if step is None else f"{step:.4g}" for step in self.spacing_mm)
-        is_known = len(stated) == 3 or (self.slices == 1 and len(stated) == 2)
-        return f"{text} mm" + (
-            "" if is_known else ", not stated for all axes: results are in pixels"
-        )
+        if len(stated) == 3 or (self.slices == 1 and len(stated) == 2):
+            return f"{text} mm"
+        return f"{text} mm, not stated for all axes: results are in pixels"
 
     def orientation_text(self) -> str:
         if not self.orientation:
@@ -148,10 +147,16 @@ def _described(scan: Scan, path: str, format: str, modality: str | None) -> Desc
         source = "as given"
     else:
         modality, source = _guess(scan.array, low, high)
-    warnings = []
+    warnings = doubts(scan.array, modality, recipe := get_recipe(DEFAULT_RECIPE))
     if low == high:
-        warnings.append(f"the image is constant ({low:g}); datasets.build refuses it")
-    warnings += doubts(scan.array, modality, get_recipe(DEFAULT_RECIPE))
+        warnings.append(f"datasets.build refuses a constant image ({low:g})")
+    elif scan.array.dtype != np.uint8:
+        try:
+            rule_of(modality).limits(scan.array, recipe, None)
+        except UserError as error:
+            warnings.append(f"datasets.build and predict refuse its values: {error}")
+    if None in spacing and scan.array.shape[axis] > 1:
+        warnings.append("medsam_jax.evaluate refuses a volume without spacing: scores are in mm")
     return Description(
         path,
         format,
@@ -172,8 +177,11 @@ def _described(scan: Scan, path: str, format: str, modality: str | None) -> Desc
 
 
 def orientation(scan: Scan, axis: int) -> tuple[str, str, float]:
-    """Returns the sides to which x, y, z run ("LPS"), the plane of slices across an array axis
-    ("axial") and the largest angle to the patient's axes in degrees; empty without geometry."""
+    """Returns the sides to which x, y, z run, the plane of slices, and the largest tilt.
+
+    Such as "LPS", "axial" for slices across the array axis `axis`, and the largest angle between an
+    axis and the patient's in degrees. Empty without geometry.
+    """
     if scan.affine is None:
         return "", "", 0.0
     direction = np.reshape(scan.affine[2], (3, 3))  # columns: x, y, z of the file
@@ -268,13 +276,14 @@ def find_scans(path: str) -> tuple[list[str], list[str]]:
 def picture_names(scans: list[str]) -> dict[str, str]:
     """Returns a file name for each scan's picture: stems, with a number where they are the same."""
     names: dict[str, str] = {}
-    taken = collections.Counter()
+    taken = set()
     for scan in scans:
         folder, uid = split_series(scan)
         base = stem(folder) + (f"_{uid}" if uid else "")
-        taken[base.lower()] += 1
-        count = taken[base.lower()]
-        names[scan] = f"{base}.png" if count == 1 else f"{base}_{count}.png"
+        candidates = itertools.chain([base], (f"{base}_{n}" for n in itertools.count(2)))
+        name = next(name for name in candidates if name.lower() not in taken)
+        taken.add(name.lower())
+        names[scan] = f"{name}.png"
     return names
 
 

@@ -161,7 +161,10 @@ class Evaluation(abc.ABC):
 
     def seen_note(self, metadata: Mapping[str, Any]) -> str:
         """Returns a note where patients of the checkpoint's training are scored, else ""."""
-        seen, patients = trained_cases(metadata), self.patients()
+        seen = trained_cases(metadata)
+        if not seen:
+            return ""
+        patients = self.patients()
         counts = collections.Counter(seen[patient] for patient in patients if patient in seen)
         found = " and ".join(f"{counts[split]} in {split}" for split in SEEN if counts[split])
         return found and f"of {len(patients)} patients scored, its training had {found}"

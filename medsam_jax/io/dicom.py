@@ -1,30 +1,43 @@
-"""Reads DICOM series."""
+"""Reads DICOM files and series. Rules decide by the headers, before any pixels are read."""
 
-import pathlib
-
-import numpy as np
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 from medsam_jax.errors import UserError
-from medsam_jax.io import itk
+from medsam_jax.io import dicom_stack, formats
+from medsam_jax.io.dicom_frames import read_pixels
+from medsam_jax.io.dicom_groups import frames_of
+from medsam_jax.io.dicom_headers import Header, read_header, reading
+from medsam_jax.io.dicom_kinds import is_other, is_segmentation, why_no_image
 from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
 
+SUFFIXES = (".dcm", ".dicom", ".ima")
+
 
 def is_dicom(path: str) -> bool:
-    """Returns whether a path is read as DICOM: a folder, or a file with suffix .dcm."""
-    file = pathlib.Path(split_series(path)[0])
-    return file.is_dir() or file.suffix.lower() == ".dcm"
+    """Returns whether a path is read as DICOM: a folder, or a file with DICOM's bytes or suffix."""
+    file = Path(split_series(path)[0])
+    if file.is_dir() or file.suffix.lower() == ".dcm":
+        return True
+    try:
+        return formats.identify(file).name == "DICOM"
+    except (OSError, UserError):
+        return False
 
 
-def list_series(folder: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
+def list_series(folder: str | Path) -> dict[str, tuple[str, ...]]:
     """Maps the UID of each DICOM series directly in a folder to its files in slice order."""
-    import SimpleITK as sitk
-
-    with itk.no_warnings():
-        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        return {
-            uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in uids
-        }
+    found = {}
+    for uid, headers in _look(folder).series.items():
+        try:
+            with reading(folder):
+                frames = _order(headers, str(folder))[0]
+            found[uid] = tuple(dict.fromkeys(frame.header.file for frame in frames))
+        except UserError:  # raised again when it is read
+            found[uid] = tuple(header.file for header in headers)
+    return found
 
 
 def dicom_files(path: str) -> tuple[str, ...]:
@@ -34,39 +47,97 @@ def dicom_files(path: str) -> tuple[str, ...]:
       UserError: no series, or several and none chosen.
     """
     folder, wanted = split_series(path)
-    if not pathlib.Path(folder).is_dir():
+    if not Path(folder).is_dir():
         return (path,)
     found = list_series(folder)
     return found[_choose_series(path, wanted, found)]
 
 
 def read_series(path: str) -> Scan:
-    import SimpleITK as sitk
+    """Reads the series of a folder, or one of several (`FOLDER#SERIES_UID`).
 
-    reader = sitk.ImageSeriesReader()
-    reader.MetaDataDictionaryArrayUpdateOn()
-    reader.SetFileNames(dicom_files(path))
-    with itk.no_warnings():
+    Raises:
+      UserError: no series, or several and none chosen; a file that may belong to it and cannot be
+        read; slices that form no volume.
+    """
+    folder, wanted = split_series(path)
+    found = _look(folder)
+    files = {uid: [header.file for header in of] for uid, of in found.series.items()}
+    broken = [line for uid, line in found.broken if not uid or not wanted or uid == wanted]
+    if broken and (len(files) <= 1 or wanted):
+        more = f" ({len(broken) - 1} more files cannot be read)" if len(broken) > 1 else ""
+        raise UserError(broken[0] + more)
+    if not files and found.others:
+        raise UserError(f"{path}: no DICOM series of images in this folder; {found.others[0]}")
+    return _read(found.series[_choose_series(path, wanted, files)], path)
+
+
+def read_file(path: str) -> Scan:
+    """Reads a DICOM file: one slice, or as many as it has frames."""
+    header = read_header(path)
+    if why := why_no_image(header):
+        raise UserError(f"{path}: {why}")
+    return _read([header], path)
+
+
+def _read(headers: Sequence[Header], path: str) -> Scan:
+    with reading(path):
+        frames, affine, spacing, notes = _order(headers, path)
+        array = read_pixels(frames)
+    noted = dict.fromkeys(note for header in headers for note in header.notes)
+    return Scan(array, spacing, affine, path, (*noted, *notes))
+
+
+def _order(headers: Sequence[Header], path: str) -> tuple:
+    frames = [frame for header in headers for frame in frames_of(header)]
+    return dicom_stack.order(frames, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """DICOM files of a folder.
+
+    series: headers of the files with pixels by series.
+    others: a line for each whole file that is no image, such as an RTSTRUCT.
+    broken: (series or "", line) of each file that cannot be read and may be a slice.
+    """
+
+    series: dict[str, list[Header]]
+    others: list[str]
+    broken: list[tuple[str, str]]
+
+
+def _look(folder: str | Path) -> _Found:
+    """Reads the headers in a folder, by name; only its DICOM files and damaged ones are noticed."""
+    found = _Found({}, [], [])
+    for file in sorted(Path(folder).iterdir()):
+        if not file.is_file() or file.name.startswith("."):
+            continue
+        if not _may_be_slice(file):
+            continue
+        if file.stat().st_size == 0:
+            found.broken.append(("", f"{file}: is empty (0 bytes); copy the file again"))
+            continue
         try:
-            image = reader.Execute()
-        except RuntimeError as error:
-            raise UserError(
-                f"{path}: the series cannot be read ({itk.reason(error)}); export it again"
-            ) from None
-    # ITK marks a series whose slices are not evenly spaced, but its number cannot be read here
-    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
-        places = [reader.GetMetaData(index, "0020|0032") for index in range(image.GetDepth())]
-        points = np.array([[float(value) for value in place.split("\\")] for place in places])
-        steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
-        if np.ptp(steps) > max(0.01, 0.01 * np.median(steps)):
-            raise UserError(
-                f"{path}: slices are not evenly spaced ({steps.min():.2f} to {steps.max():.2f} mm "
-                "apart); files are missing or belong to another series"
-            )
-    return itk.from_sitk(image, path)
+            header = read_header(file)
+        except UserError as error:
+            found.broken.append(("", str(error)))
+            continue
+        why = why_no_image(header)
+        if not why:
+            found.series.setdefault(header.series, []).append(header)
+        elif is_segmentation(header) or is_other(header):
+            found.others.append(f"{file}: {why}")
+        else:
+            found.broken.append((header.series, f"{file}: {why}"))
+    return found
 
 
-def _choose_series(path: str, wanted: str, found: dict[str, tuple[str, ...]]) -> str:
+def _may_be_slice(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES or is_dicom(str(file))
+
+
+def _choose_series(path: str, wanted: str, found: dict[str, Sequence[str]]) -> str:
     """Returns the series to read; raises UserError for none, several or an unknown one."""
     if not found:
         raise UserError(f"{path}: no DICOM series in this folder; name a file or another folder")

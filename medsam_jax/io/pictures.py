@@ -131,11 +131,11 @@ def _png_header(path: pathlib.Path) -> tuple[int, int]:
 
 def _deep_png(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Returns 16-bit colours (or grey) and alpha, of which Pillow keeps 8 bits; None for others."""
-    import cv2
-
     depth, colour_type = _png_header(path)
     if depth != 16 or colour_type not in _PNG_SAMPLES:
         return None
+    import cv2
+
     content = path.read_bytes()
     _check_chunks(content)
     found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)

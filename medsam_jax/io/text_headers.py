@@ -109,6 +109,12 @@ def read_nrrd(path: str) -> Scan:
     if directions and not fields.get("kinds"):
         is_space = [one is not None for one in directions]
     colours = next((_COLOUR_KINDS[kind] for kind in kinds if kind in _COLOUR_KINDS), "")
+    for kind, size in zip(kinds, sizes, strict=True):
+        if size > 1 and kind not in (*_SPACE_KINDS, *_COLOUR_KINDS, "vector"):
+            raise UserError(
+                f"{path}: has {size} values per voxel of the kind {kind}, which are no colours; "
+                "save each as a file of its own"
+            )
     stated = [step for step, in_space in zip(steps, is_space, strict=True) if in_space]
     _check_steps(path, stated)
     _check_numbers(path, fields, ("space directions", "space origin", "axis mins", "axis maxs"))

@@ -121,6 +121,10 @@ def _page(path: pathlib.Path, page: Any, as_labels: bool) -> tuple[np.ndarray, n
             f"{path}: {bits} bits, compressed as {getattr(page.compression, 'name', codec)}; save "
             "it with 8 or 16 bits, uncompressed or with Deflate"
         )
+    if page.imagedepth > 1:
+        raise UserError(
+            f"{path}: a page is a volume (ImageDepth {page.imagedepth}); save slices as pages"
+        )
     array = page.asarray()
     if page.planarconfig == 2 and page.samplesperpixel > 1:
         array = np.moveaxis(array, 0, -1)

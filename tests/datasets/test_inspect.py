@@ -30,7 +30,7 @@ def liver(path):
 
 def run(*arguments):
     command = [sys.executable, "-m", "datasets.inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
 
 
 def test_a_file_and_its_mask(tmp_path):
@@ -70,6 +70,15 @@ def test_ct_that_cannot_be_in_hounsfield_units(tmp_path):
     assert inspection.describe(path, modality="MR").description.warnings == ()
 
 
+def test_values_that_a_build_refuses(tmp_path):
+    for low, words in ((7, "constant image (7)"), (0, "percentiles are both 7")):
+        array = np.full((4, 6, 8), 7, np.int16)
+        array[0] = low
+        path = write(tmp_path / "a.nrrd", array)
+        warnings = inspection.describe(str(path), modality="MR").description.warnings
+        assert any(words in line for line in warnings), warnings
+
+
 def test_a_picture_has_no_millimetres(tmp_path):
     Image.fromarray(np.arange(600, dtype=np.uint8).reshape(20, 30)).save(tmp_path / "a.png")
     found = inspection.describe(str(tmp_path / "a.png")).description
@@ -86,6 +95,7 @@ def test_a_spacing_that_is_stated_for_some_axes(tmp_path):
     inspected = inspection.describe(str(tmp_path / "a.mha"))
     assert inspected.description.spacing_mm == (None, None, None)
     assert inspected.description.notes
+    assert "evaluate refuses" in inspected.description.warnings[-1]
     inspection_figure.draw(inspected)
 
 
@@ -168,9 +178,9 @@ def test_planes_have_the_aspect_of_the_spacing_and_letters(tmp_path):
 
 
 def test_pictures_of_one_name_do_not_replace_each_other(tmp_path):
-    scans = [str(tmp_path / name) for name in ("a/ct.nii", "b/ct.nii", "b/CT.nrrd")]
+    scans = [str(tmp_path / name) for name in ("a/ct.nii", "a/ct_2.nii", "b/ct.nii", "b/CT.nrrd")]
     names = inspection.picture_names(scans)
-    assert list(names.values()) == ["ct.png", "ct_2.png", "CT_3.png"]
+    assert list(names.values()) == ["ct.png", "ct_2.png", "ct_3.png", "CT_4.png"]
 
 
 # --- notes
