@@ -278,11 +278,6 @@ def test_pictures_are_scored_in_two_dimensions(tmp_path, monkeypatch):
     assert np.isnan(row.burden["truth_volume_ml"])
 
 
-def test_label_that_a_case_lacks_is_refused_by_name(manifest):
-    with pytest.raises(UserError, match=r"case one \(balls, CT\): --labels 2 is not in .*\[1, 3\]"):
-        evaluation(manifest, labels=[1, 2]).evaluate("0.5")
-
-
 def test_a_mask_elsewhere_is_refused_by_name(manifest):
     path = manifest.parent / "two_mask.nii.gz"
     image = sitk.ReadImage(str(path))
