@@ -127,6 +127,8 @@ def work(first: int, step: int, stop: int) -> None:
             for label, sample in known.items()
             if re.search(os.environ.get("FUZZ_NAMES", ""), label)
         }
+        import cv2  # noqa: F401 (readers import it when they need it)
+
         limit = address_space("VmPeak") + (2 << 30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         for number in range(first, stop, step):
