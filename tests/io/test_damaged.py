@@ -13,6 +13,7 @@ from PIL import Image
 
 from medsam_jax.errors import UserError
 from medsam_jax.io import scans
+from tests.io.dicom_files import MR, write_slice
 from tests.io.mutations import mend_png, volume
 
 
@@ -110,6 +111,15 @@ def test_one_line_and_nothing_beside_it(tmp_path, make, message, capfd):
         scans.read_scan(path)
     assert str(error.value).isprintable()
     assert str(path) in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_class_of_dicom_warns_of_nothing(tmp_path, capfd):
+    write_slice(tmp_path / "a.dcm", volume()[0])
+    content = (tmp_path / "a.dcm").read_bytes()
+    assert content.count(MR.encode()) == 2
+    (tmp_path / "a.dcm").write_bytes(content.replace(MR.encode(), b"x" + MR.encode()[1:]))
+    np.testing.assert_array_equal(scans.read_scan(tmp_path / "a.dcm").array[0], volume()[0])
     assert capfd.readouterr() == ("", "")
 
 
