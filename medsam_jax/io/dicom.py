@@ -83,9 +83,9 @@ def read_file(path: str) -> Scan:
 def _read(headers: Sequence[Header], path: str) -> Scan:
     with reading(path):
         frames, affine, spacing, notes = _order(headers, path)
-        array = read_pixels(frames)
-    noted = dict.fromkeys(note for header in headers for note in header.notes)
-    return Scan(array, spacing, affine, path, (*noted, *notes))
+        array, more = read_pixels(frames)
+    noted = dict.fromkeys(note for frame in frames for note in frame.header.notes + frame.notes)
+    return Scan(array, spacing, affine, path, (*noted, *notes, *more))
 
 
 def _order(headers: Sequence[Header], path: str) -> tuple:
