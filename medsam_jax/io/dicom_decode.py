@@ -3,6 +3,8 @@
 GDCM is given a file that holds pixels alone, so that it rescales nothing.
 """
 
+import io
+import os
 import struct
 import tempfile
 from pathlib import Path
@@ -37,7 +39,7 @@ def decode(header: Header) -> np.ndarray:
     """
     import SimpleITK as sitk
 
-    content = _content(header)
+    content = raw_content(header)
     if header.length < 0:
         content = _check_fragments(header, content)
     with tempfile.TemporaryDirectory(prefix="medsam_jax-") as folder:
@@ -69,10 +71,14 @@ def _undecodable(header: Header) -> UserError:
     )
 
 
-def _content(header: Header) -> bytes:
-    with open(header.file, "rb") as file:
+def raw_content(header: Header) -> bytes:
+    """Returns the bytes of a file's pixels; those of encapsulated pixels with all that follows."""
+    with (
+        open(header.file, "rb") if header.inflated is None else io.BytesIO(header.inflated) as file
+    ):
         file.seek(header.start)
-        return file.read() if header.length < 0 else file.read(header.length)
+        size = os.fstat(file.fileno()).st_size if header.inflated is None else len(header.inflated)
+        return file.read(size if header.length < 0 else min(size, header.length))
 
 
 def _save(header: Header, content: bytes, path: Path) -> None:

@@ -20,6 +20,7 @@ _TELLING_GROUPS = (
     ("MRImageFrameTypeSequence", "FrameType"),
     ("CTImageFrameTypeSequence", "FrameType"),
     ("CTReconstructionSequence", "ConvolutionKernel"),
+    ("SegmentIdentificationSequence", "ReferencedSegmentNumber"),
     ("FrameContentSequence", "StackID"),
     ("FrameContentSequence", "FrameAcquisitionNumber"),
     ("FrameContentSequence", "DimensionIndexValues"),
