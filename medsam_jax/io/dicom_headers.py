@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from medsam_jax.errors import UserError
 
@@ -118,9 +118,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or 'damaged'}); {EXPORT}"
         ) from None
-    except (
-        Exception
-    ) as error:  # pydicom has many kinds: KeyError, struct.error, RecursionError, ...
+    except Exception as error:  # pydicom raises KeyError, struct.error, RecursionError, ...
         kind = type(error).__name__
         raise UserError(f"{path}: is a damaged DICOM file ({kind}); {EXPORT}") from None
     finally:
@@ -151,7 +149,7 @@ def read_header(file: str | Path) -> Header:
     return dataclasses.replace(header, notes=notes, inflated=inflated)
 
 
-def _parse(source: BinaryIO, file: str) -> Header:
+def _parse(source: io.BufferedIOBase, file: str) -> Header:
     import pydicom
     from pydicom.datadict import keyword_for_tag
 
@@ -170,7 +168,7 @@ def _parse(source: BinaryIO, file: str) -> Header:
     return Header(file, values, *_pixel_element(source, dataset))
 
 
-def _inflate(opened: BinaryIO) -> bytes | None:
+def _inflate(opened: io.BufferedIOBase) -> bytes | None:
     """Returns the whole of a deflated file as one that is not; None for any other file."""
     head = opened.read(_META)
     opened.seek(0)
@@ -188,7 +186,7 @@ def _inflate(opened: BinaryIO) -> bytes | None:
     return meta + data
 
 
-def _pixel_element(source: BinaryIO, dataset: Any) -> tuple[str, int, int]:
+def _pixel_element(source: io.BufferedIOBase, dataset: Any) -> tuple[str, int, int]:
     """Returns keyword, start and length of the element at which pydicom stopped."""
     is_implicit, is_little = dataset.original_encoding
     order = "<" if is_little else ">"

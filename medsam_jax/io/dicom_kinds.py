@@ -32,10 +32,11 @@ _NO_IMAGES += ("RT Segment", "Radiation", "Physician Intent")
 
 def kind(header: Header) -> str:
     """Returns the name of a file's class, such as "CT Image"; "" if it is not known."""
+    from pydicom.config import IGNORE
     from pydicom.uid import UID
 
     uid = str(header.get("SOPClassUID") or header.get("MediaStorageSOPClassUID") or "")
-    name = UID(uid).name
+    name = UID(uid, validation_mode=IGNORE).name
     return "" if name == uid else name.replace(" Storage", "")
 
 
