@@ -73,7 +73,7 @@ def _read(path: str, is_mask: bool) -> Scan:
     if not os.path.exists(file):
         raise UserError(f"{path}: does not exist; correct the path")
     if file.is_dir():
-        return dicom.read_series(path)
+        return dicom.read_series(path, is_mask)
     if file.stat().st_size == 0:
         raise UserError(f"{path}: is empty (0 bytes); copy the file again")
     found = formats.identify(file)
@@ -98,7 +98,7 @@ def _by_format(path: str, file: pathlib.Path, found: formats.Format, is_mask: bo
     if found.name == "MetaImage":
         return text_headers.read_metaimage(path)
     if found.name == "DICOM" or suffix == ".dcm":
-        return dicom.read_file(path)
+        return dicom.read_file(path, is_mask)
     if not found.name and suffix == ".img":
         return nifti.read_nifti(path, found.is_gzipped)
     try:
