@@ -98,7 +98,7 @@ def _by_format(path: str, file: pathlib.Path, found: formats.Format, is_mask: bo
     if found.name == "MetaImage":
         return text_headers.read_metaimage(path)
     if found.name == "DICOM" or suffix == ".dcm":
-        return itk.read_sitk(path, "GDCMImageIO")
+        return dicom.read_file(path)
     if not found.name and suffix == ".img":
         return nifti.read_nifti(path, found.is_gzipped)
     try:
