@@ -1,15 +1,19 @@
 """Reads DICOM files and series. Rules decide by the headers, before any pixels are read."""
 
-import math
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from medsam_jax.errors import UserError
 from medsam_jax.io import dicom_stack, formats
-from medsam_jax.io.dicom_frames import Frame, read_pixels
-from medsam_jax.io.dicom_headers import TELLING, Header, read_header, reading
+from medsam_jax.io.dicom_frames import read_pixels
+from medsam_jax.io.dicom_groups import frames_of
+from medsam_jax.io.dicom_headers import Header, read_header, reading
+from medsam_jax.io.dicom_kinds import is_other, is_segmentation, why_no_image
 from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
+
+SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 def is_dicom(path: str) -> bool:
@@ -26,7 +30,7 @@ def is_dicom(path: str) -> bool:
 def list_series(folder: str | Path) -> dict[str, tuple[str, ...]]:
     """Maps the UID of each DICOM series directly in a folder to its files in slice order."""
     found = {}
-    for uid, headers in _group(_headers(folder)[0]).items():
+    for uid, headers in _look(folder).series.items():
         try:
             with reading(folder):
                 frames = _order(headers, str(folder))[0]
@@ -50,18 +54,30 @@ def dicom_files(path: str) -> tuple[str, ...]:
 
 
 def read_series(path: str) -> Scan:
+    """Reads the series of a folder, or one of several (`FOLDER#SERIES_UID`).
+
+    Raises:
+      UserError: no series, or several and none chosen; a file that may belong to it and cannot be
+        read; slices that form no volume.
+    """
     folder, wanted = split_series(path)
-    headers, unreadable = _headers(folder)
-    found = _group(headers)
-    if unreadable and (found or not wanted):
-        raise UserError(unreadable[0])
-    uid = _choose_series(path, wanted, {key: [h.file for h in of] for key, of in found.items()})
-    return _read(found[uid], path)
+    found = _look(folder)
+    files = {uid: [header.file for header in of] for uid, of in found.series.items()}
+    broken = [line for uid, line in found.broken if not uid or not wanted or uid == wanted]
+    if broken and (len(files) <= 1 or wanted):
+        more = f" ({len(broken) - 1} more files cannot be read)" if len(broken) > 1 else ""
+        raise UserError(broken[0] + more)
+    if not files and found.others:
+        raise UserError(f"{path}: no DICOM series of images in this folder; {found.others[0]}")
+    return _read(found.series[_choose_series(path, wanted, files)], path)
 
 
 def read_file(path: str) -> Scan:
     """Reads a DICOM file: one slice, or as many as it has frames."""
-    return _read([read_header(path)], path)
+    header = read_header(path)
+    if why := why_no_image(header):
+        raise UserError(f"{path}: {why}")
+    return _read([header], path)
 
 
 def _read(headers: Sequence[Header], path: str) -> Scan:
@@ -73,61 +89,52 @@ def _read(headers: Sequence[Header], path: str) -> Scan:
 
 
 def _order(headers: Sequence[Header], path: str) -> tuple:
-    frames = [frame for header in headers for frame in _frames(header)]
+    frames = [frame for header in headers for frame in frames_of(header)]
     return dicom_stack.order(frames, path)
 
 
-def _headers(folder: str | Path) -> tuple[list[Header], list[str]]:
-    """Returns the headers of a folder's DICOM files by name, and a line for each broken one."""
-    headers, unreadable = [], []
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """DICOM files of a folder.
+
+    series: headers of the files with pixels by series.
+    others: a line for each whole file that is no image, such as an RTSTRUCT.
+    broken: (series or "", line) of each file that cannot be read and may be a slice.
+    """
+
+    series: dict[str, list[Header]]
+    others: list[str]
+    broken: list[tuple[str, str]]
+
+
+def _look(folder: str | Path) -> _Found:
+    """Reads the headers in a folder, by name; only its DICOM files and damaged ones are noticed."""
+    found = _Found({}, [], [])
     for file in sorted(Path(folder).iterdir()):
         if not file.is_file() or file.name.startswith("."):
             continue
-        is_named = file.suffix.lower() in (".dcm", ".dicom", ".ima")
-        if file.stat().st_size == 0:
-            if is_named:
-                unreadable.append(f"{file}: is empty (0 bytes); copy the file again")
+        if not _may_be_slice(file):
             continue
-        if not is_named and not is_dicom(str(file)):
+        if file.stat().st_size == 0:
+            found.broken.append(("", f"{file}: is empty (0 bytes); copy the file again"))
             continue
         try:
-            headers.append(read_header(file))
+            header = read_header(file)
         except UserError as error:
-            unreadable.append(str(error))
-    return headers, unreadable
-
-
-def _group(headers: Sequence[Header]) -> dict[str, list[Header]]:
-    found: dict[str, list[Header]] = {}
-    for header in headers:
-        if header.pixels:
-            found.setdefault(header.series, []).append(header)
+            found.broken.append(("", str(error)))
+            continue
+        why = why_no_image(header)
+        if not why:
+            found.series.setdefault(header.series, []).append(header)
+        elif is_segmentation(header) or is_other(header):
+            found.others.append(f"{file}: {why}")
+        else:
+            found.broken.append((header.series, f"{file}: {why}"))
     return found
 
 
-def _frames(header: Header) -> list[Frame]:
-    """Returns the frames of a file with their places and scalings."""
-    position = _numbers(header, "ImagePositionPatient", 3)
-    axes = _numbers(header, "ImageOrientationPatient", 6)
-    spacing = _numbers(header, "PixelSpacing", 2)
-    slope = float(header.get("RescaleSlope", 1))
-    intercept = float(header.get("RescaleIntercept", 0))
-    traits = {key: str(header.get(key)) for key in TELLING if header.get(key) is not None}
-    if header.frame_count > 1:
-        position = None
-    return [
-        Frame(header, index, position, axes, spacing, slope, intercept, traits)
-        for index in range(header.frame_count)
-    ]
-
-
-def _numbers(header: Header, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Returns the finite numbers of a tag; None if it is missing or has another count."""
-    value = header.get(keyword)
-    if value is None or isinstance(value, (str, int, float)) or len(value) != count:
-        return None
-    numbers = tuple(float(part) for part in value)
-    return numbers if all(math.isfinite(part) for part in numbers) else None
+def _may_be_slice(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES or is_dicom(str(file))
 
 
 def _choose_series(path: str, wanted: str, found: dict[str, Sequence[str]]) -> str:

@@ -51,8 +51,7 @@ def read_pixels(frames: Sequence[Frame]) -> np.ndarray:
         if cached[0] != frame.header.file:
             cached = (frame.header.file, stored_pixels(frame.header))
         planes.append(_rescale(cached[1][frame.index], frame))
-    kind = np.result_type(*{plane.dtype for plane in planes})
-    volume = np.empty((len(planes), *planes[0].shape), kind)
+    volume = np.empty((len(planes), *planes[0].shape), _common_type(planes))
     for target, plane in zip(volume, planes, strict=True):
         target[...] = plane
     return volume
@@ -107,13 +106,28 @@ def _rescale(plane: np.ndarray, frame: Frame) -> np.ndarray:
         return plane
     if plane.dtype.kind == "f" or slope != round(slope) or intercept != round(intercept):
         return (plane * np.float64(slope) + intercept).astype(np.float32)
-    limits = [int(edge) * int(slope) + int(intercept) for edge in (plane.min(), plane.max())]
-    kind = next(
-        kind
-        for kind in map(np.dtype, (np.int16, np.int32, np.int64))
-        if np.iinfo(kind).min <= min(limits) and max(limits) <= np.iinfo(kind).max
-    )
+    kind = _signed_type([int(edge) * int(slope) + int(intercept) for edge in _range(plane)])
     return plane.astype(kind) * kind.type(slope) + kind.type(intercept)
+
+
+def _range(plane: np.ndarray) -> tuple[int, int]:
+    return int(plane.min()), int(plane.max())
+
+
+def _signed_type(values: Sequence[int]) -> np.dtype:
+    """Returns the smallest of the signed types from 16 bits that holds some values."""
+    for kind in map(np.dtype, (np.int16, np.int32)):
+        if np.iinfo(kind).min <= min(values) and max(values) <= np.iinfo(kind).max:
+            return kind
+    return np.dtype(np.int64)
+
+
+def _common_type(planes: Sequence[np.ndarray]) -> np.dtype:
+    """Returns a type that holds the values of all planes: their own if they have the same."""
+    kinds = {plane.dtype for plane in planes}
+    if len(kinds) == 1 or any(kind.kind == "f" for kind in kinds):
+        return np.result_type(*kinds)
+    return _signed_type([edge for plane in planes for edge in _range(plane)])
 
 
 def _check_kind(header: Header) -> None:

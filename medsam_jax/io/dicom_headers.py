@@ -20,7 +20,14 @@ _PIXELS = {
     0x7FE00009: "DoubleFloatPixelData",
 }
 KEYWORDS = (
-    *("TransferSyntaxUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality"),
+    *(
+        "TransferSyntaxUID",
+        "MediaStorageSOPClassUID",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "SeriesInstanceUID",
+        "Modality",
+    ),
     *("ImageType", "InstanceNumber", "SeriesDescription", "FrameOfReferenceUID"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -29,7 +36,8 @@ KEYWORDS = (
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
-    *("SliceThickness", "SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
+    *("SliceThickness", "GridFrameOffsetVector", "DoseGridScaling"),
+    *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("SegmentationType", "SegmentSequence", "ReferencedSeriesSequence"),
 )

@@ -35,8 +35,12 @@ def write_slice(
     scaling: tuple[float, float] | None = None,
     syntax: str = EXPLICIT,
     bits: int = 16,
-) -> None:
-    """Writes one slice; `direction` has columns, `spacing` is in x, y, z order."""
+    tags: dict | None = None,
+) -> Path:
+    """Writes one slice; `direction` has columns, `spacing` is in x, y, z order.
+
+    `tags` are set last, by keyword; None removes one.
+    """
     direction = np.eye(3) if direction is None else direction
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
@@ -51,7 +55,9 @@ def write_slice(
     ds.PixelSpacing = [f"{spacing[1]:.6g}", f"{spacing[0]:.6g}"]
     ds.SliceThickness = f"{spacing[2]:.6g}"
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = plane.shape
+    if plane.ndim == 3:
+        ds.NumberOfFrames = len(plane)
+    ds.Rows, ds.Columns = plane.shape[-2:]
     ds.BitsAllocated = plane.dtype.itemsize * 8
     ds.BitsStored, ds.HighBit = bits, bits - 1
     ds.PixelRepresentation = int(plane.dtype.kind == "i")
@@ -62,4 +68,12 @@ def write_slice(
     ds.add_new("PixelData", "OW" if ds.BitsAllocated > 8 else "OB", content)
     if syntax == RLE:
         ds.compress(RLE, generate_instance_uid=False)
+    for keyword, value in (tags or {}).items():
+        if value is None:
+            delattr(ds, keyword)
+        else:
+            setattr(ds, keyword, value)
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    path.parent.mkdir(parents=True, exist_ok=True)
     ds.save_as(path, enforce_file_format=True)
+    return path

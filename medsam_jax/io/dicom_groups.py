@@ -1,0 +1,137 @@
+"""Finds place, spacing and scaling of each DICOM frame: by file, or by functional groups."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medsam_jax.errors import UserError
+from medsam_jax.io.dicom_frames import Frame
+from medsam_jax.io.dicom_headers import EXPORT, TELLING, Header
+
+# (sequence, tag) of functional groups by which frames at one position may differ.
+_TELLING_GROUPS = (
+    ("TemporalPositionSequence", "TemporalPositionTimeOffset"),
+    ("FrameContentSequence", "TemporalPositionIndex"),
+    ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    ("MRDiffusionSequence", "DiffusionBValue"),
+    ("MREchoSequence", "EffectiveEchoTime"),
+    ("MRImageFrameTypeSequence", "FrameType"),
+    ("CTImageFrameTypeSequence", "FrameType"),
+    ("CTReconstructionSequence", "ConvolutionKernel"),
+    ("FrameContentSequence", "StackID"),
+    ("FrameContentSequence", "FrameAcquisitionNumber"),
+    ("FrameContentSequence", "DimensionIndexValues"),
+)
+
+
+def frames_of(header: Header) -> list[Frame]:
+    """Returns the frames of a file in the file's order.
+
+    Raises:
+      UserError: functional groups of another number than frames, several stacks.
+    """
+    if header.get("PerFrameFunctionalGroupsSequence"):
+        return _enhanced(header)
+    position = _position(header)
+    axes = numbers(header.get("ImageOrientationPatient"), 6)
+    spacing = _pixel_spacing(header.get("PixelSpacing"))
+    scaling = _scaling(header, header.get("RescaleSlope"), header.get("RescaleIntercept"))
+    traits = {key: str(header.get(key)) for key in TELLING if header.get(key) is not None}
+    if header.frame_count == 1:
+        return [Frame(header, 0, position, axes, spacing, *scaling, traits)]
+    places = _dose_places(header, position, axes)
+    return [
+        Frame(header, index, place, axes, spacing, *scaling, traits)
+        for index, place in enumerate(places)
+    ]
+
+
+def _enhanced(header: Header) -> list[Frame]:
+    groups = list(header.get("PerFrameFunctionalGroupsSequence"))
+    if len(groups) != header.frame_count:
+        raise UserError(
+            f"{header.file}: describes {len(groups)} of its {header.frame_count} frames; {EXPORT}"
+        )
+    shared = header.get("SharedFunctionalGroupsSequence")
+    shared = shared[0] if shared else None
+    frames = []
+    for index, group in enumerate(groups):
+
+        def value(sequence: str, keyword: str, group: Any = group) -> Any:
+            for part in (group, shared):
+                items = part.get(sequence) if part is not None else None
+                if items and items[0].get(keyword) is not None:
+                    return items[0].get(keyword)
+            return None
+
+        scaling = [
+            value("PixelValueTransformationSequence", key)
+            for key in ("RescaleSlope", "RescaleIntercept")
+        ]
+        scaling = [
+            given if given is not None else header.get(key)
+            for given, key in zip(scaling, ("RescaleSlope", "RescaleIntercept"), strict=True)
+        ]
+        found = {key: value(sequence, key) for sequence, key in reversed(_TELLING_GROUPS)}
+        frames.append(
+            Frame(
+                header,
+                index,
+                numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
+                numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+                _pixel_spacing(value("PixelMeasuresSequence", "PixelSpacing")),
+                *_scaling(header, *scaling),
+                {k: str(found[k]) for _, k in _TELLING_GROUPS if found[k] is not None},
+            )
+        )
+    stacks = list(dict.fromkeys(frame.traits.get("StackID", "") for frame in frames))
+    if len(stacks) > 1:
+        raise UserError(
+            f"{header.file}: holds {len(stacks)} stacks of frames (StackID "
+            f"{', '.join(stacks[:4])}); save each as a file of its own"
+        )
+    return frames
+
+
+def _position(header: Header) -> tuple[float, ...] | None:
+    return numbers(header.get("ImagePositionPatient"), 3)
+
+
+def _dose_places(header: Header, position: Any, axes: Any) -> list:
+    """Returns the places of the frames of a dose grid, which are offsets along the normal."""
+    offsets = numbers(header.get("GridFrameOffsetVector"), header.frame_count)
+    if offsets is None or position is None or axes is None:
+        return [None] * header.frame_count
+    normal = np.cross(axes[:3], axes[3:])
+    steps = np.array(offsets) - offsets[0]
+    return [tuple((np.array(position) + step * normal).tolist()) for step in steps]
+
+
+def _scaling(header: Header, slope: Any, intercept: Any) -> tuple[float, float]:
+    if slope in (None, "") and header.get("DoseGridScaling") is not None:
+        slope = header.get("DoseGridScaling")
+    pair = (1.0 if slope in (None, "") else float(slope), 0.0)
+    pair = (pair[0], 0.0 if intercept in (None, "") else float(intercept))
+    if not all(map(math.isfinite, pair)) or pair[0] == 0:
+        raise UserError(
+            f"{header.file}: its RescaleSlope is {slope} and its RescaleIntercept {intercept}; "
+            f"{EXPORT}"
+        )
+    return pair
+
+
+def _pixel_spacing(value: Any) -> tuple[float, float] | None:
+    spacing = numbers(value, 2)
+    return spacing if spacing and min(spacing) > 0 else None
+
+
+def numbers(value: Any, count: int) -> tuple[float, ...] | None:
+    """Returns the finite numbers of a tag; None if it is missing or has another count."""
+    if value is None or isinstance(value, str | int | float) or not isinstance(value, Sequence):
+        return None
+    if len(value) != count:
+        return None
+    found = tuple(float(part) for part in value)
+    return found if all(math.isfinite(part) for part in found) else None
