@@ -9,6 +9,7 @@ from medsam_jax.io import dicom_stack, formats
 from medsam_jax.io.dicom_frames import read_pixels
 from medsam_jax.io.dicom_groups import frames_of
 from medsam_jax.io.dicom_headers import Header, read_header, reading
+from medsam_jax.io.dicom_masks import read_segmentation
 from medsam_jax.io.dicom_kinds import is_other, is_segmentation, why_no_image
 from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
@@ -53,8 +54,10 @@ def dicom_files(path: str) -> tuple[str, ...]:
     return found[_choose_series(path, wanted, found)]
 
 
-def read_series(path: str) -> Scan:
+def read_series(path: str, image: Scan | None = None) -> Scan:
     """Reads the series of a folder, or one of several (`FOLDER#SERIES_UID`).
+
+    With the image that it belongs to, a folder of one Segmentation is that mask.
 
     Raises:
       UserError: no series, or several and none chosen; a file that may belong to it and cannot be
@@ -67,14 +70,21 @@ def read_series(path: str) -> Scan:
     if broken and (len(files) <= 1 or wanted):
         more = f" ({len(broken) - 1} more files cannot be read)" if len(broken) > 1 else ""
         raise UserError(broken[0] + more)
+    if not files and image is not None and len(found.masks) == 1:
+        return read_segmentation(found.masks[0], path, image)
     if not files and found.others:
         raise UserError(f"{path}: no DICOM series of images in this folder; {found.others[0]}")
     return _read(found.series[_choose_series(path, wanted, files)], path)
 
 
-def read_file(path: str) -> Scan:
-    """Reads a DICOM file: one slice, or as many as it has frames."""
+def read_file(path: str, image: Scan | None = None) -> Scan:
+    """Reads a DICOM file: one slice, or as many as it has frames.
+
+    With the image that it belongs to, it may be a Segmentation.
+    """
     header = read_header(path)
+    if image is not None and is_segmentation(header):
+        return read_segmentation(header, path, image)
     if why := why_no_image(header):
         raise UserError(f"{path}: {why}")
     return _read([header], path)
@@ -98,18 +108,20 @@ class _Found:
     """DICOM files of a folder.
 
     series: headers of the files with pixels by series.
+    masks: headers of the Segmentations.
     others: a line for each whole file that is no image, such as an RTSTRUCT.
     broken: (series or "", line) of each file that cannot be read and may be a slice.
     """
 
     series: dict[str, list[Header]]
+    masks: list[Header]
     others: list[str]
     broken: list[tuple[str, str]]
 
 
 def _look(folder: str | Path) -> _Found:
     """Reads the headers in a folder, by name; only its DICOM files and damaged ones are noticed."""
-    found = _Found({}, [], [])
+    found = _Found({}, [], [], [])
     for file in sorted(Path(folder).iterdir()):
         if not file.is_file() or file.name.startswith("."):
             continue
@@ -128,6 +140,8 @@ def _look(folder: str | Path) -> _Found:
             found.series.setdefault(header.series, []).append(header)
         elif is_segmentation(header) or is_other(header):
             found.others.append(f"{file}: {why}")
+            if is_segmentation(header):
+                found.masks.append(header)
         else:
             found.broken.append((header.series, f"{file}: {why}"))
     return found

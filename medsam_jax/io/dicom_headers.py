@@ -39,7 +39,7 @@ KEYWORDS = (
     *("SliceThickness", "GridFrameOffsetVector", "DoseGridScaling"),
     *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("SegmentationType", "SegmentSequence", "ReferencedSeriesSequence"),
+    *("SegmentationType", "MaximumFractionalValue", "ReferencedSeriesSequence"),
 )
 # Tags by which several slices at one position may differ, the most telling first.
 TELLING = (
