@@ -36,7 +36,7 @@ KEYWORDS = (
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
-    *("SliceThickness", "GridFrameOffsetVector", "DoseGridScaling"),
+    *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "DoseGridScaling"),
     *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("SegmentationType", "MaximumFractionalValue", "ReferencedSeriesSequence"),
