@@ -9,8 +9,8 @@ from medsam_jax.io import dicom_stack, formats
 from medsam_jax.io.dicom_frames import read_pixels
 from medsam_jax.io.dicom_groups import frames_of
 from medsam_jax.io.dicom_headers import Header, read_header, reading
-from medsam_jax.io.dicom_masks import read_segmentation
 from medsam_jax.io.dicom_kinds import is_other, is_segmentation, why_no_image
+from medsam_jax.io.dicom_seg import read_segmentation
 from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
 
@@ -54,10 +54,10 @@ def dicom_files(path: str) -> tuple[str, ...]:
     return found[_choose_series(path, wanted, found)]
 
 
-def read_series(path: str, image: Scan | None = None) -> Scan:
+def read_series(path: str, is_mask: bool = False) -> Scan:
     """Reads the series of a folder, or one of several (`FOLDER#SERIES_UID`).
 
-    With the image that it belongs to, a folder of one Segmentation is that mask.
+    As a mask, a folder may also hold one DICOM SEG and no images.
 
     Raises:
       UserError: no series, or several and none chosen; a file that may belong to it and cannot be
@@ -70,21 +70,20 @@ def read_series(path: str, image: Scan | None = None) -> Scan:
     if broken and (len(files) <= 1 or wanted):
         more = f" ({len(broken) - 1} more files cannot be read)" if len(broken) > 1 else ""
         raise UserError(broken[0] + more)
-    if not files and image is not None and len(found.masks) == 1:
-        return read_segmentation(found.masks[0], path, image)
+    if is_mask and not files and len(found.segmentations) == 1:
+        return read_file(found.segmentations[0], is_mask)
     if not files and found.others:
         raise UserError(f"{path}: no DICOM series of images in this folder; {found.others[0]}")
-    return _read(found.series[_choose_series(path, wanted, files)], path)
+    scan = _read(found.series[_choose_series(path, wanted, files)], path)
+    return dataclasses.replace(scan, notes=scan.notes + _notes(found, path))
 
 
-def read_file(path: str, image: Scan | None = None) -> Scan:
-    """Reads a DICOM file: one slice, or as many as it has frames.
-
-    With the image that it belongs to, it may be a Segmentation.
-    """
+def read_file(path: str, is_mask: bool = False) -> Scan:
+    """Reads a DICOM file: one slice, or as many as it has frames; as a mask also a DICOM SEG."""
     header = read_header(path)
-    if image is not None and is_segmentation(header):
-        return read_segmentation(header, path, image)
+    if is_mask and is_segmentation(header):
+        with reading(path):
+            return read_segmentation(header, path)
     if why := why_no_image(header):
         raise UserError(f"{path}: {why}")
     return _read([header], path)
@@ -93,9 +92,9 @@ def read_file(path: str, image: Scan | None = None) -> Scan:
 def _read(headers: Sequence[Header], path: str) -> Scan:
     with reading(path):
         frames, affine, spacing, notes = _order(headers, path)
-        array = read_pixels(frames)
-    noted = dict.fromkeys(note for header in headers for note in header.notes)
-    return Scan(array, spacing, affine, path, (*noted, *notes))
+        array, more = read_pixels(frames)
+    noted = dict.fromkeys(note for frame in frames for note in frame.header.notes + frame.notes)
+    return Scan(array, spacing, affine, path, (*noted, *notes, *more))
 
 
 def _order(headers: Sequence[Header], path: str) -> tuple:
@@ -108,14 +107,14 @@ class _Found:
     """DICOM files of a folder.
 
     series: headers of the files with pixels by series.
-    masks: headers of the Segmentations.
     others: a line for each whole file that is no image, such as an RTSTRUCT.
+    segmentations: DICOM SEG among these.
     broken: (series or "", line) of each file that cannot be read and may be a slice.
     """
 
     series: dict[str, list[Header]]
-    masks: list[Header]
     others: list[str]
+    segmentations: list[str]
     broken: list[tuple[str, str]]
 
 
@@ -141,10 +140,18 @@ def _look(folder: str | Path) -> _Found:
         elif is_segmentation(header) or is_other(header):
             found.others.append(f"{file}: {why}")
             if is_segmentation(header):
-                found.masks.append(header)
+                found.segmentations.append(str(file))
         else:
             found.broken.append((header.series, f"{file}: {why}"))
     return found
+
+
+def _notes(found: _Found, path: str) -> tuple[str, ...]:
+    names = [Path(line.split(": is a ")[0]).name for line in found.others]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    if not names:
+        return ()
+    return (f"The folder also holds DICOM files that are no images: {', '.join(names[:3])}{more}.",)
 
 
 def _may_be_slice(file: Path) -> bool:

@@ -1,7 +1,7 @@
 """Finds place, spacing and scaling of each DICOM frame: by file, or by functional groups."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,12 @@ _TELLING_GROUPS = (
     ("MRImageFrameTypeSequence", "FrameType"),
     ("CTImageFrameTypeSequence", "FrameType"),
     ("CTReconstructionSequence", "ConvolutionKernel"),
+    ("SegmentIdentificationSequence", "ReferencedSegmentNumber"),
     ("FrameContentSequence", "StackID"),
     ("FrameContentSequence", "FrameAcquisitionNumber"),
     ("FrameContentSequence", "DimensionIndexValues"),
 )
+_CM = 3  # code of the unit of an ultrasound region
 
 
 def frames_of(header: Header) -> list[Frame]:
@@ -34,16 +36,16 @@ def frames_of(header: Header) -> list[Frame]:
     """
     if header.get("PerFrameFunctionalGroupsSequence"):
         return _enhanced(header)
-    position = _position(header)
+    position = numbers(header.get("ImagePositionPatient"), 3)
     axes = numbers(header.get("ImageOrientationPatient"), 6)
-    spacing = _pixel_spacing(header.get("PixelSpacing"))
+    spacing, notes = _plane_spacing(header)
     scaling = _scaling(header, header.get("RescaleSlope"), header.get("RescaleIntercept"))
     traits = {key: str(header.get(key)) for key in TELLING if header.get(key) is not None}
     if header.frame_count == 1:
-        return [Frame(header, 0, position, axes, spacing, *scaling, traits)]
+        return [Frame(header, 0, position, axes, spacing, *scaling, traits, notes)]
     places = _dose_places(header, position, axes)
     return [
-        Frame(header, index, place, axes, spacing, *scaling, traits)
+        Frame(header, index, place, axes, spacing, *scaling, traits, notes)
         for index, place in enumerate(places)
     ]
 
@@ -95,10 +97,6 @@ def _enhanced(header: Header) -> list[Frame]:
     return frames
 
 
-def _position(header: Header) -> tuple[float, ...] | None:
-    return numbers(header.get("ImagePositionPatient"), 3)
-
-
 def _dose_places(header: Header, position: Any, axes: Any) -> list:
     """Returns the places of the frames of a dose grid, which are offsets along the normal."""
     offsets = numbers(header.get("GridFrameOffsetVector"), header.frame_count)
@@ -120,6 +118,32 @@ def _scaling(header: Header, slope: Any, intercept: Any) -> tuple[float, float]:
             f"{EXPORT}"
         )
     return pair
+
+
+def _plane_spacing(header: Header) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Returns mm between rows and between columns, and notes on where they are from."""
+    spacing = _pixel_spacing(header.get("PixelSpacing"))
+    at_detector = _pixel_spacing(header.get("ImagerPixelSpacing"))
+    if at_detector and spacing in (None, at_detector):
+        return at_detector, (
+            "The pixel spacing is that at the detector; objects are smaller than it says, by the "
+            "radiographic magnification.",
+        )
+    if spacing:
+        return spacing, ()
+    return _ultrasound_spacing(header.get("SequenceOfUltrasoundRegions") or ())
+
+
+def _ultrasound_spacing(regions: Iterable[Any]) -> tuple[tuple | None, tuple[str, ...]]:
+    found = set()
+    for region in regions:
+        units = [region.get(f"PhysicalUnits{side}Direction") for side in "YX"]
+        deltas = [region.get(f"PhysicalDelta{side}") for side in "YX"]
+        if region.get("RegionSpatialFormat") == 1 and units == [_CM, _CM] and all(deltas):
+            found.add(tuple(10 * abs(float(delta)) for delta in deltas))
+    if len(found) > 1:
+        return None, ("Its ultrasound regions have different spacings; lengths are in pixels.",)
+    return _pixel_spacing(list(found.pop())) if found else None, ()
 
 
 def _pixel_spacing(value: Any) -> tuple[float, float] | None:
