@@ -37,10 +37,10 @@ KEYWORDS = (
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
-    *("SliceThickness", "GridFrameOffsetVector", "DoseGridScaling"),
+    *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "DoseGridScaling"),
     *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("SegmentationType", "SegmentSequence", "ReferencedSeriesSequence"),
+    *("SegmentationType", "MaximumFractionalValue", "ReferencedSeriesSequence"),
 )
 # Tags by which several slices at one position may differ, the most telling first.
 TELLING = (
