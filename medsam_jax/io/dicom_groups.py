@@ -110,8 +110,10 @@ def _dose_places(header: Header, position: Any, axes: Any) -> list:
 def _scaling(header: Header, slope: Any, intercept: Any) -> tuple[float, float]:
     if slope in (None, "") and header.get("DoseGridScaling") is not None:
         slope = header.get("DoseGridScaling")
-    pair = (1.0 if slope in (None, "") else float(slope), 0.0)
-    pair = (pair[0], 0.0 if intercept in (None, "") else float(intercept))
+    try:
+        pair = (float(slope or 1) if slope != 0 else 0.0, float(intercept or 0))
+    except (TypeError, ValueError):
+        pair = (math.nan, 0.0)
     if not all(map(math.isfinite, pair)) or pair[0] == 0:
         raise UserError(
             f"{header.file}: its RescaleSlope is {slope} and its RescaleIntercept {intercept}; "
@@ -123,10 +125,12 @@ def _scaling(header: Header, slope: Any, intercept: Any) -> tuple[float, float]:
 def _plane_spacing(header: Header) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Returns mm between rows and between columns, and notes on where they are from."""
     spacing = _pixel_spacing(header.get("PixelSpacing"))
-    at_detector = _pixel_spacing(header.get("ImagerPixelSpacing"))
+    at_detector = _pixel_spacing(
+        header.get("ImagerPixelSpacing", header.get("NominalScannedPixelSpacing"))
+    )
     if at_detector and spacing in (None, at_detector):
         return at_detector, (
-            "The pixel spacing is that at the detector; objects are smaller than it says, by the "
+            "The pixel spacing is that at the detector or film; objects are smaller than it says, by the "
             "radiographic magnification.",
         )
     if spacing:

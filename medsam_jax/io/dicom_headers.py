@@ -37,6 +37,7 @@ KEYWORDS = (
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
+    "NominalScannedPixelSpacing",
     *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "DoseGridScaling"),
     *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),

@@ -22,7 +22,7 @@ from pydicom.uid import (
 from medsam_jax.errors import UserError
 from medsam_jax.inference.dicom_seg import write_dicom_seg
 from medsam_jax.io.dicom import dicom_files, is_dicom, list_series
-from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.io.scans import read_mask, read_mask_scan, read_scan
 from tests.io.dicom_files import write_slice as write_plain
 
 PLANE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
@@ -167,7 +167,9 @@ def test_segment_on_a_series_of_slices_from_head_to_feet(tmp_path):
 def test_overlapping_segments_are_not_dropped_silently(tmp_path):
     scan = read_scan(series(tmp_path / "ct", volume()))
     path = write_seg(tmp_path / "seg.dcm", [(1, 106.0, blob(1)), (2, 106.0, blob(1) | blob(2))])
-    assert "overlap" in refusal(path, lambda file: read_mask(file, scan))
+    mask = read_mask_scan(path, scan)
+    np.testing.assert_array_equal(mask.array[2], np.where(blob(1) | blob(2), 2, 0))
+    assert any("several segments" in note for note in mask.notes)
 
 
 def test_label_map_segmentation(tmp_path):
@@ -309,7 +311,7 @@ def test_luminance_and_chrominance_become_colours(tmp_path):
     tags = RGB | {"PhotometricInterpretation": "YBR_FULL"}
     path = write_slice(tmp_path / "a.dcm", to_ybr(colours()), tags=tags)
     found = read_scan(path).array[0].astype(int)
-    assert np.abs(found - colours()).max() <= 2  # rounded twice
+    assert np.abs(found - colours()).max() <= 3  # rounded twice, by integer coefficients
 
 
 def test_halved_chrominance(tmp_path):
@@ -318,7 +320,7 @@ def test_halved_chrominance(tmp_path):
     tags = RGB | {"PhotometricInterpretation": "YBR_FULL_422", "Rows": 13, "Columns": 10}
     path = write_slice(tmp_path / "a.dcm", packed.reshape(13, 20), tags=tags)
     found = read_scan(path).array[0].astype(int)
-    assert np.abs(found - np.repeat(colours((13, 5)), 2, axis=1)).max() <= 2
+    assert np.abs(found - np.repeat(colours((13, 5)), 2, axis=1)).max() <= 3
 
 
 def encapsulated(path, frames, syntax, tags):
@@ -415,7 +417,7 @@ def test_one_bit_a_pixel(tmp_path):
     packed = np.packbits(bits.ravel(), bitorder="little")
     tags = {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0, "Rows": 13, "Columns": 10}
     path = write_slice(tmp_path / "a.dcm", packed[None], tags=tags)
-    np.testing.assert_array_equal(read_scan(path).array[0], bits)
+    assert "8 or 16 bits" in refusal(path)
 
 
 def test_float_pixels(tmp_path):
@@ -732,9 +734,9 @@ def test_without_preamble(tmp_path):
     plain = write_slice(tmp_path / "a.dcm", volume()[0])
     content = plain.read_bytes()
     (tmp_path / "meta.dcm").write_bytes(content[132:])
-    ds = pydicom.dcmread(plain)
-    del ds.file_meta
     for implicit in (True, False):
+        ds = Dataset()
+        ds.update(pydicom.dcmread(plain))
         path = tmp_path / f"bare{implicit}"
         ds.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
     for path in ("meta.dcm", "bareTrue", "bareFalse"):
