@@ -82,7 +82,7 @@ def read_series(path: str, image: Scan | None = None) -> Scan:
 
 
 def read_file(path: str, image: Scan | None = None) -> Scan:
-    """Reads a DICOM file: one slice, or as many as it has frames; or `image`'s mask, a DICOM SEG."""
+    """Reads a DICOM file of one slice or several frames; a mask of `image` may be a DICOM SEG."""
     header = read_header(path)
     if image is not None and is_segmentation(header):
         with reading(path):

@@ -85,9 +85,7 @@ def _read(path: str, image: Scan | None = None) -> Scan:
     return dataclasses.replace(scan, notes=found.notes(path) + scan.notes)
 
 
-def _by_format(
-    path: str, file: pathlib.Path, found: formats.Format, image: Scan | None
-) -> Scan:
+def _by_format(path: str, file: pathlib.Path, found: formats.Format, image: Scan | None) -> Scan:
     is_mask = image is not None
     if found.name in formats.PICTURES:
         read = pictures.read_labels if is_mask else pictures.read_picture
