@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian as DEFLATED,
 )
@@ -22,7 +23,18 @@ from pydicom.uid import (
 )
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
-__all__ = ["DEFLATED", "EXPLICIT", "IMPLICIT", "RLE", "write_enhanced", "write_slice"]
+__all__ = ["DEFLATED", "EXPLICIT", "IMPLICIT", "RLE"]
+__all__ += ["write_compressed", "write_enhanced", "write_slice"]
+
+
+def write_compressed(path: Path, plane: np.ndarray, syntax: str, stream: bytes) -> None:
+    """Writes one slice whose pixels are a JPEG or JPEG 2000 stream of `plane`."""
+    write_slice(path, plane, bits=plane.dtype.itemsize * 8)
+    ds = dcmread(path)
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.PixelData = encapsulate([stream])
+    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    ds.save_as(path, enforce_file_format=True)
 
 
 def write_enhanced(path: Path, array: np.ndarray, spacing=(0.8, 0.7, 3.0)) -> None:
