@@ -44,7 +44,7 @@ def write_dicom_seg(
     import highdicom as hd
     import pydicom
 
-    series = [_with_identifiers(pydicom.dcmread(file)) for file in sources]
+    series = [_with_identifiers(pydicom.dcmread(file, force=True)) for file in sources]
     present = sorted(names) or [1]  # a SEG has one segment at least; it may be empty
     numbers = np.zeros(max(int(labels.max(initial=0)), present[-1]) + 1, np.uint16)
     numbers[present] = np.arange(1, len(present) + 1)
