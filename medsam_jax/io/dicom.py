@@ -57,6 +57,12 @@ def dicom_files(path: str) -> tuple[str, ...]:
     return found[_choose_series(path, wanted, found)]
 
 
+def frame_order(file: str) -> list[int]:
+    """Returns the index in its file of each slice of a DICOM file's array."""
+    with reading(file):
+        return [frame.index for frame in _order([read_header(file)], file)[0]]
+
+
 def dicom_modality(path: str) -> str:
     """Returns the modality of a DICOM path's first file, such as "CT"; "" where it has none."""
     return str(read_header(dicom_files(path)[0]).get("Modality", "")).strip()
