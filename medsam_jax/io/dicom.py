@@ -54,6 +54,11 @@ def dicom_files(path: str) -> tuple[str, ...]:
     return found[_choose_series(path, wanted, found)]
 
 
+def dicom_modality(path: str) -> str:
+    """Returns the modality that the first file of a DICOM path states, or ""."""
+    return str(read_header(dicom_files(path)[0]).get("Modality", "")).strip()
+
+
 def read_series(path: str, is_mask: bool = False) -> Scan:
     """Reads the series of a folder, or one of several (`FOLDER#SERIES_UID`).
 
