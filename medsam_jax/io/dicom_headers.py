@@ -20,7 +20,11 @@ _PIXELS = {
     0x7FE00008: "FloatPixelData",
     0x7FE00009: "DoubleFloatPixelData",
 }
+# Tags that tell frames of nuclear medicine apart; only slices form a volume.
+VECTORS = ("SliceVector", "EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector")
+VECTORS += ("RRIntervalVector", "TimeSlotVector", "AngularViewVector", "TimeSliceVector")
 KEYWORDS = (
+    *VECTORS,
     *(
         "TransferSyntaxUID",
         "MediaStorageSOPClassUID",
@@ -37,6 +41,7 @@ KEYWORDS = (
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
+    *("NominalScannedPixelSpacing", "DetectorInformationSequence"),
     *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "DoseGridScaling"),
     *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),

@@ -73,7 +73,7 @@ def write_slice(
     uid: str = "1.2.3.4",
     scaling: tuple[float, float] | None = None,
     syntax: str = EXPLICIT,
-    bits: int = 16,
+    bits: int | None = None,
     tags: dict | None = None,
 ) -> Path:
     """Writes one slice; `direction` has columns, `spacing` is in x, y, z order.
@@ -98,7 +98,8 @@ def write_slice(
         ds.NumberOfFrames = len(plane)
     ds.Rows, ds.Columns = plane.shape[-2:]
     ds.BitsAllocated = plane.dtype.itemsize * 8
-    ds.BitsStored, ds.HighBit = bits, bits - 1
+    ds.BitsStored = bits or ds.BitsAllocated
+    ds.HighBit = ds.BitsStored - 1
     ds.PixelRepresentation = int(plane.dtype.kind == "i")
     if scaling is not None:
         ds.RescaleSlope, ds.RescaleIntercept = scaling
@@ -109,7 +110,7 @@ def write_slice(
         ds.compress(RLE, generate_instance_uid=False)
     for keyword, value in (tags or {}).items():
         if value is None:
-            delattr(ds, keyword)
+            ds.pop(keyword, None)
         else:
             setattr(ds, keyword, value)
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
