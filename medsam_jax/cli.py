@@ -213,8 +213,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 def _one_line(error: Exception, argv: Sequence[str]) -> str:
     """Returns what is wrong with a command line; a field that a config lacks is named as given."""
     message = str(error).strip()
-    if missing := re.fullmatch(r"flag (--\w+)=None: .* must have a value.*", message):
-        return f"{missing[1]} is missing"
+    if missing := re.findall(r"flag (--\w+)=None: .* must have a value", message):
+        return f"{', '.join(sorted(missing))} missing"
     if missing := re.search(r"No such file or directory: (.*)", message):
         return f"{missing[1]}: no such file; start in the repository's root or give the whole path"
     hint = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message)
