@@ -8,7 +8,7 @@ Example:
 
 from collections.abc import Sequence
 
-from absl import flags
+from absl import flags, logging
 
 from medsam_jax.cli import run
 from medsam_jax.data.recipes import DEFAULT_RECIPE, RECIPES
@@ -56,6 +56,7 @@ _BEAM_OPTIONS = flags.DEFINE_list(
 def main(argv: Sequence[str]) -> None:
     """Flags, then one call."""
     del argv
+    logging.set_verbosity(logging.WARNING)  # TFDS reports each folder that it opens
     from datasets.medical_slices import building, slices
 
     if _NUM_WORKERS.value < 0:

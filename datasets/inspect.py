@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from medsam_jax.cli import run
+from medsam_jax.cli import progress, run
 from medsam_jax.errors import UserError
+from medsam_jax.io.files import check_writable
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "A built data set (--data_dir of datasets.build, or a version folder)."
@@ -54,6 +55,7 @@ def _print_card(data_dir: str) -> None:
 
     info = find_dataset(data_dir)
     output = pathlib.Path(_OUTPUT.value or "data_card")
+    check_writable(output)
     print(card.text(info.record))
     card.draw(info, output / "figures")
     (output / "README.md").write_text(card.text(info.record), encoding="utf-8")
@@ -65,13 +67,14 @@ def _inspect(path: str) -> None:
 
     if line := inspection.other_folder(path):
         raise UserError(line)
-    scans, others = inspection.find_scans(path)
+    scans, left_out = inspection.find_scans(path)
     if _MASK.value and len(scans) > 1:
         raise UserError(f"--mask: {_MASK.value} is for one image, {path} holds {len(scans)}")
     output = pathlib.Path(_OUTPUT.value or "inspection")
+    check_writable(output)
     names = inspection.picture_names(scans)
     described = []
-    for scan in scans:
+    for scan in progress(scans, "scans") if _JSON.value and len(scans) > 1 else scans:
         inspected = inspection.describe(scan, _MASK.value, _MODALITY.value)
         described.append(inspected.description)
         if not _JSON.value:
@@ -83,8 +86,8 @@ def _inspect(path: str) -> None:
     if _JSON.value:
         json.dump([one.to_json() for one in described], sys.stdout, indent=1)
         print()
-    elif len(scans) > 1 or others:
-        print("\n".join(inspection.summary(described, others)))
+    elif len(scans) > 1 or left_out:
+        print("\n".join(inspection.summary(described, left_out)))
     refused = [one for one in described if one.refused]
     if len(scans) == 1 and refused:
         raise UserError(refused[0].refused)

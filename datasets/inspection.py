@@ -1,18 +1,20 @@
 """Describes scans as this library reads them: format, geometry, values, notes, refusals."""
 
-import collections
 import dataclasses
+import itertools
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.modality import doubts
+from medsam_jax.data.modality import doubts, rule_of
 from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import stem
 from medsam_jax.io import dicom, formats
+from medsam_jax.io.files import split_series
+from medsam_jax.io.folders import search
 from medsam_jax.io.geometry import Scan, slice_axis
 from medsam_jax.io.notes import notes_of_pair
 from medsam_jax.io.scans import read_mask_scan, read_scan
@@ -82,10 +84,9 @@ class Description:
         if not stated:
             return "not stated: results are in pixels"
         text = " x ".join("?" if step is None else f"{step:.4g}" for step in self.spacing_mm)
-        is_known = len(stated) == 3 or (self.slices == 1 and len(stated) == 2)
-        return f"{text} mm" + (
-            "" if is_known else ", not stated for all axes: results are in pixels"
-        )
+        if len(stated) == 3 or (self.slices == 1 and len(stated) == 2):
+            return f"{text} mm"
+        return f"{text} mm, not stated for all axes: results are in pixels"
 
     def orientation_text(self) -> str:
         if not self.orientation:
@@ -140,11 +141,22 @@ def _described(scan: Scan, path: str, format: str, modality: str | None) -> Desc
     spacing = tuple(float(s) if math.isfinite(s) else None for s in scan.spacing[::-1])
     low, high = float(scan.array.min()), float(scan.array.max())
     percentiles = np.percentile(scan.array, PERCENTILES).tolist()
-    modality, source = _modality(scan, path, low, high, modality)
-    warnings = []
+    if not modality and format.startswith("DICOM") and (found := dicom_tag(path, "0008|0060")):
+        modality, source = found, "the file's DICOM tag"
+    elif modality:
+        source = "as given"
+    else:
+        modality, source = _guess(scan.array, low, high)
+    warnings = doubts(scan.array, modality, recipe := get_recipe(DEFAULT_RECIPE))
     if low == high:
-        warnings.append(f"the image is constant ({low:g}); datasets.build refuses it")
-    warnings += doubts(scan.array, modality, get_recipe(DEFAULT_RECIPE))
+        warnings.append(f"datasets.build refuses a constant image ({low:g})")
+    elif scan.array.dtype != np.uint8:
+        try:
+            rule_of(modality).limits(scan.array, recipe, None)
+        except UserError as error:
+            warnings.append(f"datasets.build and predict refuse its values: {error}")
+    if None in spacing and scan.array.shape[axis] > 1:
+        warnings.append("medsam_jax.evaluate refuses a volume without spacing: scores are in mm")
     return Description(
         path,
         format,
@@ -165,8 +177,11 @@ def _described(scan: Scan, path: str, format: str, modality: str | None) -> Desc
 
 
 def orientation(scan: Scan, axis: int) -> tuple[str, str, float]:
-    """Returns the sides to which x, y, z run ("LPS"), the plane of slices across an array axis
-    ("axial") and the largest angle to the patient's axes in degrees; empty without geometry."""
+    """Returns the sides to which x, y, z run, the plane of slices, and the largest tilt.
+
+    Such as "LPS", "axial" for slices across the array axis `axis`, and the largest angle between an
+    axis and the patient's in degrees. Empty without geometry.
+    """
     if scan.affine is None:
         return "", "", 0.0
     direction = np.reshape(scan.affine[2], (3, 3))  # columns: x, y, z of the file
@@ -184,17 +199,13 @@ def orientation(scan: Scan, axis: int) -> tuple[str, str, float]:
     return "".join(letters), _PLANES[sides[2 - axis]], tilt if tilt > 0.05 else 0.0
 
 
-def _modality(scan: Scan, path: str, low: float, high: float, given: str | None) -> tuple[str, str]:
-    """Returns modality and where it is from."""
-    if given:
-        return given, "as given"
-    if dicom.is_dicom(path) and (found := dicom_tag(path, "0008|0060")):
-        return found, "the file's DICOM tag"
-    if scan.array.ndim == 4:
+def _guess(array: np.ndarray, low: float, high: float) -> tuple[str, str]:
+    """Returns a modality, or "", and what it is guessed from."""
+    if array.ndim == 4:
         return "", "colours: a photograph, microscopy or a screen picture"
     if low <= -500:
         return "CT", f"a guess: values down to {low:g} look like HU; give --modality CT"
-    if np.issubdtype(scan.array.dtype, np.integer) and low == 0 and high < MASK_VALUES:
+    if np.issubdtype(array.dtype, np.integer) and low == 0 and high < MASK_VALUES:
         return "", "few whole values: this looks like a mask"
     return "", "the file does not say; give --modality"
 
@@ -225,7 +236,7 @@ def _count_labels(labels: np.ndarray, scan: Scan) -> dict[int, dict[str, float]]
 
 def format_of(path: str) -> str:
     """Returns the format that the first bytes of a file show, whatever its name says."""
-    file = pathlib.Path(_folder_and_series(path)[0])
+    file = pathlib.Path(split_series(path)[0])
     if file.is_dir():
         return "DICOM series"
     try:
@@ -237,17 +248,11 @@ def format_of(path: str) -> str:
     return (found.name or UNKNOWN) + (", compressed by gzip" if found.is_gzipped else "")
 
 
-def _folder_and_series(path: str) -> tuple[str, str]:
-    """Splits `FOLDER#SERIES_UID`; the UID is empty for any other path."""
-    folder, _, uid = path.rpartition("#")
-    return (folder, uid) if folder and not pathlib.Path(path).exists() else (path, "")
-
-
 def find_scans(path: str) -> tuple[list[str], list[str]]:
-    """Returns the scans that a path names, and the files below a folder that are none.
+    """Returns the scans that a path names, and a line for each file left out that could be one.
 
-    A file and `FOLDER#SERIES_UID` are one scan. In a folder, those below it count too; a DICOM
-    series is one scan.
+    A file and `FOLDER#SERIES_UID` are one scan. In a folder, those below it count too. A DICOM
+    series is one scan, and so is a DICOM file that belongs to none.
 
     Raises:
       UserError: nothing there, or no scan in a folder.
@@ -255,41 +260,40 @@ def find_scans(path: str) -> tuple[list[str], list[str]]:
     root = pathlib.Path(path)
     if not root.is_dir():
         return [path], []
-    scans, others = [], []
-    for place in [root, *sorted(p for p in root.rglob("*") if p.is_dir())]:
-        if any(part.startswith(".") for part in place.relative_to(root).parts):
-            continue
-        series = dicom.list_series(place)
-        used = {pathlib.Path(name).name for files in series.values() for name in files}
-        scans += [f"{place}#{uid}" if len(series) > 1 else str(place) for uid in sorted(series)]
-        for file in sorted(place.iterdir()):
-            if file.is_file() and not file.name.startswith(".") and file.name not in used:
-                (others if format_of(str(file)) == UNKNOWN else scans).append(str(file))
+    contents = search(root)
+    scans = [str(file) for file in contents.files]
+    for folder, files in contents.dicom.items():
+        series = dicom.list_series(folder)
+        scans += [f"{folder}#{uid}" if len(series) > 1 else str(folder) for uid in series]
+        used = {pathlib.Path(name).name for names in series.values() for name in names}
+        scans += [str(file) for file in files if file.name not in used]
     if not scans:
-        raise UserError(f"{path}: no scan in this folder ({len(others)} other files)")
-    return scans, others
+        left_out = "; ".join(contents.left_out[:3]) or "nothing that could be one"
+        raise UserError(f"{path}: no scan in this folder ({left_out})")
+    return sorted(scans), contents.left_out
 
 
 def picture_names(scans: list[str]) -> dict[str, str]:
     """Returns a file name for each scan's picture: stems, with a number where they are the same."""
     names: dict[str, str] = {}
-    taken = collections.Counter()
+    taken = set()
     for scan in scans:
-        folder, uid = _folder_and_series(scan)
+        folder, uid = split_series(scan)
         base = stem(folder) + (f"_{uid}" if uid else "")
-        taken[base.lower()] += 1
-        count = taken[base.lower()]
-        names[scan] = f"{base}.png" if count == 1 else f"{base}_{count}.png"
+        candidates = itertools.chain([base], (f"{base}_{n}" for n in itertools.count(2)))
+        name = next(name for name in candidates if name.lower() not in taken)
+        taken.add(name.lower())
+        names[scan] = f"{name}.png"
     return names
 
 
-def summary(descriptions: list[Description], others: list[str]) -> list[str]:
+def summary(descriptions: list[Description], left_out: list[str]) -> list[str]:
     """Returns what the scans of a folder have in common: sizes, spacings, orientations, types."""
     read = [one for one in descriptions if not one.refused]
     lines = [f"{len(descriptions)} scans, {len(descriptions) - len(read)} refused"]
-    if others:
-        names = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        lines.append(f"  {'no scans:':12} {len(others)} ({names})")
+    lines += [f"  left out:    {line}" for line in left_out[:20]]
+    if len(left_out) > 20:
+        lines.append(f"  left out:    {len(left_out) - 20} further files")
     if not read:
         return lines
     sizes = np.array([one.size for one in read])

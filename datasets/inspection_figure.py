@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from datasets.inspection import Inspected
-from medsam_jax.data.modality import rule_of
+from medsam_jax.data.modality import is_ct, rule_of
 from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
-from medsam_jax.drawing import OBJECTS
+from medsam_jax.drawing import OBJECTS, figure_of
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import write_whole
 
@@ -29,14 +29,10 @@ def draw(inspected: Inspected) -> Any:
     The plane that the library cuts comes first, drawn as it is stored. The others are turned over
     where that puts the head at the top. With a mask, planes run through most of its voxels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     scan, found = inspected.scan, inspected.description
     cut = "zyx".index(found.slice_axis)
     axes = [cut, *(axis for axis in range(3) if axis != cut)] if found.slices > 1 else [cut]
-    figure = Figure(figsize=(10, 10 if len(axes) > 1 else 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_of(10, 10 if len(axes) > 1 else 5.4)
     panels = figure.subplots(2 if len(axes) > 1 else 1, 2, squeeze=False).flat
     low, high, shown = _limits(inspected)
     figure.suptitle(f"{Path(found.path).name}: grey levels are {shown}", fontsize=10, wrap=True)
@@ -56,13 +52,16 @@ def _limits(inspected: Inspected) -> tuple[float, float, str]:
         low, high = rule_of(modality).limits(array, recipe, None)[:2]
     except UserError:  # constant, or nothing above 0
         low, high = float(array.min()), float(array.max())
-    return low, max(high, low + 1e-6), f"{low:.5g} to {high:.5g}, as {modality or 'not CT'}"
+    rule = "the window of CT" if is_ct(modality) else f"by percentiles, {modality or 'not CT'}"
+    return low, max(high, low + 1e-6), f"{low:.5g} to {high:.5g} ({rule})"
 
 
 def _plane(
     panel: Any, inspected: Inspected, axis: int, turn: bool, limits: tuple[float, float]
 ) -> None:
     """Draws the plane across an array axis: rows and columns are the other two, in their order."""
+    from matplotlib import patheffects
+
     scan, found, labels = inspected.scan, inspected.description, inspected.labels
     index = _index(scan.array.shape[axis], labels, axis)
     plane = np.take(scan.array, index, axis)
@@ -93,15 +92,15 @@ def _plane(
         cut = ", cut here" if "zyx"[axis] == found.slice_axis else ""
         panel.set_title(f"{'zyx'[axis]} = {index} of {scan.array.shape[axis]}{cut}", fontsize=9)
     if found.orientation:
+        outline = [patheffects.withStroke(linewidth=3, foreground="black")]
         for place, letter in (
             ((0.5, 0.98), _OPPOSITE[down]),
             ((0.5, 0.02), down),
             ((0.02, 0.5), _OPPOSITE[right]),
             ((0.98, 0.5), right),
         ):
-            panel.text(
-                *place, letter, transform=panel.transAxes, color="yellow", ha="center", va="center"
-            )
+            style = {"color": "yellow", "ha": "center", "va": "center", "path_effects": outline}
+            panel.text(*place, letter, transform=panel.transAxes, **style)
 
 
 def _index(count: int, labels: np.ndarray | None, axis: int) -> int:

@@ -1,8 +1,10 @@
 """Command lines: one-line errors, Ctrl-C, and progress of long loops."""
 
 import gc
+import grp
 import multiprocessing
 import os
+import pwd
 import re
 import signal
 import sys
@@ -56,6 +58,7 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
             _leave_at_once(130)  # what shells report for SIGINT
 
     _mend_streams()
+    _name_unknown_users()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     app.run(guarded, flags_parser=_parse_flags)
@@ -115,6 +118,28 @@ def _mend_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         setattr(sys, name, _Stream(getattr(sys, name)))
+
+
+def _name_unknown_users() -> None:
+    """Gives a user or group without an entry, as in a container, its number as a name.
+
+    TFDS and Orbax look up the owners of files, and end with a KeyError where one has no name.
+    """
+    known_user, known_group = pwd.getpwuid, grp.getgrgid
+
+    def user(number: int) -> pwd.struct_passwd:
+        try:
+            return known_user(number)
+        except KeyError:  # "~": such a user has no home directory
+            return pwd.struct_passwd((str(number), "x", number, number, "", "~", ""))
+
+    def group(number: int) -> grp.struct_group:
+        try:
+            return known_group(number)
+        except KeyError:
+            return grp.struct_group((str(number), "x", number, []))
+
+    pwd.getpwuid, grp.getgrgid = user, group
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

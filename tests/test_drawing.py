@@ -88,7 +88,7 @@ assert "matplotlib.pyplot" not in sys.modules
     command = [sys.executable, "-W", "error", "-c", program, str(tmp_path)]
     root = Path(__file__).parents[1]
     environment = os.environ | {"MPLBACKEND": backend}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 

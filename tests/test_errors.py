@@ -107,7 +107,7 @@ def test_work_is_done_without_readers_of_its_output(tmp_path, redirection):
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": ROOT},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["done"]
@@ -167,3 +167,29 @@ def test_names_in_utf_8_are_taken(name):
 def test_a_name_of_other_bytes_is_named_in_ascii():
     with pytest.raises(UserError, match=r"d.udce9: the name is not UTF-8; rename it"):
         check_name("d\udce9")
+
+
+def test_users_without_a_name_own_files(tmp_path):
+    program = """
+import os, pwd, grp
+from pathlib import Path
+from etils import epath
+from medsam_jax.cli import run
+def main(_):
+    Path("file").touch()
+    if os.getuid() == 0:
+        os.chown("file", 987654, 987654)
+        assert epath.Path("file").stat().owner == "987654"
+    assert (pwd.getpwuid(987654).pw_name, grp.getgrgid(987654).gr_name) == ("987654", "987654")
+    del os.environ["HOME"]
+    os.getuid = lambda: 987654
+    try:
+        Path.home()
+    except RuntimeError:
+        print("no home")
+run(main)
+"""
+    environment = os.environ | {"PYTHONPATH": ROOT}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert (done.stdout, done.returncode) == (b"no home\n", 0), done.stderr

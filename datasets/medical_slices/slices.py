@@ -76,9 +76,9 @@ def check_case(case: Case, options: Options) -> Checked:
 
 def _checked(case: Case, options: Options) -> Checked:
     scan = read_scan(case.image)
+    _limits(scan, case, options)
     mask = read_mask_scan(case.mask, scan)
     labels = mask.array
-    _limits(scan, case, options)
     doubtful = doubts(scan.array, case.modality, get_recipe(options.recipe))
     warnings = [f"{case.row_name}: {doubt}; check {case.image}" for doubt in doubtful]
     found = objects.present_labels(labels).tolist()

@@ -159,7 +159,9 @@ def train_loader(
         for positions in info.groups(split, task).values()
     ]
     slices = _shuffled(groups, seed, temperature).map(source.__getitem__)
-    batches = slices.random_map(draw, seed=seed)[process_index::process_count].batch(batch_size)
+    drawn = slices.random_map(draw, seed=seed)[process_index::process_count]
+    # There is no remainder, but grain rounds the endless length up and overflows for batches of 1.
+    batches = drawn.batch(batch_size, drop_remainder=True)
     loader = batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     if num_workers > 0:
         if not flags.FLAGS.is_parsed():

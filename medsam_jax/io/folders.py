@@ -8,10 +8,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from medsam_jax.errors import UserError
+from medsam_jax.io.formats import PICTURES, identify
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npz")
 IMAGE_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
+_SCAN_FORMATS = ("NIfTI", "NIfTI pair", "ANALYZE", "NRRD", "MetaImage")
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
 _DOCUMENTS = (".pdf", ".docx", ".xlsx", ".pptx", ".doc", ".xls", ".ppt", ".pyc", ".db", ".sqlite")
@@ -65,26 +68,30 @@ def _is_junk(name: str) -> bool:
 
 
 def _sort_unknown(file: Path, contents: Contents) -> None:
-    """Takes a DICOM file under any name; names what is neither that nor a text."""
+    """Takes an image under any name; names what is neither that nor a text."""
+    suffix = file.suffix.lower()
+    headers = _DATA_OF.get(suffix, ())
+    if any(file.with_suffix(header).exists() for header in headers):
+        return  # the header names it
     try:
         with open(file, "rb") as opened:
-            head = opened.read(1024)
+            is_text = b"\0" not in opened.read(1024)
+        found = identify(file).name
     except OSError as error:
         contents.left_out.append(f"{file}: cannot be read ({error.strerror})")
         return
-    suffix = file.suffix.lower()
-    headers = _DATA_OF.get(suffix, ())
-    if head[128:132] == b"DICM":
+    except UserError as error:
+        contents.left_out.append(str(error))
+        return
+    if found == "DICOM":
         contents.dicom.setdefault(file.parent, []).append(file)
-    elif any(file.with_suffix(header).exists() for header in headers):
-        return  # the header names it
+    elif found in _SCAN_FORMATS or found in PICTURES:
+        contents.files.append(file)
     elif headers:
         contents.left_out.append(f"{file}: has no {' or '.join(headers)} file beside it")
-    elif suffix == ".hdr":
-        contents.left_out.append(f"{file}: a pair of .hdr and .img; save it as .nii.gz")
-    elif b"\0" in head:
+    elif not is_text:
         kind = suffix or "a file without suffix"
         contents.left_out.append(
-            f"{file}: {kind} is no format that is read here; save it as .nii.gz or .png, or unpack "
-            "it"
+            f"{file}: {kind} is no format that is taken from folders; save it as .nii.gz or .png, "
+            "unpack it, or name the file itself"
         )

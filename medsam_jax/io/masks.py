@@ -45,15 +45,14 @@ def check_sharp(labels: np.ndarray, path: str) -> None:
 
     if not labels.size or labels.max() < _GREY_LEVELS:
         return
-    plane = labels[np.count_nonzero(labels, axis=(1, 2)).argmax()]
-    found, plane = np.unique(plane, return_inverse=True)
+    plane = labels[np.argmax([np.count_nonzero(plane) for plane in labels])]
+    found = np.unique(plane) if plane.max() > 65535 else np.flatnonzero(np.bincount(plane.ravel()))
     is_counted = found[0] == 0 and found[-1] == len(found) - 1 <= _MOST_LABELS
     if len(found) < 3 or is_counted or len(found) > 65535:
         return
-    ranks = np.ascontiguousarray(plane.reshape(labels.shape[1:]).astype(np.uint16))
+    ranks = np.searchsorted(found, plane).astype(np.uint16)
     low, high = (shift(ranks, np.ones((3, 3), np.uint8)) for shift in (cv2.erode, cv2.dilate))
-    is_thin = np.ones(len(found), bool)
-    is_thin[np.unique(ranks[low == high])] = False
+    is_thin = np.bincount(ranks[low == high], minlength=len(found)) == 0
     if is_thin.all():
         return  # noise, or a tiny picture
     is_thin[ranks.max()] = is_thin[0] = False

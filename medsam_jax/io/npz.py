@@ -76,7 +76,8 @@ def _with_spacing(array: np.ndarray, spacing: np.ndarray, path: str) -> Scan:
     except (TypeError, ValueError):
         xyz = ()
     if len(xyz) != 3 or any(value <= 0 or math.isinf(value) for value in xyz):
-        raise UserError(f"{path}: spacing is {spacing!s}; store x, y and z in mm")
+        found = np.asarray(spacing).tolist()
+        raise UserError(f"{path}: has the spacing {found} (x, y, z); store positive mm")
     if not np.isfinite(xyz).all():
         note = "The spacing is not known for all axes; lengths are in voxels."
         return Scan(array, xyz[::-1], None, path, (note,))

@@ -13,7 +13,7 @@ def colour_page(image: Any) -> np.ndarray:
         return np.asarray(image)
     if image.mode in ("1", "LA"):
         return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB"))  # P, PA, RGBA, CMYK, YCbCr
+    return _rgb(image)
 
 
 def label_page(image: Any) -> np.ndarray:
@@ -24,7 +24,12 @@ def label_page(image: Any) -> np.ndarray:
         return np.asarray(image).astype(np.uint8)
     if image.mode in ("LA", "PA"):
         return np.asarray(image.getchannel(0))
-    return np.asarray(image.convert("RGB"))
+    return _rgb(image)
+
+
+def _rgb(image: Any) -> np.ndarray:
+    """Returns P, PA, RGBA, CMYK or YCbCr as RGB [H, W, 3]; RGB without Pillow's copy."""
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def alpha_notes(alpha: np.ndarray | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import io
 import pathlib
 import re
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def _read(
     path: pathlib.Path, format_name: str, as_labels: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        with warnings.catch_warnings(), quiet("tifffile"):
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")  # of Pillow and tifffile, on tags that are not used
             if format_name == "TIFF":
                 array, notes, is_lossy = tiff.read_tiff(path, as_labels)
@@ -83,13 +84,16 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
 
     Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; `_check_size` judges instead
     # From memory: a damaged length then is no reason to allocate so much.
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        _check_size(path, image)
+    content = path.read_bytes()
+    if content[8:12] == b"WEBP":  # Pillow allocates the pixels when it opens the file
+        _check_size(path, *_webp_size(content), 4)
+    with Image.open(io.BytesIO(content)) as image:
+        _check_size(path, *image.size, len(image.getbands()))
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise UserError(
                 f"{path}: is an animation of {image.n_frames} frames; save them as pages of a TIFF"
             )
-        image.load()  # OpenCV would print what is damaged
+        image.load()
         deep = _deep_png(path) if image.format == "PNG" else None
         orientation = image.getexif().get(0x0112, 1)
         is_lossy = image.format in _LOSSY
@@ -104,10 +108,20 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
     return pages.oriented(page, orientation), notes, is_lossy
 
 
-def _check_size(path: pathlib.Path, image: Any) -> None:
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Returns width and height of a WebP file: lossy, lossless or extended."""
+    kind, head = content[12:16], content[20:30].ljust(10, b"\0")
+    if kind == b"VP8 ":
+        return tuple(int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return tuple(int.from_bytes(head[at : at + 3], "little") + 1 for at in (4, 7))
+
+
+def _check_size(path: pathlib.Path, width: int, height: int, samples: int) -> None:
     """Raises UserError if a file is too small for the pixels that it promises."""
-    width, height = image.size
-    promised = width * height * len(image.getbands())
+    promised = width * height * samples
     size = path.stat().st_size
     if promised > max(_MOST_BYTES, _MOST_RATIO * size):
         raise UserError(
@@ -130,12 +144,14 @@ def _png_header(path: pathlib.Path) -> tuple[int, int]:
 
 def _deep_png(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Returns 16-bit colours (or grey) and alpha, of which Pillow keeps 8 bits; None for others."""
-    import cv2
-
     depth, colour_type = _png_header(path)
     if depth != 16 or colour_type not in _PNG_SAMPLES:
         return None
-    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    import cv2
+
+    content = path.read_bytes()
+    _check_chunks(content)
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
         raise ValueError("damaged 16-bit PNG")
     alpha = found[..., 3] if found.shape[2] == 4 and colour_type != 2 else None
@@ -147,3 +163,18 @@ def _alpha(image: Any) -> np.ndarray | None:
     if image.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
         return None
     return np.asarray(image.getchannel(image.getbands()[-1]))
+
+
+def _check_chunks(content: bytes) -> None:
+    """Raises ValueError for a PNG whose chunks are damaged: OpenCV allocates what they promise."""
+    at = 8
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        end = at + 8 + length
+        name, stored = content[at + 4 : at + 8], content[end : end + 4]
+        if zlib.crc32(content[at + 4 : end]).to_bytes(4, "big") != stored:
+            raise ValueError(f"chunk {name!r} is damaged")
+        if name == b"IEND":
+            return
+        at = end + 4
+    raise ValueError("its end is missing")

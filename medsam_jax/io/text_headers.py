@@ -17,7 +17,6 @@ import numpy as np
 from medsam_jax.errors import UserError
 from medsam_jax.io import itk
 from medsam_jax.io.geometry import Scan
-from medsam_jax.io.quiet import quiet
 
 _MOST_HEADER = 1 << 20  # bytes
 _BITS = {"char": 8, "int8": 8, "short": 16, "int16": 16, "int": 32, "int32": 32, "long": 32}
@@ -110,6 +109,12 @@ def read_nrrd(path: str) -> Scan:
     if directions and not fields.get("kinds"):
         is_space = [one is not None for one in directions]
     colours = next((_COLOUR_KINDS[kind] for kind in kinds if kind in _COLOUR_KINDS), "")
+    for kind, size in zip(kinds, sizes, strict=True):
+        if size > 1 and kind not in (*_SPACE_KINDS, *_COLOUR_KINDS, "vector"):
+            raise UserError(
+                f"{path}: has {size} values per voxel of the kind {kind}, which are no colours; "
+                "save each as a file of its own"
+            )
     stated = [step for step, in_space in zip(steps, is_space, strict=True) if in_space]
     _check_steps(path, stated)
     _check_numbers(path, fields, ("space directions", "space origin", "axis mins", "axis maxs"))
@@ -128,6 +133,8 @@ def read_metaimage(path: str) -> Scan:
     fields, end = _meta_fields(path)
     try:
         sizes = [int(value) for value in fields["dimsize"].split()]
+        if int(fields["ndims"]) != len(sizes):
+            raise ValueError(f"NDims is {fields['ndims']}, DimSize {fields['dimsize']}")
         stated = fields.get("elementspacing", fields.get("elementsize", ""))
         steps = [float(value) for value in stated.split()] or [math.nan] * len(sizes)
         type_ = fields["elementtype"].lower().removeprefix("met_").removesuffix("_array")
@@ -155,9 +162,7 @@ def read_metaimage(path: str) -> Scan:
         data.check(path)
         if is_compressed:
             data.check_deflate(path)
-    with quiet():
-        scan = itk.read_sitk(path, "MetaImageIO")
-    scan = _with_spacing(scan, steps)
+    scan = _with_spacing(itk.read_sitk(path, "MetaImageIO"), steps)
     return _with_units(scan, [fields.get("distanceunits", "").lower()])
 
 
@@ -272,7 +277,9 @@ def _meta_fields(path: str) -> tuple[dict[str, str], int]:
     for line in text.splitlines(keepends=True):
         end += len(line)
         name, _, value = line.decode("utf-8", "replace").partition("=")
-        fields[name.strip().lower()] = value.strip()
+        name, value = name.strip().lower(), value.strip()
+        if fields.setdefault(name, value) != value:
+            raise UserError(f"{path}: its header has {name} twice; write it again")
         if "elementdatafile" in fields:
             break
     fields["rest"] = text[end:].decode("utf-8", "replace") if end < len(text) else ""

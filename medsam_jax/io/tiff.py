@@ -19,7 +19,6 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.pages import alpha_notes, colour_page, label_page, oriented, unoriented
-from medsam_jax.io.quiet import quiet
 
 _BYTE_CODECS = (5, 50000)  # LZW and ZSTD: compressed rows of bytes
 _PICTURE_CODECS = (2, 3, 4, 6, 7, 33007, 34712, 50001)  # CCITT, JPEG, JPEG 2000, WebP
@@ -122,6 +121,10 @@ def _page(path: pathlib.Path, page: Any, as_labels: bool) -> tuple[np.ndarray, n
             f"{path}: {bits} bits, compressed as {getattr(page.compression, 'name', codec)}; save "
             "it with 8 or 16 bits, uncompressed or with Deflate"
         )
+    if page.imagedepth > 1:
+        raise UserError(
+            f"{path}: a page is a volume (ImageDepth {page.imagedepth}); save slices as pages"
+        )
     array = page.asarray()
     if page.planarconfig == 2 and page.samplesperpixel > 1:
         array = np.moveaxis(array, 0, -1)
@@ -211,7 +214,7 @@ def _by_pillow(path: pathlib.Path, page: Any, as_labels: bool) -> np.ndarray:
             "uncompressed or with Deflate"
         )
     Image.MAX_IMAGE_PIXELS = None
-    with quiet(), Image.open(path) as image:
+    with Image.open(path) as image:
         image.seek(page.index)
         image.load()
         array = label_page(image) if as_labels else colour_page(image)
@@ -265,7 +268,7 @@ def _decompressed(data: bytes, codec: int, rows: int, row_bytes: int) -> bytes:
         struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags
     )
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    with quiet(), Image.open(io.BytesIO(head + data)) as image:
+    with Image.open(io.BytesIO(head + data)) as image:
         return np.asarray(image).tobytes()
 
 

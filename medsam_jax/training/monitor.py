@@ -145,8 +145,8 @@ class MetricWriter:
         rows = _rows_until(path, first_step)
         text = io.StringIO()
         csv.writer(text).writerows([("step", "name", "value"), *rows])
-        write_whole(path, lambda partial: partial.write_text(text.getvalue(), newline=""))
-        self._file = path.open("a", newline="")
+        write_whole(path, lambda partial: partial.write_text(text.getvalue(), "utf-8", newline=""))
+        self._file = path.open("a", encoding="utf-8", newline="")
         self._csv = csv.writer(self._file)
         directory = str(workdir / "tensorboard")
         self._tensorboard = SummaryWriter(directory, purge_step=first_step + 1)
@@ -179,7 +179,7 @@ def _rows_until(path: Path, last_step: int) -> list[list[str]]:
     """Returns the rows of an earlier run up to `last_step`, without a half-written last line."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit()]
     return [row for row in rows if int(row[0]) <= last_step]
 

@@ -37,6 +37,11 @@ def test_shapes_and_types(built):
     }
 
 
+def test_batches_of_one_are_the_examples_of_larger_ones(built):
+    ones = np.concatenate([batch["image"] for batch in take(loader(built, batch_size=1), 4)])
+    np.testing.assert_array_equal(ones, next(loader(built))["image"])
+
+
 def test_box_is_the_mask_with_its_jitter(built):
     for batch in take(loader(built), 12):
         assert set(np.unique(batch["mask"])) == {0, 1}

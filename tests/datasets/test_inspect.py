@@ -30,7 +30,7 @@ def liver(path):
 
 def run(*arguments):
     command = [sys.executable, "-m", "datasets.inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
 
 
 def test_a_file_and_its_mask(tmp_path):
@@ -70,6 +70,15 @@ def test_ct_that_cannot_be_in_hounsfield_units(tmp_path):
     assert inspection.describe(path, modality="MR").description.warnings == ()
 
 
+def test_values_that_a_build_refuses(tmp_path):
+    for low, words in ((7, "constant image (7)"), (0, "percentiles are both 7")):
+        array = np.full((4, 6, 8), 7, np.int16)
+        array[0] = low
+        path = write(tmp_path / "a.nrrd", array)
+        warnings = inspection.describe(str(path), modality="MR").description.warnings
+        assert any(words in line for line in warnings), warnings
+
+
 def test_a_picture_has_no_millimetres(tmp_path):
     Image.fromarray(np.arange(600, dtype=np.uint8).reshape(20, 30)).save(tmp_path / "a.png")
     found = inspection.describe(str(tmp_path / "a.png")).description
@@ -86,6 +95,7 @@ def test_a_spacing_that_is_stated_for_some_axes(tmp_path):
     inspected = inspection.describe(str(tmp_path / "a.mha"))
     assert inspected.description.spacing_mm == (None, None, None)
     assert inspected.description.notes
+    assert "evaluate refuses" in inspected.description.warnings[-1]
     inspection_figure.draw(inspected)
 
 
@@ -106,7 +116,7 @@ def test_command_line_on_a_folder(tmp_path):
     folder.mkdir()
     ct(folder / "ct.nii.gz")
     (folder / "bad.nii").write_bytes(b"GIF89a not a scan")
-    (folder / "notes.txt").write_text("no scan")
+    (folder / "a.mat").write_bytes(b"no\0scan")
     for uid, depth in (("1.2.3.4", 4), ("1.2.3.5", 3)):
         write_series(folder / "dicom", np.ones((depth, 6, 8), np.int16), uid)
     done = run(folder, "--output", tmp_path / "out")
@@ -115,7 +125,7 @@ def test_command_line_on_a_folder(tmp_path):
     assert f"{folder}/dicom#1.2.3.4\n  format:      DICOM series" in done.stdout
     assert f"refused:     {folder}/bad.nii: " in done.stdout
     assert "4 scans, 1 refused" in done.stdout
-    assert f"no scans:    1 ({folder}/notes.txt)" in done.stdout
+    assert f"left out:    {folder}/a.mat: .mat is no format" in done.stdout
     assert "CT (the file's DICOM tag)" in done.stdout
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["ct.png", "dicom_1.2.3.4.png", "dicom_1.2.3.5.png"]
@@ -168,9 +178,9 @@ def test_planes_have_the_aspect_of_the_spacing_and_letters(tmp_path):
 
 
 def test_pictures_of_one_name_do_not_replace_each_other(tmp_path):
-    scans = [str(tmp_path / name) for name in ("a/ct.nii", "b/ct.nii", "b/CT.nrrd")]
+    scans = [str(tmp_path / name) for name in ("a/ct.nii", "a/ct_2.nii", "b/ct.nii", "b/CT.nrrd")]
     names = inspection.picture_names(scans)
-    assert list(names.values()) == ["ct.png", "ct_2.png", "CT_3.png"]
+    assert list(names.values()) == ["ct.png", "ct_2.png", "ct_3.png", "CT_4.png"]
 
 
 # --- notes
@@ -225,4 +235,6 @@ def test_notes_reach_the_record_and_the_card(hospital, tmp_path, monkeypatch, ca
     assert {tuple(case["notes"]) for case in record["cases"]} == {("tilted",)}
     assert "note: " in capsys.readouterr().out
     text = card.text(record)
-    assert "## Notes on how files were read\n\n* p0, p1, p2 and 3 more: tilted\n" in text
+    cases = list(dict.fromkeys(case["case_id"] for case in record["cases"]))
+    line = f"{', '.join(cases[:3])} and {len(cases) - 3} more: tilted"
+    assert f"## Notes on how files were read\n\n* {line}\n" in text

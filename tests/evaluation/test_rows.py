@@ -1,5 +1,8 @@
-"""Rows of a manifest that need care: spaces of a spreadsheet, labels that are no objects."""
+"""Rows of a manifest: spaces of a spreadsheet, labels that are no objects or are not there."""
 
+import pytest
+
+from medsam_jax.errors import UserError
 from tests.evaluation.test_score_scans import evaluation, manifest, write_manifest
 
 __all__ = ["manifest"]  # the fixture
@@ -20,3 +23,8 @@ def test_rows_of_a_spreadsheet_are_scored_as_those_of_a_plain_file(manifest):
     (manifest.parent / "spaced.csv").write_text(f"\ufeff{spaced}, , , , \n", encoding="utf-8")
     found = evaluation(manifest.parent / "spaced.csv").evaluate("0")
     assert found == evaluation(manifest).evaluate("0")
+
+
+def test_label_that_a_case_lacks_is_refused_by_name(manifest):
+    with pytest.raises(UserError, match=r"case one \(balls, CT\): --labels 2 is not in .*\[1, 3\]"):
+        evaluation(manifest, labels=[1, 2]).evaluate("0.5")

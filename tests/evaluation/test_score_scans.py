@@ -237,11 +237,6 @@ def test_pictures_are_scored_in_two_dimensions(tmp_path, monkeypatch):
     assert np.isnan(row.burden["truth_volume_ml"])
 
 
-def test_label_that_a_case_lacks_is_refused_by_name(manifest):
-    with pytest.raises(UserError, match=r"case one \(balls, CT\): --labels 2 is not in .*\[1, 3\]"):
-        evaluation(manifest, labels=[1, 2]).evaluate("0.5")
-
-
 def test_a_mask_elsewhere_is_refused_by_name(manifest):
     path = manifest.parent / "two_mask.nii.gz"
     image = sitk.ReadImage(str(path))
@@ -287,12 +282,27 @@ def test_a_scan_of_one_intensity_is_refused_by_name(manifest):
         evaluation(manifest).evaluate("0.5")
 
 
-def test_a_spacing_of_zero_is_refused_by_name(tmp_path, monkeypatch):
+def test_ct_that_is_not_in_hounsfield_units_is_said(manifest, caplog):
+    path = manifest.parent / "one.nii.gz"
+    write(path, sitk.GetArrayFromImage(sitk.ReadImage(str(path))) + 1024)
+    evaluation(manifest).evaluate("0.5")
+    (line,) = (r.getMessage() for r in caplog.records if "probably not in HU" in r.getMessage())
+    assert line.startswith(f"case one (balls, CT): {path}: a CT without a negative value (624 to")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "message"),
+    [
+        ([0.0, 1.0, 1.0], r"spacing is \[0\. 1\. 1\.\]; store x, y and z in mm"),
+        ([np.nan, 1.0, 1.0], r"has the spacing \[1\.0, 1\.0, nan\] .*positive mm"),
+    ],
+)
+def test_a_spacing_that_is_not_positive_is_refused_by_name(tmp_path, monkeypatch, spacing, message):
     monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     volume = np.ones((3, 40, 50), np.uint8)
-    np.savez(tmp_path / "scan.npz", imgs=volume, gts=volume, spacing=[0.0, 1.0, 1.0])
+    np.savez(tmp_path / "scan.npz", imgs=volume, gts=volume, spacing=spacing)
     path = write_manifest(tmp_path / "cases.csv", [["p", "scan.npz", "scan.npz", "MR", "t"]])
-    with pytest.raises(UserError, match=r"case p \(t, MR\): .*spacing \[.*0\.0.*\] .*positive mm"):
+    with pytest.raises(UserError, match=rf"case p \(t, MR\): .*scan\.npz: {message}"):
         evaluation(path).evaluate("0.5")
 
 

@@ -217,8 +217,8 @@ def test_what_is_left_out_is_named(ran, folder, capsys):
     assert ran == ["a", "b", "c.jpg", "c.png"]
     left_out = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert left_out == [
-        f"left out: {folder}/scan.mat: .mat is no format that is read here; save it as .nii.gz or "
-        ".png, or unpack it",
+        f"left out: {folder}/scan.mat: .mat is no format that is taken from folders; save it as "
+        ".nii.gz or .png, unpack it, or name the file itself",
         f"left out: {folder}/deep: 1 files or series in it; give this folder by --image",
     ]
 

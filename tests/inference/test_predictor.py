@@ -141,6 +141,15 @@ def test_ct_in_the_window_of_the_checkpoint(model):
     np.testing.assert_array_equal(ramp, plain.normalise(hounsfield + 301, "MR"))
 
 
+def test_ct_that_is_not_in_hounsfield_units_is_said(predictor, caplog):
+    image = picture(33, 47, 1).astype(np.int16)
+    predictor.set_image(image * 4 - 900, "CT")
+    assert not caplog.records
+    predictor.set_image(image * 4, "CT")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("image: a CT without a negative value (0 to")
+
+
 def test_few_compilations_for_many_sizes(model):
     traces = {"encode": 0, "decode": 0}
 

@@ -15,8 +15,17 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
-from tests.io.dicom_files import DEFLATED, EXPLICIT, IMPLICIT, RLE, write_slice
+from tests.io.dicom_files import (
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    RLE,
+    write_compressed,
+    write_enhanced,
+    write_slice,
+)
 
 SHAPE = (4, 16, 20)
 NUMBERS = (0, 1, -1, 2, 127, 255, 32767, -32768, 65535, 2**31 - 1, -(2**31), 2**32 - 1, 2**40)
@@ -68,6 +77,9 @@ def _medical(folder: Path) -> dict[str, Sample]:
         voxels = (offset, "<i2") if offset >= 0 else None
         beside = {"a.raw": (folder / "a.raw").read_bytes()} if name == "a.mhd" else {}
         found[name] = Sample(name, content, voxels, beside=beside)
+    sitk.WriteImage(image, str(folder / "p.hdr"))
+    header, data = ((folder / name).read_bytes() for name in ("p.hdr", "p.img"))
+    found["p.hdr"] = Sample("p.hdr", header, beside={"p.img": data})
     for name in ("z.nrrd", "z.mha"):
         sitk.WriteImage(image, str(folder / name), useCompression=True)
         found[name] = Sample(name, (folder / name).read_bytes())
@@ -98,6 +110,17 @@ def _dicom(folder: Path) -> dict[str, Sample]:
         offset = content.find(volume()[0].tobytes())
         voxels = (offset, "<i2") if offset >= 0 else None
         found[f"{name}.dcm"] = Sample(f"{name}.dcm", content, voxels)
+    grey = (volume()[1] % 256).astype(np.uint8)
+    for name, plane, syntax, options in (
+        ("jpeg.dcm", grey, JPEGBaseline8Bit, {"format": "JPEG"}),
+        ("j2k.dcm", volume("uint16")[1], JPEG2000Lossless, {"format": "JPEG2000", "no_jp2": True}),
+    ):
+        stream = io.BytesIO()
+        Image.fromarray(plane).save(stream, **options)
+        write_compressed(folder / name, plane, syntax, stream.getvalue())
+        found[name] = Sample(name, (folder / name).read_bytes())
+    write_enhanced(folder / "enhanced.dcm", volume())
+    found["enhanced.dcm"] = Sample("enhanced.dcm", (folder / "enhanced.dcm").read_bytes())
     files = {}
     for index, plane in enumerate(volume()):
         write_slice(folder / "s.dcm", plane, (0, 0, 3.0 * index), uid="1.2.3.5", number=index)
@@ -118,8 +141,13 @@ def _pictures(folder: Path) -> dict[str, Sample]:
         content = (folder / name).read_bytes()
         found[name] = Sample(name, content)
         found[f"checked {name}"] = Sample(name, content, None, bytes, mend_png)
-    for name in ("g.jpg", "g.bmp"):
+    for name in ("g.jpg", "g.bmp", "g.webp", "g.gif", "g.jp2"):
         Image.fromarray(grey).save(folder / name)
+        found[name] = Sample(name, (folder / name).read_bytes())
+    palette = Image.fromarray(grey).convert("P")
+    palette.save(folder / "l.png")
+    Image.fromarray(deep[0]).save(folder / "l.tif", compression="tiff_lzw")
+    for name in ("l.png", "l.tif"):
         found[name] = Sample(name, (folder / name).read_bytes())
     rgb = {"photometric": "rgb"}
     for name, array, options in (

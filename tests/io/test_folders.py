@@ -38,18 +38,19 @@ def test_images_are_found_and_others_are_named(tmp_path):
         "scan.mat": b"MATLAB 5.0\0\1IM",
         "scan.h5": b"\x89HDF\0",
         "lost.img": b"\0\1",
-        "pair.hdr": b"\0\1",
+        "pair.hdr": b"\0" * 344 + b"ni1\0",
         "pair.img": b"\0\1",
+        "nameless": b"\0" * 344 + b"n+1\0",
         "v.mhd": b"x",
         "v.raw": b"\0",
     }
     fill(tmp_path, **files)
     found, dicom, left_out = names(tmp_path, search(tmp_path))
-    assert found == ["a.nii.gz", "b.png", "v.mhd"]
+    assert found == ["a.nii.gz", "b.png", "nameless", "pair.hdr", "v.mhd"]
     assert dicom == {"p": ["1.2.840.99", "2.dcm", "IM1"]}
     starts = ["DICOMDIR: an index of DICOM files", "lost.img: has no .hdr file beside it"]
-    starts += ["pair.hdr: a pair of .hdr and .img", "scan.h5: .h5 is no format"]
-    starts += ["scan.mat: .mat is no format", "scan.nii.zip: .zip is no format"]
+    starts += [f"scan{suffix} is no format" for suffix in (".h5: .h5", ".mat: .mat")]
+    starts += ["scan.nii.zip: .zip is no format"]
     assert len(left_out) == len(starts)
     assert all(line.startswith(start) for line, start in zip(left_out, starts, strict=True))
 

@@ -85,6 +85,17 @@ def test_deep_png_keeps_its_bits(tmp_path, channels, side):
     assert ("Transparency" in "".join(scan.notes)) == (channels == 4)
 
 
+@pytest.mark.parametrize("at", [40, 200, -30])
+def test_a_damaged_deep_png_is_refused(tmp_path, at, capfd):
+    cv2.imwrite(str(tmp_path / "a.png"), RNG.integers(0, 65536, (16, 17, 3)).astype(np.uint16))
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[at] ^= 255
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        scans.read_scan(tmp_path / "a.png")
+    assert not capfd.readouterr().err
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_labels_of_few_bits_are_not_stretched(tmp_path, bits):
     labels = RNG.integers(0, 2**bits, (6, 8)).astype(np.uint8)

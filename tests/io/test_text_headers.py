@@ -162,6 +162,14 @@ def test_bad_headers(tmp_path, make, message, capfd):
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["list", "3-vector"])
+def test_three_values_that_are_no_colours(tmp_path, kind):
+    path = vectors(tmp_path, "u1", 3)
+    path.write_bytes(path.read_bytes().replace(b"kinds: vector", f"kinds: {kind}".encode()))
+    with pytest.raises(UserError, match=f"3 values per voxel of the kind {kind}, which are no"):
+        scans.read_scan(path)
+
+
 def test_colours_of_a_nrrd(tmp_path):
     scan = scans.read_scan(vectors(tmp_path, "u1", 3))
     assert scan.array.shape == (4, 6, 8, 3)

@@ -250,6 +250,17 @@ def test_slices_of_imagej(tmp_path):
     np.testing.assert_array_equal(scan.array, array)
 
 
+def test_a_page_with_depth_is_refused(tmp_path):
+    with pytest.raises(UserError, match="a page is a volume .ImageDepth 5."):
+        read(
+            tmp_path / "a.tif",
+            grey(np.dtype("u2"), (5, 20, 22)),
+            photometric="minisblack",
+            volumetric=True,
+            tile=(16, 16, 16),
+        )
+
+
 def test_lab_colours_are_refused(tmp_path):
     with pytest.raises(UserError, match="colours are CIELAB"):
         read(tmp_path / "a.tif", grey(np.dtype("u1"), (16, 16, 3)), photometric="cielab")
