@@ -174,9 +174,7 @@ def test_label_map_segmentation(tmp_path):
     scan = read_scan(series(tmp_path / "ct", volume()))
     labels = np.random.default_rng(3).integers(0, 4, (2, *SHAPE[1:]))
     planes = [(0, 118.0, labels[0]), (0, 103.0, labels[1])]
-    path = write_seg(
-        tmp_path / "seg.dcm", planes, "LABELMAP", "1.2.840.10008.5.1.4.1.1.66.7"
-    )
+    path = write_seg(tmp_path / "seg.dcm", planes, "LABELMAP", "1.2.840.10008.5.1.4.1.1.66.7")
     expected = np.zeros(SHAPE, np.int32)
     expected[6], expected[1] = labels
     np.testing.assert_array_equal(read_mask(path, scan), expected)
@@ -273,7 +271,11 @@ def test_dicomdir(tmp_path):
     index.write(tmp_path / "disc")
     text = refusal(tmp_path / "disc" / "DICOMDIR")
     assert "index" in text or "Directory" in text
-    inner = next(path for path in (tmp_path / "disc").rglob("*") if path.is_file() and path.name != "DICOMDIR").parent
+    inner = next(
+        path
+        for path in (tmp_path / "disc").rglob("*")
+        if path.is_file() and path.name != "DICOMDIR"
+    ).parent
     assert read_scan(inner).array.shape == SHAPE
     (inner / "DICOMDIR").write_bytes((tmp_path / "disc" / "DICOMDIR").read_bytes())
     np.testing.assert_array_equal(read_scan(inner).array, volume())
@@ -297,7 +299,9 @@ def test_colours_by_pixel_and_by_plane(tmp_path):
     np.testing.assert_array_equal(read_scan(by_pixel).array[0], colours())
     planes = np.ascontiguousarray(colours().transpose(2, 0, 1))
     shape = {"NumberOfFrames": 1, "Rows": 13, "Columns": 10}
-    by_plane = write_slice(tmp_path / "b.dcm", planes, tags=RGB | shape | {"PlanarConfiguration": 1})
+    by_plane = write_slice(
+        tmp_path / "b.dcm", planes, tags=RGB | shape | {"PlanarConfiguration": 1}
+    )
     np.testing.assert_array_equal(read_scan(by_plane).array[0], colours())
 
 
@@ -328,7 +332,9 @@ def encapsulated(path, frames, syntax, tags):
         ds["PixelData"].is_undefined_length = True
         ds.file_meta.TransferSyntaxUID = syntax
 
-    write_slice(path, np.zeros((2, 2), np.uint8 if tags["BitsAllocated"] == 8 else np.uint16), tags=tags)
+    write_slice(
+        path, np.zeros((2, 2), np.uint8 if tags["BitsAllocated"] == 8 else np.uint16), tags=tags
+    )
     return rewrite(path, change)
 
 
@@ -341,7 +347,11 @@ def jpeg(array, **options):
 def test_jpeg_colours(tmp_path):
     tags = RGB | {"PhotometricInterpretation": "YBR_FULL_422", "Rows": 64, "Columns": 64}
     smooth = colours((64, 64))
-    smooth = np.stack(np.meshgrid(np.arange(64) * 3, np.arange(64) * 2 + 50, indexing="ij")[:2] + (np.full((64, 64), 90),), -1).astype(np.uint8)
+    smooth = np.stack(
+        np.meshgrid(np.arange(64) * 3, np.arange(64) * 2 + 50, indexing="ij")[:2]
+        + (np.full((64, 64), 90),),
+        -1,
+    ).astype(np.uint8)
     tags |= {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
     path = encapsulated(tmp_path / "a.dcm", [jpeg(smooth)], JPEGBaseline8Bit, tags)
     assert np.abs(read_scan(path).array[0].astype(int) - smooth).max() <= 6
@@ -569,7 +579,11 @@ def test_two_volumes_in_a_series(tmp_path, tags):
     series(folder, volume(), tags={key: pydicom_default(tags[key])})
     for index, plane in enumerate(volume()):
         write_slice(
-            folder / f"late{index}.dcm", plane, (-5, 4, 100 + 3.0 * index), number=50 + index, tags=tags
+            folder / f"late{index}.dcm",
+            plane,
+            (-5, 4, 100 + 3.0 * index),
+            number=50 + index,
+            tags=tags,
         )
     text = refusal(folder)
     assert "8 positions" in text
@@ -598,10 +612,14 @@ def test_a_copy_with_other_pixels_is_refused(tmp_path):
 
 
 def test_rounding_that_does_not_add_up_and_one_that_does(tmp_path):
-    folder = series(tmp_path / "a", volume(), each=lambda i: {"position": (0, 0, round(i * 1.25, 1))})
+    folder = series(
+        tmp_path / "a", volume(), each=lambda i: {"position": (0, 0, round(i * 1.25, 1))}
+    )
     assert read_scan(folder).spacing[0] == pytest.approx(8.8 / 7, abs=1e-6)
     drift = np.cumsum([0, *[1.0] * 10, *[1.15] * 10])
-    folder = series(tmp_path / "b", volume((21, 13, 11)), each=lambda i: {"position": (0, 0, drift[i])})
+    folder = series(
+        tmp_path / "b", volume((21, 13, 11)), each=lambda i: {"position": (0, 0, drift[i])}
+    )
     assert "not evenly spaced" in refusal(folder)
 
 
@@ -622,7 +640,9 @@ def test_spacing_between_slices_that_differs_from_positions_is_noted(tmp_path):
     assert any("SpacingBetweenSlices" in note for note in scan.notes)
 
 
-@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+@pytest.mark.parametrize(
+    "keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"]
+)
 def test_one_slice_that_lacks_its_place(tmp_path, keyword):
     folder = series(
         tmp_path / "a", volume(), each=lambda i: {"tags": {keyword: None} if i == 3 else {}}
@@ -654,7 +674,10 @@ def test_orientation_written_with_few_decimals(tmp_path):
 
 
 def test_pictures_state_no_mm(tmp_path):
-    for sop, modality in (("1.2.840.10008.5.1.4.1.1.6.1", "US"), ("1.2.840.10008.5.1.4.1.1.7", "OT")):
+    for sop, modality in (
+        ("1.2.840.10008.5.1.4.1.1.6.1", "US"),
+        ("1.2.840.10008.5.1.4.1.1.7", "OT"),
+    ):
         tags = UNPLACED | {"SOPClassUID": sop, "Modality": modality}
         scan = read_scan(write_slice(tmp_path / f"{modality}.dcm", volume()[0], tags=tags))
         assert np.isnan(scan.spacing).all()
@@ -681,7 +704,9 @@ def test_ultrasound_regions(tmp_path):
     np.testing.assert_allclose(scan.spacing[1:], (0.3, 0.2), rtol=1e-6)
     assert np.isnan(scan.spacing[0])
     doppler = region(units=4, kind=3)
-    np.testing.assert_allclose(ultrasound(tmp_path / "b.dcm", region(), doppler).spacing[1:], (0.3, 0.2))
+    np.testing.assert_allclose(
+        ultrasound(tmp_path / "b.dcm", region(), doppler).spacing[1:], (0.3, 0.2)
+    )
     two = ultrasound(tmp_path / "c.dcm", region(x1=5), region(x0=6, delta=0.05))
     assert np.isnan(two.spacing).all()
     assert any("region" in note for note in two.notes)
@@ -692,7 +717,11 @@ def test_ultrasound_regions(tmp_path):
 
 
 def test_ultrasound_cine_has_no_mm_between_frames(tmp_path):
-    tags = UNPLACED | {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.3.1", "Modality": "US", "FrameTime": "33"}
+    tags = UNPLACED | {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.3.1",
+        "Modality": "US",
+        "FrameTime": "33",
+    }
     tags |= {"SequenceOfUltrasoundRegions": Sequence([region()])}
     scan = read_scan(write_slice(tmp_path / "a.dcm", volume(), tags=tags))
     assert np.isnan(scan.spacing[0])
@@ -703,7 +732,9 @@ def test_ultrasound_cine_has_no_mm_between_frames(tmp_path):
 @pytest.mark.parametrize("keyword", ["ImagerPixelSpacing", "NominalScannedPixelSpacing"])
 def test_spacing_at_the_detector_is_noted(tmp_path, keyword):
     tags = UNPLACED | {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "Modality": "DX"}
-    scan = read_scan(write_slice(tmp_path / "a.dcm", volume()[0], tags=tags | {keyword: [0.3, 0.2]}))
+    scan = read_scan(
+        write_slice(tmp_path / "a.dcm", volume()[0], tags=tags | {keyword: [0.3, 0.2]})
+    )
     assert any("detector" in note or keyword in note for note in scan.notes)
     np.testing.assert_allclose(scan.spacing[1:], (0.3, 0.2))
 
@@ -825,5 +856,7 @@ def test_one_series_read_by_itk_is_the_same(tmp_path):
     image = reader.Execute()
     scan = read_scan(folder)
     np.testing.assert_array_equal(scan.array, sitk.GetArrayFromImage(image))
-    for one, other in zip(scan.affine, (image.GetOrigin(), image.GetSpacing(), image.GetDirection()), strict=True):
+    for one, other in zip(
+        scan.affine, (image.GetOrigin(), image.GetSpacing(), image.GetDirection()), strict=True
+    ):
         np.testing.assert_allclose(one, other, atol=1e-6)
