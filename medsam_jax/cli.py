@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 from absl import app, flags
 from tqdm import tqdm
 
+import medsam_jax
 from medsam_jax.errors import UserError, check_name, disk_space
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
 
     So does a file or folder that the system refuses. Any other exception keeps its traceback: it
     is a defect of ours, not of the input. Without a reader of stdout or stderr the work goes on.
-    More than `positional` arguments that are no flags are an error.
+    More than `positional` arguments that are no flags are an error. `--help` and `--version` print
+    and end with status 0.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -59,9 +61,22 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
 
     _mend_streams()
     _name_unknown_users()
+    flags.DEFINE_flag(_VersionFlag(), module_name=sys.argv[0])  # `--help` lists it, as main's own
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+class _VersionFlag(flags.BooleanFlag):
+    """`--version`: prints the package's version and ends the program."""
+
+    def __init__(self):
+        super().__init__("version", False, "Print the version and stop.")
+
+    def parse(self, arg: Any) -> None:
+        if self._parse(arg):
+            print(f"medsam_jax {medsam_jax.__version__}")
+            sys.exit(0)
 
 
 def _fail(message: str) -> NoReturn:
@@ -178,6 +193,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             # ml_collections raises for a config file that cannot be read when it is first used.
             getattr(flags.FLAGS[name].value, "lock", None)
         return arguments
+    except SystemExit:
+        sys.exit(0)  # absl ends with 1 after it has printed the help
     except (
         flags.Error,
         AttributeError,
@@ -187,19 +204,26 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         ValueError,
         OSError,
     ) as error:
-        print(f"error: command line: {_one_line(error, argv)}; see --help", file=sys.stderr)
+        message = _one_line(error, argv)
+        remedy = "" if "; s" in message else "; see --help"
+        print(f"error: command line: {message}{remedy}", file=sys.stderr)
         sys.exit(1)
 
 
 def _one_line(error: Exception, argv: Sequence[str]) -> str:
     """Returns what is wrong with a command line; a field that a config lacks is named as given."""
     message = str(error).strip()
+    if missing := re.findall(r"flag (--\w+)=None: .* must have a value", message):
+        return f"{', '.join(sorted(missing))} missing"
+    if missing := re.search(r"No such file or directory: (.*)", message):
+        return f"{missing[1]}: no such file; start in the repository's root or give the whole path"
     hint = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message)
     nearest, field = hint.groups() if hint else (None, None)
     if isinstance(error, KeyError | AttributeError) and re.fullmatch(r"[\"']*\w+[\"']*", message):
         field = message.strip("\"'")
     if field:
         given = next((one for one in argv if f".{field}" in one.partition("=")[0]), field)
-        return f"{given}: no field {field!r}" + (f"; did you mean {nearest}?" if nearest else "")
+        remedy = f"did you mean {nearest}?" if nearest else "see medsam_jax/training/config.py"
+        return f"{given}: no field {field!r}; {remedy}"
     last = message.splitlines()[-1].strip() if message else type(error).__name__
-    return re.sub(r"^\[Errno \d+\] ", "", last)
+    return re.sub(r"^(Configuration is not available .*load: )?(\[Errno \d+\] )?", "", last)

@@ -1,6 +1,7 @@
 """Tests of a failing command's message and exit status."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from medsam_jax import __version__
 from medsam_jax.errors import UserError, check_name
 from medsam_jax.io.files import require_space
 
@@ -127,6 +129,21 @@ def failing(code: str, *arguments: str | bytes, **environment: str) -> list[str]
     )
     assert done.returncode == 1
     return done.stderr.decode().splitlines()
+
+
+@pytest.mark.parametrize("module", ["medsam_jax.train", "launch.slurm"])
+def test_help_and_version_end_with_status_0(module):
+    for flag, line in (("--help", "--[no]version: "), ("--version", f"medsam_jax {__version__}\n")):
+        command = [sys.executable, "-m", module, flag]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert line in done.stdout
+    done = subprocess.run(command[:-1], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"error: command line: --config, (--data_dir, )?--workdir missing; see --help\n",
+        done.stderr,
+    )
 
 
 def test_a_full_stdout_is_one_line():

@@ -64,7 +64,7 @@ def frame_order(file: str) -> list[int]:
 
 
 def dicom_modality(path: str) -> str:
-    """Returns the modality of a DICOM path's first file, such as "CT"; "" where it has none."""
+    """Returns the modality that the first file of a DICOM path states, or ""."""
     return str(read_header(dicom_files(path)[0]).get("Modality", "")).strip()
 
 
