@@ -168,21 +168,32 @@ def _plane_spacing(header: Header) -> tuple[tuple[float, float] | None, tuple[st
             "The pixel spacing is that at the detector or film; objects are smaller than it says, "
             "by the radiographic magnification.",
         )
-    if spacing:
-        return spacing, ()
-    return _ultrasound_spacing(header.get("SequenceOfUltrasoundRegions") or ())
+    by_region, notes = _ultrasound_spacing(header.get("SequenceOfUltrasoundRegions") or ())
+    if spacing is None:
+        return by_region, notes
+    if by_region and not np.allclose(spacing, by_region, rtol=0.01):
+        notes = (
+            f"PixelSpacing is {spacing}, its ultrasound region says {by_region}; the first counts.",
+        )
+        return spacing, notes
+    return spacing, ()
 
 
 def _ultrasound_spacing(regions: Iterable[Any]) -> tuple[tuple | None, tuple[str, ...]]:
-    found = set()
+    found, others = set(), 0
     for region in regions:
         units = [region.get(f"PhysicalUnits{side}Direction") for side in "YX"]
         deltas = [region.get(f"PhysicalDelta{side}") for side in "YX"]
         if region.get("RegionSpatialFormat") == 1 and units == [_CM, _CM] and all(deltas):
-            found.add(tuple(10 * abs(float(delta)) for delta in deltas))
+            found.add(tuple(round(10 * abs(float(delta)), 6) for delta in deltas))
+        else:
+            others += 1
     if len(found) > 1:
         return None, ("Its ultrasound regions have different spacings; lengths are in pixels.",)
-    return _pixel_spacing(list(found.pop())) if found else None, ()
+    if not found:
+        return None, ()
+    note = "Its mm are those of the 2D region; other regions have other units."
+    return _pixel_spacing(list(found.pop())), (note,) if others else ()
 
 
 def _pixel_spacing(value: Any) -> tuple[float, float] | None:

@@ -51,6 +51,8 @@ KEYWORDS = (
     *("NominalScannedPixelSpacing", "DetectorInformationSequence"),
     *(
         "PixelAspectRatio",
+        "TotalPixelMatrixRows",
+        "TotalPixelMatrixColumns",
         "SliceThickness",
         "SpacingBetweenSlices",
         "GridFrameOffsetVector",

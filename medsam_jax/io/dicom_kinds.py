@@ -61,10 +61,23 @@ def why_no_image(header: Header) -> str:
     if is_other(header):
         return f"is a DICOM {name}; {_remedy(name)}"
     if header.pixels and header.get("Rows") is not None:
-        return ""
+        return _no_slices(header)
     if header.get("Rows") is not None or "Image" in name:
         return f"is a DICOM {name} without pixels: the file is cut, or a header alone; {EXPORT}"
     return f"is a damaged DICOM file, or has no image (its class: {name}); give the images"
+
+
+def _no_slices(header: Header) -> str:
+    """Returns why the frames of an image are no slices; "" where they are."""
+    if "MOSAIC" in str(header.get("ImageType", "")):
+        return "is a mosaic: its picture holds all slices of a volume; convert it, e.g. by dcm2niix"
+    whole = header.integer("TotalPixelMatrixRows"), header.integer("TotalPixelMatrixColumns")
+    if whole[0] > header.shape[0] or whole[1] > header.shape[1]:
+        return (
+            f"holds tiles of a picture of {whole[1]} x {whole[0]} pixels; export the region of "
+            "interest as PNG or TIFF"
+        )
+    return ""
 
 
 def _remedy(name: str) -> str:

@@ -46,6 +46,16 @@ OBJECTS = {
 }
 
 
+def test_mosaics_and_tiles_are_no_slices(tmp_path):
+    tags = {"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}
+    assert "mosaic" in refusal(write_slice(tmp_path / "a.dcm", volume()[0], tags=tags))
+    assert "mosaic" in refusal(series(tmp_path / "a", volume(), tags=tags))
+    tags = {"TotalPixelMatrixRows": 26, "TotalPixelMatrixColumns": 44}
+    assert "tiles of a picture of 44 x 26" in refusal(
+        write_slice(tmp_path / "b.dcm", volume(), tags=tags)
+    )
+
+
 @pytest.mark.parametrize("name", OBJECTS)
 def test_objects_without_an_image(tmp_path, name):
     sop, modality, remedy = OBJECTS[name]

@@ -228,6 +228,17 @@ def region(x0=0, y0=0, x1=10, y1=12, units=3, delta=0.02, kind=1):
     return ds
 
 
+def test_regions_beside_another_spacing_or_kind(tmp_path):
+    tags = {"Modality": "US", "SequenceOfUltrasoundRegions": Sequence([region()])}
+    scan = read_scan(write_slice(tmp_path / "a.dcm", volume()[0], tags=tags))
+    np.testing.assert_allclose(scan.spacing[1:], (0.7, 0.8))
+    assert any("PixelSpacing is (0.7, 0.8)" in note for note in scan.notes)
+    tags |= UNPLACED | {"SequenceOfUltrasoundRegions": Sequence([region(), region(kind=3)])}
+    scan = read_scan(write_slice(tmp_path / "b.dcm", volume()[0], tags=tags))
+    np.testing.assert_allclose(scan.spacing[1:], (0.3, 0.2))
+    assert any("2D region" in note for note in scan.notes)
+
+
 def test_ultrasound_cine_has_no_mm_between_frames(tmp_path):
     tags = UNPLACED | {
         "SOPClassUID": "1.2.840.10008.5.1.4.1.1.3.1",
