@@ -153,7 +153,7 @@ class _Lines(_Stream):
     """A stream on which each state of a bar is a line of its own."""
 
     def write(self, text: str) -> int:
-        if line := text.strip():
+        if line := text.replace("\x1b[A", "").strip():  # bars within bars move the cursor up
             super().write(f"{line}\n")
         return len(text)
 
