@@ -42,6 +42,9 @@ _AXIS = flags.DEFINE_enum(
 _NAME = flags.DEFINE_string(
     "name", "medical_slices", "Name of the data set: with the case id it decides the split."
 )
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Build again; the earlier data set stays until the new one is whole."
+)
 _BEAM_RUNNER = flags.DEFINE_string(
     "beam_runner", None, "Build under Apache Beam, e.g. DirectRunner."
 )
@@ -71,10 +74,12 @@ def main(argv: Sequence[str]) -> None:
         name=_NAME.value,
         num_workers=_NUM_WORKERS.value,
         on_error=_ON_ERROR.value,
+        overwrite=_OVERWRITE.value,
         beam_runner=_BEAM_RUNNER.value,
         beam_options=tuple(_BEAM_OPTIONS.value),
     )
-    print(f"built {building.build(request)}")
+    built = building.build(request)
+    print(f"built {built}\n{building.report(built, request.data_dir)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ Examples:
       --split validation --output results/demo
   python -m medsam_jax.evaluate --checkpoint lite_medsam --manifest cases.csv --burden \\
       --output results/volumes
+  python -m medsam_jax.evaluate --checkpoint 'runs/fold{}/best' --folds 5 --data_dir data \\
+      --output results/folds
 
 A data set is scored slice by slice (2D, pixels), the scans of a manifest as volumes in their own
 grid (3D, mm); `mask_NAME` columns of the manifest hold further annotators.
@@ -19,7 +21,6 @@ from pathlib import Path
 from absl import flags, logging
 
 from medsam_jax import cli
-from medsam_jax.data.manifest import DATA_SET
 from medsam_jax.distributed import define_flags
 from medsam_jax.io.files import keep_compiled_programs
 
@@ -32,7 +33,19 @@ _SPLIT = flags.DEFINE_string(
     "split", None, "Split to score; by default validation of a data set, all rows of a manifest."
 )
 _NAME = flags.DEFINE_string(
-    "name", DATA_SET, "Of a manifest's data set, as datasets.build got it: it decides the split."
+    "name",
+    None,
+    "Of a manifest's data set, as datasets.build got it: it decides the split. By default that of "
+    "the data set that the manifest lies in, else medical_slices.",
+)
+_FOLDS = flags.DEFINE_integer(
+    "folds",
+    0,
+    "Folds of a cross-validation: each --checkpoint with {} in its name is one of every fold and "
+    "scores the patients that it has held out; the tables pool them.",
+)
+_INCLUDE_TRAINED = flags.DEFINE_bool(
+    "include_trained", False, "Score patients that a checkpoint was trained or tuned on, too."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for tables and figures.")
 _PROMPT = flags.DEFINE_string(
@@ -74,6 +87,8 @@ def main(_) -> None:
         tolerance=_TOLERANCE.value,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
+        folds=_FOLDS.value,
+        include_trained=_INCLUDE_TRAINED.value,
     )
 
 

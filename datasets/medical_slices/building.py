@@ -7,6 +7,7 @@ import fcntl
 import functools
 import io
 import pathlib
+import shlex
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -22,11 +23,28 @@ from datasets.medical_slices.medical_slices_dataset_builder import (
 )
 from datasets.medical_slices.workers import OrderedMap, workers
 from medsam_jax.cli import progress
-from medsam_jax.data.manifest import DATA_SET, Case, annotator_columns, read_manifest
+from medsam_jax.data.datasets import find_dataset
+from medsam_jax.data.manifest import (
+    DATA_SET,
+    Case,
+    annotator_columns,
+    read_manifest,
+    write_manifest,
+)
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError, disk_space
 from medsam_jax.io.files import check_writable, plain_path, require_space, sha256_of
 from medsam_jax.io.notes import summarise_notes
+
+MANIFEST_FILE = "cases.csv"  # of a data set: the rows that it was built from, with their splits
+_OLD = "old"  # in the temporary folder: the data set that is being replaced
+_CACHED = " --config.embedding_cache=runs/embeddings"
+_CONFIGS = {  # for a checkpoint of the recipe
+    "lite": "configs/lite_medsam.py" + _CACHED,
+    "v1": "configs/medsam_v1.py" + _CACHED,
+    "v2": "configs/medsam_v2.py",
+    "sam": "configs/medsam_v1.py --config.preprocessing=sam" + _CACHED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +57,7 @@ class Request:
     name: str = DATA_SET  # enters the split hash
     num_workers: int = 1
     on_error: str = "fail"  # or "skip"
+    overwrite: bool = False  # an earlier data set, once the new one is whole
     beam_runner: str | None = None
     beam_options: tuple[str, ...] = ()
 
@@ -53,10 +72,10 @@ def build(request: Request) -> pathlib.Path:
     final = pathlib.Path(request.data_dir) / "medical_slices" / request.options.recipe
     final = final / str(Builder.VERSION)
     check_writable(pathlib.Path(request.data_dir))
-    if final.exists():
+    if final.exists() and not request.overwrite:
         raise UserError(
-            f"{final}: is a finished data set and is not overwritten; use it, delete it, or choose "
-            "another --data_dir"
+            f"{final}: is a finished data set and is not overwritten; use it, choose another "
+            "--data_dir, or give --overwrite to build it again"
         )
     with workers(request.num_workers) as ordered_map:
         return _build(request, final, ordered_map)
@@ -65,7 +84,7 @@ def build(request: Request) -> pathlib.Path:
 def _build(request: Request, final: pathlib.Path, ordered_map: OrderedMap) -> pathlib.Path:
     """Check, plan, write, describe, rename; see `build`."""
     good, problems, warnings = _checked_cases(request, ordered_map)
-    with _temporary_folder(request) as temporary:
+    with _temporary_folder(request, final) as temporary:
         plan = _plan(request.options, good, temporary / "reports")
         _check_disk(plan, temporary)
         built = _write_shards(request, plan, temporary, ordered_map)
@@ -75,9 +94,27 @@ def _build(request: Request, final: pathlib.Path, ordered_map: OrderedMap) -> pa
         record = metadata.write(built, record)
         print("drawing the data card", flush=True)
         card.write(built, record)
+        write_manifest(built / MANIFEST_FILE, (item.case.to_row() for item in good))
         final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            final.rename(temporary / _OLD)
         built.rename(final)
     return final
+
+
+def report(directory: pathlib.Path, data_dir: str) -> str:
+    """Returns lines on a finished data set: its counts by split, its manifest, the next command."""
+    info = find_dataset(directory)
+    names = ("cases", "slices", "objects")
+    lines = [f"{'split':<12}" + "".join(f"{name:>9}" for name in names)]
+    for split, counts in info.counts.items():
+        lines.append(f"{split:<12}" + "".join(f"{counts[name]:>9}" for name in names))
+    if empty := [split for split, counts in info.counts.items() if not counts["slices"]]:
+        lines.append(f"empty: {', '.join(empty)}; assign cases in the manifest's column split")
+    lines.append(f"the cases with their splits: {directory / MANIFEST_FILE}")
+    command = f"python -m medsam_jax.train --config {_CONFIGS[info.recipe]} --workdir runs/first"
+    lines.append(f"next: {command} --config.data_dir={shlex.quote(data_dir)}")
+    return "\n".join(lines)
 
 
 def _checked_cases(
@@ -164,10 +201,11 @@ def _plan(options: slices.Options, checked: list[slices.Checked], reports: pathl
 
 
 @contextlib.contextmanager
-def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
+def _temporary_folder(request: Request, final: pathlib.Path) -> Iterator[pathlib.Path]:
     """Makes a hidden folder in the data directory and removes it at the end; one build at a time.
 
-    A killed build leaves the folder; the next build removes it first.
+    A killed build leaves the folder; the next build removes it first, and puts a data set back
+    that the kill caught between its two renames.
     """
     root = pathlib.Path(request.data_dir).absolute()  # Beam's workers may have another folder
     root.mkdir(parents=True, exist_ok=True)
@@ -178,6 +216,8 @@ def _temporary_folder(request: Request) -> Iterator[pathlib.Path]:
         except BlockingIOError:
             raise UserError(f"{root}: another build is writing here; wait for it") from None
         try:
+            if (temporary / _OLD).exists() and not final.exists():
+                (temporary / _OLD).rename(final)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             with disk_space(root):

@@ -40,6 +40,7 @@ def collect(
     drops: collections.Counter = collections.Counter()
     for item in checked:
         drops.update(dict(item.drops))
+        reports.get(item.case.row, {})["image_sha256"] = item.image_sha256
     without = [item.case.row_name for item in checked if not item.problems and item.slices == 0]
     if without:
         drops["cases without a slice left"] = len(without)

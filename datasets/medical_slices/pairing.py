@@ -91,10 +91,8 @@ def write_manifest(path: pathlib.Path, rows: list[Row], ignore: str = "") -> Non
 
 
 def _relative(name: str, base: pathlib.Path) -> str:
-    """Returns a path from `base`, such that no space is at its ends, which readers take off."""
-    relative = os.path.relpath(os.path.abspath(name), base)
-    relative = relative if relative == relative.lstrip() else f"./{relative}"
-    return relative if relative == relative.rstrip() else f"{relative}/."
+    """Returns a path from `base`, as a manifest holds it."""
+    return manifest.kept_whole(os.path.relpath(os.path.abspath(name), base))
 
 
 def _files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from medsam_jax.data import objects
-from medsam_jax.data.manifest import Case
+from medsam_jax.data.manifest import Case, image_hash
 from medsam_jax.data.modality import Limits, doubts
 from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.recipes import get_recipe
@@ -96,7 +95,7 @@ def _checked(case: Case, options: Options) -> Checked:
         case,
         warnings=tuple(warnings),
         notes=notes_of_pair(scan, mask),
-        image_sha256=hashlib.sha256(np.ascontiguousarray(scan.array)).hexdigest(),
+        image_sha256=image_hash(scan.array),
         labels=kept,
         slices=stored,
         drops=tuple(drops.items()),

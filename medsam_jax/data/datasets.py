@@ -4,13 +4,15 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from medsam_jax.data.manifest import DATA_SET
 from medsam_jax.data.modality import CT_WINDOWS, is_ct
 from medsam_jax.data.recipes import get_recipe
+from medsam_jax.data.splits import ALL, SPLITS, fold_splits
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import plain_path, sha256_of_json
 
@@ -19,10 +21,11 @@ RECORD_FILE = "medical_slices.json"
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """A built data set's folder and its record (`medical_slices.json`)."""
+    """A built data set's folder and its record (`medical_slices.json`), maybe in other splits."""
 
     directory: pathlib.Path
     record: dict[str, Any]
+    stored: dict[str, Any] | None = None  # the record on disk, where `record` has other splits
 
     @property
     def recipe(self) -> str:
@@ -32,12 +35,36 @@ class DatasetInfo:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the record: recipe, tools, cases and their counts, drops."""
-        return sha256_of_json(self.record)
+        return sha256_of_json(self.stored or self.record)
 
     @property
     def counts(self) -> dict[str, Any]:
         """Cases, slices and objects by split, and in each by task and modality."""
         return self.record["splits"]
+
+    def with_splits(self, splits: Mapping[str, str]) -> "DatasetInfo":
+        """Returns the same slices in the split that is named for each case id."""
+        cases = [case | {"split": splits[case["case_id"]]} for case in self.record["cases"]]
+        counts = {}
+        for split in dict.fromkeys(case["split"] for case in cases):
+            members = [case for case in cases if case["split"] == split]
+            counts[split] = {
+                "cases": len({case["case_id"] for case in members}),
+                "slices": sum(case["slices"] for case in members),
+                "objects": sum(len(kept) for case in members for kept in case["objects"]),
+            }
+        record = self.record | {"cases": cases, "splits": counts}
+        return dataclasses.replace(self, record=record, stored=self.stored or self.record)
+
+    def in_fold(self, fold: str) -> "DatasetInfo":
+        """Returns the splits of a fold such as "2/5", the stored ones for "". Raises UserError."""
+        patients = [case["case_id"] for case in self.record["cases"]]
+        return self.with_splits(fold_splits(self.record["name"], patients, fold)) if fold else self
+
+    def stored_positions(self, split: str) -> np.ndarray:
+        """Returns the positions of a split's slices among those of all stored splits, in order."""
+        splits = [case["split"] for case in self.record["cases"] for _ in range(case["slices"])]
+        return np.flatnonzero(np.array(splits) == split)
 
     def ct_windows(self, split: str, task: str = "") -> tuple[str, ...]:
         """Returns the windows in which a split's slices show CT, the most frequent first.
@@ -58,8 +85,14 @@ class DatasetInfo:
 
         With a task, of its objects only. Raises UserError as `groups`.
         """
-        with np.load(self.directory / f"objects-{split}.npz") as file:
-            positions, labels = file["position"], file["label"]
+        if self.stored:
+            cases = [case for case in self.record["cases"] if case["split"] == split]
+            slices = enumerate(kept for case in cases for kept in case["objects"])
+            pairs = [(position, label) for position, kept in slices for label, _ in kept]
+            positions, labels = np.array(pairs, int).reshape(-1, 2).T
+        else:
+            with np.load(self.directory / f"objects-{split}.npz") as file:
+                positions, labels = file["position"], file["label"]
         if task:
             wanted = np.concatenate(list(self.groups(split, task).values()))
             chosen = np.isin(positions, wanted)
@@ -112,16 +145,27 @@ def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> Dat
     return matching[0]
 
 
+def data_set_of(manifest: str | pathlib.Path) -> str:
+    """Returns the name of the data set that a manifest lies beside, else the default name."""
+    record = pathlib.Path(manifest).parent / RECORD_FILE
+    return json.loads(record.read_text(encoding="utf-8"))["name"] if record.exists() else DATA_SET
+
+
 def open_dataset(
-    data_dir: str | pathlib.Path, split: str
+    data_dir: str | pathlib.Path, split: str, fold: str = ""
 ) -> tuple[Sequence[dict[str, Any]], DatasetInfo]:
     """Returns a split's records by random access (TFDS, ArrayRecord), and the data set's info.
+
+    Split `ALL` has the slices of every split. With a fold such as "2/5" splits are those of the
+    fold (`fold_splits`).
 
     A record is a dict: `image` uint8 [S, S, 3], `mask` uint8 [S, S, 1] label map, `case_id`, `task`
     and `modality` bytes, `slice_index`, `spacing` float32 [2] (row, column, mm, NaN where unknown),
     `original_shape` and `valid_shape` int32 [2]. Raises UserError for no such data set or split.
     """
-    info = find_dataset(data_dir)
+    info = find_dataset(data_dir).in_fold(fold)
+    if split == ALL:
+        info = info.with_splits(dict.fromkeys((c["case_id"] for c in info.record["cases"]), ALL))
     available = [name for name, counts in info.counts.items() if counts["slices"]]
     if split not in available:
         raise UserError(
@@ -132,25 +176,44 @@ def open_dataset(
 
     skip = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
     builder = tfds.builder_from_directory(plain_path(info.directory))
-    return _Records(builder.as_data_source(split, decoders=skip)), info
+    stored = [split] if info.stored is None else [s for s in SPLITS if s in builder.info.splits]
+    records = _Records([builder.as_data_source(one, decoders=skip) for one in stored])
+    return (Chosen(records, info.stored_positions(split)) if info.stored else records), info
+
+
+class Chosen(Sequence):
+    """Items of a sequence at the given positions. Picklable, for workers."""
+
+    def __init__(self, items: Sequence[Any], positions: np.ndarray):
+        self._items, self._positions = items, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._items[int(self._positions[int(position)])]
 
 
 class _Records(Sequence):
-    """TFDS data source that decodes PNGs with OpenCV; picklable, for workers.
+    """TFDS data sources, one after another, with PNGs decoded by OpenCV; picklable, for workers.
 
     TFDS would repeat the channel of grey slices by `np.repeat`, which takes longer than decoding.
     """
 
-    def __init__(self, source: Sequence[dict[str, Any]]):
-        self._source = source
+    def __init__(self, sources: Sequence[Sequence[dict[str, Any]]]):
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
 
     def __len__(self) -> int:
-        return len(self._source)
+        return int(self._ends[-1])
 
     def __getitem__(self, position: Any) -> dict[str, Any]:
         import cv2
 
-        record = self._source[range(len(self))[int(position)]]  # an IndexError ends iteration
+        position = range(len(self))[int(position)]  # an IndexError ends iteration
+        place = int(np.searchsorted(self._ends, position, side="right"))
+        source = self._sources[place]
+        record = source[position - int(self._ends[place]) + len(source)]
         image, mask = (
             cv2.imdecode(np.frombuffer(record[name], np.uint8), cv2.IMREAD_UNCHANGED)
             for name in ("image", "mask")

@@ -52,7 +52,7 @@ class Embeddings(Sequence):
 class WithEmbeddings(Sequence):
     """A split's records, each with its `embedding`."""
 
-    def __init__(self, records: Sequence[dict[str, Any]], embeddings: Embeddings):
+    def __init__(self, records: Sequence[dict[str, Any]], embeddings: Sequence[Any]):
         self._records, self._embeddings = records, embeddings
 
     def __len__(self) -> int:

@@ -105,12 +105,13 @@ def train_loader(
     augmentation: Augmentation | None = None,
     embeddings: Sequence[np.ndarray] | None = None,
     variants: int = 1,
+    fold: str = "",
     **drawing: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns an endless grain iterator over shuffled batches, with `get_state` and `set_state`.
 
     Args:
-      data_dir, split: see `open_dataset`.
+      data_dir, split, fold: see `open_dataset`.
       batch_size: examples of this process in a batch; the global batch is that times
         `process_count`, and consists of the same examples however many processes share it.
       seed: of order, labels, boxes, points and augmentation.
@@ -148,9 +149,11 @@ def train_loader(
         raise UserError(f"variants: {variants}; several need embeddings and augmentation")
     on_the_fly = augmentation if variants == 1 else None
     draw = DrawPrompts(augmentation=on_the_fly, **drawing)
-    source, info = open_dataset(data_dir, split)
+    source, info = open_dataset(data_dir, split, fold)
     if variants > 1:
-        source = Variants(source, augmentation, variants)
+        # Folds share the versions of a slice: they are drawn by its place in the whole data set.
+        places = info.stored_positions(split) if fold else None
+        source = Variants(source, augmentation, variants, places)
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
     seed = seed % 2**32
@@ -291,6 +294,7 @@ def eval_objects(
     process_count: int = 1,
     task: str = "",
     embeddings: Sequence[np.ndarray] | None = None,
+    fold: str = "",
 ) -> EvalObjects:
     """Returns all objects of a split once, in a fixed order, in batches of one size.
 
@@ -298,7 +302,7 @@ def eval_objects(
     filled with repeated objects of weight 0.
 
     Args:
-      data_dir, split: see `open_dataset`.
+      data_dir, split, fold: see `open_dataset`.
       batch_size: objects of this process in a batch.
       box_jitter: see `DrawPrompts`; 0 gives exact boxes.
       one_point: adds a point of the object, drawn uniformly, as `points` [B, 1, 2] and
@@ -312,7 +316,7 @@ def eval_objects(
       spacing float32 [B, 2], original_shape int32 [B, 2], weight float32 [B], index int64 [B], and
       the lists label, case_id, task, modality, slice_index.
     """
-    source, info = open_dataset(data_dir, split)
+    source, info = open_dataset(data_dir, split, fold)
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
     positions, labels = info.objects(split, task)

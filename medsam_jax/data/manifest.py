@@ -7,14 +7,18 @@ files and put every case into the same split.
 import collections
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from medsam_jax.data.splits import SEEN, SPLITS, assign_splits
 from medsam_jax.errors import UserError, check_name
 from medsam_jax.io.files import split_series, write_text
 
@@ -22,9 +26,8 @@ REQUIRED = ("case_id", "image", "mask", "modality", "task")
 OPTIONAL = ("split", "window", "ignore")
 ANNOTATOR = "mask_"  # columns `mask_NAME` hold the masks of further annotators
 FIRST = "mask"  # name of the first annotator, whose masks are stored and make the prompts
-SPLITS = ("train", "tune", "validation")
-SEEN = ("train", "tune")  # splits that a training run sees
 DATA_SET = "medical_slices"  # default name of a data set; the name enters the split hash
+_DIGITS = 16  # of a hash, in checkpoints
 _COLUMNS = f"{','.join(REQUIRED)}[,split,window,ignore,{ANNOTATOR}NAME...]"
 _DELIMITERS = ",;\t"  # Excel writes semicolons where a comma is the decimal sign
 
@@ -68,14 +71,14 @@ class Case:
         """Returns the values by column, for `write_manifest`."""
         fields = {name: getattr(self, name) or "" for name in (*REQUIRED, *OPTIONAL)}
         fields["ignore"] = " ".join(map(str, self.ignore))
-        return fields | {ANNOTATOR + name: file for name, file in self.annotators}
+        fields |= {name: kept_whole(fields[name]) for name in ("image", "mask")}
+        return fields | {ANNOTATOR + name: kept_whole(file) for name, file in self.annotators}
 
 
-def split_of(data_set: str, case_id: str, seed: int = 0) -> str:
-    """Returns a split, 80/10/10, by a hash of data set, case id and seed: new cases move nobody."""
-    digest = hashlib.sha256(f"{seed}|{data_set}|{case_id}".encode()).digest()
-    fraction = int.from_bytes(digest[:8], "big") / 2**64
-    return "train" if fraction < 0.8 else "tune" if fraction < 0.9 else "validation"
+def kept_whole(path: str) -> str:
+    """Returns a path without space at its ends, which readers of a manifest take off."""
+    path = path if path == path.lstrip() else f"./{path}"
+    return path if path == path.rstrip() else f"{path}/."
 
 
 def read_manifest(path: str | Path, data_set: str = DATA_SET) -> tuple[list[Case], list[str]]:
@@ -103,10 +106,9 @@ def read_manifest(path: str | Path, data_set: str = DATA_SET) -> tuple[list[Case
     conflicts = _conflicts(cases)
     problems += [f"{path} {line}" for line in conflicts.values()]
     cases = [case for case in cases if case.row not in conflicts]
-    chosen = {case.case_id: case.split for case in cases if case.split}
-    splits = [chosen.get(case.case_id) or split_of(data_set, case.case_id) for case in cases]
-    placed = [dataclasses.replace(c, split=split) for c, split in zip(cases, splits, strict=True)]
-    return placed, problems
+    named = dict.fromkeys((case.case_id for case in cases), "")
+    splits = assign_splits(data_set, named | {c.case_id: c.split for c in cases if c.split})
+    return [dataclasses.replace(case, split=splits[case.case_id]) for case in cases], problems
 
 
 def read_cases(path: str | Path, split: str | None = None, data_set: str = DATA_SET) -> list[Case]:
@@ -165,7 +167,17 @@ def case_hash(data_set: str, case_id: str) -> str:
     Checkpoints hold these in place of case ids, which may be private. They do not protect ids that
     can be guessed.
     """
-    return hashlib.sha256(f"{data_set}|{case_id}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{data_set}|{case_id}".encode()).hexdigest()[:_DIGITS]
+
+
+def image_hash(image: np.ndarray) -> str:
+    """Returns the SHA-256 of a scan's values as read, which outlasts other names and headers."""
+    return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+
+
+def short_hash(sha256: str) -> str:
+    """Returns the part of `image_hash` that checkpoints hold."""
+    return sha256[:_DIGITS]
 
 
 def case_hashes(record: Mapping[str, Any], task: str = "") -> dict[str, list[str]]:
@@ -174,20 +186,45 @@ def case_hashes(record: Mapping[str, Any], task: str = "") -> dict[str, list[str
     They are written to `model.json` as `training.cases` and to `run.json` as `data_set.cases`. With
     a task, those of its cases only.
     """
-    hashes: dict[str, set[str]] = {split: set() for split in SEEN}
+    name = record["name"]
+    return _by_split(record, SEEN, task, lambda case: case_hash(name, case["case_id"]))
+
+
+def training_record(record: Mapping[str, Any], task: str = "") -> dict[str, Any]:
+    """Returns what a checkpoint keeps of its data set: `cases`, `images` and `held_out`.
+
+    `images` holds the hashes of the scans by split, and `held_out` those of the patients in
+    "validation", which neither trained nor chose the model.
+    """
+    name, held_out = record["name"], SPLITS[-1:]
+    find = functools.partial(_by_split, record)
+    return {
+        "cases": case_hashes(record, task),
+        "images": find(SEEN, task, lambda case: short_hash(case.get("image_sha256", ""))),
+        "held_out": find(held_out, "", lambda case: case_hash(name, case["case_id"]))[held_out[0]],
+    }
+
+
+def _by_split(
+    record: Mapping[str, Any],
+    splits: Sequence[str],
+    task: str,
+    hash_of: Callable[[Mapping[str, Any]], str],
+) -> dict[str, list[str]]:
+    hashes: dict[str, set[str]] = {split: set() for split in splits}
     for case in record["cases"]:
-        if case["split"] in SEEN and task in ("", case["task"]):
-            hashes[case["split"]].add(case_hash(record["name"], case["case_id"]))
-    return {split: sorted(found) for split, found in hashes.items()}
+        if case["split"] in hashes and task in ("", case["task"]):
+            hashes[case["split"]].add(hash_of(case))
+    return {split: sorted(found - {""}) for split, found in hashes.items()}
 
 
-def trained_cases(metadata: Mapping[str, Any]) -> dict[str, str]:
+def trained_cases(metadata: Mapping[str, Any], kind: str = "cases") -> dict[str, str]:
     """Returns the split, "train" or "tune", of each case hash that a checkpoint has seen.
 
-    `metadata` is that of `models.checkpoint.read_metadata`. Empty for a checkpoint without a record
-    of its cases, such as a released one.
+    `metadata` is that of `models.checkpoint.read_metadata`; kind "images" gives the hashes of its
+    scans. Empty for a checkpoint without such a record, such as a released one.
     """
-    cases = metadata.get("training", {}).get("cases", {})
+    cases = metadata.get("training", {}).get(kind, {})
     return {one: split for split in reversed(SEEN) for one in cases.get(split, ())}
 
 

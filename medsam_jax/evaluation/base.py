@@ -6,18 +6,17 @@ several hosts each scores its share of the items.
 """
 
 import abc
-import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from medsam_jax.data.manifest import SEEN, trained_cases
+from medsam_jax.data.manifest import trained_cases
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import decode_runs
@@ -46,6 +45,7 @@ class ObjectScore:
     slice_index: int  # of a volume: where the object is largest
     label: int
     reference: str  # the annotator whose mask is the truth
+    trained_on: str = ""  # "train" or "tune" where the checkpoint has seen the patient
     prompt: str
     box_shift: int
     unit: str  # of distances and the tolerance: mm or px
@@ -156,28 +156,57 @@ class Evaluation(abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def patients(self) -> set[str]:
-        """Returns `case_hash` of every patient that is scored."""
+    def patients(self) -> dict[str, str]:
+        """Returns the `case_hash` of every patient that is scored, by case id."""
 
-    def seen_note(self, metadata: Mapping[str, Any]) -> str:
-        """Returns a note where patients of the checkpoint's training are scored, else ""."""
-        seen = trained_cases(metadata)
-        if not seen:
-            return ""
-        patients = self.patients()
-        counts = collections.Counter(seen[patient] for patient in patients if patient in seen)
-        found = " and ".join(f"{counts[split]} in {split}" for split in SEEN if counts[split])
-        return found and f"of {len(patients)} patients scored, its training had {found}"
+    def patients_of_split(self, split: str) -> set[str]:
+        """Returns the patients that `--split` would choose of those scored; none where unknown."""
+        return set()
 
-    def evaluate(self, checkpoint: str) -> list[ObjectScore]:
-        """Returns rows of every object in order, those of an earlier run too. Raises as `score`."""
+    @abc.abstractmethod
+    def patient_of(self, item: int) -> str:
+        """Returns the case id of an item."""
+
+    @abc.abstractmethod
+    def image_hashes(self, patient: str) -> set[str]:
+        """Returns the `short_hash` of each scan of a patient; may read the scans."""
+
+    def trained_on(self, metadata: Mapping[str, Any]) -> dict[str, str]:
+        """Returns the split of each patient scored that a checkpoint has seen, by case id.
+
+        A patient is known by its case id, or by an image of its own under any case id.
+        """
+        cases, images = trained_cases(metadata), trained_cases(metadata, "images")
+        patients = self.patients() if cases or images else {}
+        seen = {patient: cases[one] for patient, one in patients.items() if one in cases}
+        for patient in patients.keys() - seen.keys() if images else ():
+            if found := self.image_hashes(patient) & images.keys():
+                seen[patient] = images[min(found)]
+        return seen
+
+    def evaluate(
+        self,
+        checkpoint: str,
+        trained_on: Mapping[str, str] | None = None,
+        patients: Collection[str] | None = None,
+        name: str | None = None,
+    ) -> list[ObjectScore]:
+        """Returns rows of every object in order, those of an earlier run too. Raises as `score`.
+
+        Args:
+          trained_on: of `trained_on`, for the rows' field.
+          patients: to score, all by default.
+          name: of the checkpoint in the rows, where another is meant.
+        """
 
         def score(items: list[int]) -> Iterator[list[Entry]]:
             model = load_model(checkpoint)
             self.check(checkpoint, model.config.preprocessing)
             yield from self.score(SlicePredictor(model, self._batch_size), items)
 
-        return self._rows(checkpoint, checkpoint_identity(checkpoint), score)
+        facts = checkpoint_identity(checkpoint)
+        seen = trained_on or {}
+        return self._rows(name or checkpoint, facts, score, seen, patients)
 
     def evaluate_annotators(self) -> list[ObjectScore]:
         """Returns rows of each annotator against each other one; none where there is only one."""
@@ -198,6 +227,8 @@ class Evaluation(abc.ABC):
         checkpoint: str | None,
         checkpoint_facts: list[Any],
         score: Callable[[list[int]], Iterator[list[Entry]]],
+        trained_on: Mapping[str, str] | None = None,
+        patients: Collection[str] | None = None,
     ) -> list[ObjectScore]:
         """Scores the items that no earlier run has finished and returns the rows of all."""
         identity = self.identity() | {
@@ -211,6 +242,8 @@ class Evaluation(abc.ABC):
         done = {entry["key"] for entry in journal.rows()}
         wait_for_all(f"read what is scored of {checkpoint_facts[0]}")  # before any writes more
         items = self.items()
+        if patients is not None:
+            items = {key: one for key, one in items.items() if self.patient_of(one) in patients}
         share = [item for key, item in items.items() if key not in done][process::processes]
         if share:
             for entries in score(share):
@@ -218,10 +251,13 @@ class Evaluation(abc.ABC):
         wait_for_all(f"evaluated {checkpoint_facts[0]}")
         entries = {entry["key"]: entry for entry in journal.rows()}
         name = {} if checkpoint is None else {"checkpoint": checkpoint}
+        seen = trained_on or {}
 
         def gather(kind: str) -> list[ObjectScore]:
             return [
-                ObjectScore(**row | name | {"item": item})
+                ObjectScore(
+                    **row | name | {"item": item, "trained_on": seen.get(row["case_id"], "")}
+                )
                 for key, item in items.items()
                 for row in entries[key][kind]
             ]

@@ -102,13 +102,18 @@ def _page(
         "\nStatistics are over objects. Both masks empty: not scored. One empty: DSC, IoU and NSD "
         "are 0, distances are infinite and left out. Over all tables: "
         f"{counts['both_empty']} both empty, {counts['missed']} missed, "
-        f"{counts['spurious']} spurious.\n"
+        f"{counts['spurious']} spurious. 95 % intervals of medians: percentile bootstrap over "
+        f"patients, {statistics.RESAMPLES} draws.\n"
     ]
+    if any(row["trained_on"] for row in summary):
+        lines += ["\n**Trained on**: patients of the row that its checkpoint was trained or tuned "]
+        lines += ["on. Such a row is no test; `per_object.csv` marks its objects.\n"]
     if tests:
         lines += ["\n## Comparison\n\n"]
         lines += ["Wilcoxon signed-rank over patients: a patient's score is the mean over its "]
         lines += ["tasks and modalities of the mean over objects. Holm-corrected over the "]
-        lines += [f"{len(tests)} tests of the table.\n\n"]
+        lines += [f"{len(tests)} tests of the table. Smallest p: of so many cases, if all differ "]
+        lines += ["in one direction (two-sided, exact).\n\n"]
         cells = [tables.comparison_cells(test) for test in tests]
         lines += [tables.markdown(tables.COMPARISON_HEADINGS, cells)]
     lines += [burden, "\n## Figures\n\n", *[f"![{name}](figures/{name})\n\n" for name in figures]]

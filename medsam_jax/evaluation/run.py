@@ -5,15 +5,15 @@ from pathlib import Path
 
 import jax
 
-from medsam_jax.data.manifest import DATA_SET
+from medsam_jax.data.datasets import data_set_of
+from medsam_jax.data.splits import ALL
 from medsam_jax.errors import UserError, disk_space
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
 from medsam_jax.evaluation.score_scans import VolumeEvaluation
 from medsam_jax.evaluation.score_slices import SplitEvaluation
-from medsam_jax.hub import resolve
+from medsam_jax.evaluation.scorers import find_scorers
 from medsam_jax.io.files import check_writable
-from medsam_jax.models.checkpoint import read_config, read_metadata
 
 
 def evaluate(
@@ -23,7 +23,7 @@ def evaluate(
     data_dir: str | None = None,
     manifest: str | None = None,
     split: str | None = None,
-    name: str = DATA_SET,
+    name: str | None = None,
     prompt: str = "box",
     box_shifts: Sequence[int | str] = (0,),
     labels: Sequence[int | str] = (),
@@ -31,6 +31,8 @@ def evaluate(
     tolerance: float = 2.0,
     batch_size: int | None = None,
     seed: int = 0,
+    folds: int = 0,
+    include_trained: bool = False,
 ) -> None:
     """Evaluates checkpoints side by side and writes tables and figures to `output`.
 
@@ -43,34 +45,33 @@ def evaluate(
         batch_size = 1 if jax.default_backend() == "cpu" else 8
     _check_arguments(checkpoints, protocols, tolerance, batch_size)
     settings = protocols, tolerance, batch_size, output
+    if folds and split:
+        raise UserError(f"--split: {split} given, but --folds scores every patient; leave it out")
     if (data_dir is None) == (manifest is None):
         raise UserError("--data_dir, --manifest: give one of them")
     if manifest is None:
         if labels or with_burden:
             raise UserError("--labels, --burden: work with --manifest; leave them out")
-        evaluation = SplitEvaluation(data_dir, split or "validation", *settings)
+        split = ALL if folds else split or "validation"
+        evaluation = SplitEvaluation(data_dir, split, *settings)
     else:
         chosen = [_whole("labels", label) for label in labels]
         if len(set(chosen)) < len(chosen) or any(label <= 0 for label in chosen):
             raise UserError(
                 f"--labels: {','.join(map(str, labels))} given; use numbers above 0, each once"
             )
-        more = {"labels": chosen, "with_burden": with_burden, "data_set": name}
+        more = {"labels": chosen, "with_burden": with_burden}
+        more["data_set"] = name or data_set_of(manifest)
         evaluation = VolumeEvaluation(manifest, split, *settings, **more)
     check_writable(output)
-    notes = {}
-    for checkpoint in checkpoints:  # the last one too, before hours of work on the first
-        directory = resolve(checkpoint)
-        contract = read_config(directory).preprocessing
-        evaluation.check(checkpoint, contract)
-        found = [evaluation.window_note(contract), evaluation.seen_note(read_metadata(directory))]
-        if note := "; ".join(filter(None, found)):
-            notes[f"`{checkpoint}`"] = note
-            print(f"note: {checkpoint}: {note}", flush=True)
+    scorers = find_scorers(evaluation, checkpoints, split, folds, include_trained)
+    for scorer in scorers:
+        for note in scorer.notes:
+            print(f"note: {scorer.checkpoint}: {note}", flush=True)
     rows = []
-    for checkpoint in checkpoints:
-        print(f"scoring {checkpoint}", flush=True)
-        rows += evaluation.evaluate(checkpoint)
+    for one in scorers:
+        print(f"scoring {one.checkpoint}", flush=True)
+        rows += evaluation.evaluate(one.checkpoint, one.trained_on, one.patients, one.name)
     rows += evaluation.evaluate_annotators()
     if jax.process_index() != 0:
         return
@@ -79,7 +80,7 @@ def evaluate(
         "prompt": f"{prompt}, seed {seed}",
         "scored": evaluation.scoring,
         "NSD tolerance": f"{tolerance:g} {evaluation.unit}",
-        **notes,
+        **{f"`{one.checkpoint}`": "; ".join(one.notes) for one in scorers if one.notes},
     }
     print(f"writing tables and figures to {output}", flush=True)
     with disk_space(output):

@@ -6,6 +6,7 @@ annotator. Pictures (one slice) are scored natively in 2D, in pixels.
 """
 
 import dataclasses
+import functools
 import itertools
 import logging
 import sys
@@ -17,7 +18,16 @@ from typing import Any
 import numpy as np
 
 from medsam_jax.cli import progress
-from medsam_jax.data.manifest import DATA_SET, FIRST, Case, case_hash, count_splits, read_cases
+from medsam_jax.data.manifest import (
+    DATA_SET,
+    FIRST,
+    Case,
+    case_hash,
+    count_splits,
+    image_hash,
+    read_cases,
+    short_hash,
+)
 from medsam_jax.data.modality import doubts
 from medsam_jax.data.preprocess import intensity_limits, normalise_intensity, resize_image
 from medsam_jax.data.prompts import Prompt
@@ -62,7 +72,7 @@ class VolumeEvaluation(Evaluation):
 
     unit, scoring = "mm (px for pictures)", "volumes in 3D, in mm; pictures and slices in 2D, in px"
     columns = ("checkpoint", "case_id", "task", "modality", "reference", "label", "prompt")
-    columns += ("box_shift", "unit", "slice_index", "truth_size", "predicted_size")
+    columns += ("box_shift", "unit", "slice_index", "trained_on", "truth_size", "predicted_size")
 
     def __init__(
         self,
@@ -83,8 +93,24 @@ class VolumeEvaluation(Evaluation):
         """Returns the places of the cases in the manifest, by the state of their files."""
         return {_state(case): index for index, case in enumerate(self.cases)}
 
-    def patients(self) -> set[str]:
-        return {case_hash(self._data_set, case.case_id) for case in self.cases}
+    def patients(self) -> dict[str, str]:
+        return {case.case_id: case_hash(self._data_set, case.case_id) for case in self.cases}
+
+    def patients_of_split(self, split: str) -> set[str]:
+        return {case.case_id for case in self.cases if case.split == split}
+
+    def patient_of(self, item: int) -> str:
+        return self.cases[item].case_id
+
+    def image_hashes(self, patient: str) -> set[str]:
+        return {self._hashes[case.image] for case in self.cases if case.case_id == patient}
+
+    @functools.cached_property
+    def _hashes(self) -> dict[str, str]:
+        """Hash of each scan by its path; read once, before the work."""
+        images = dict.fromkeys(case.image for case in self.cases)
+        scans = progress(list(images), "comparing scans with those of the training")
+        return {image: short_hash(image_hash(read_scan(image).array)) for image in scans}
 
     def identity(self) -> dict[str, Any]:
         return {"settings": [self._labels, self._burden]}

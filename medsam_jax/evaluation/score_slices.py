@@ -5,6 +5,7 @@ its prompts.
 """
 
 import collections
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from medsam_jax.cli import progress
 from medsam_jax.data.datasets import open_dataset
-from medsam_jax.data.manifest import FIRST, case_hash
+from medsam_jax.data.manifest import FIRST, case_hash, short_hash
 from medsam_jax.data.preprocess import check_compatible
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import Preprocessing
@@ -40,7 +41,7 @@ class SplitEvaluation(Evaluation):
 
     unit, scoring = "px", "slices in 2D, in pixels of the stored grid"
     columns = ("checkpoint", "unit", "prompt", "box_shift", "case_id", "task", "modality")
-    columns += ("slice_index", "label", "reference", "truth_size", "predicted_size")
+    columns += ("slice_index", "label", "reference", "trained_on", "truth_size", "predicted_size")
 
     def __init__(self, data_dir: str, split: str, *settings: Any):
         super().__init__(*settings)
@@ -58,10 +59,23 @@ class SplitEvaluation(Evaluation):
         directory = str(self.info.directory.resolve())
         return {"data": [directory, self._split, self.info.record["cases"]]}
 
-    def patients(self) -> set[str]:
-        record = self.info.record
-        cases = [case for case in record["cases"] if case["split"] == self._split]
-        return {case_hash(record["name"], case["case_id"]) for case in cases}
+    def patients(self) -> dict[str, str]:
+        name = self.info.record["name"]
+        return {case["case_id"]: case_hash(name, case["case_id"]) for case in self._cases()}
+
+    def patient_of(self, item: int) -> str:
+        return self._patients[item]
+
+    @functools.cached_property
+    def _patients(self) -> list[str]:
+        return [case["case_id"] for case in self._cases() for _ in range(case["slices"])]
+
+    def image_hashes(self, patient: str) -> set[str]:
+        scans = [case for case in self._cases() if case["case_id"] == patient]
+        return {short_hash(case.get("image_sha256", "")) for case in scans}
+
+    def _cases(self) -> list[dict[str, Any]]:
+        return [case for case in self.info.record["cases"] if case["split"] == self._split]
 
     def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
         try:

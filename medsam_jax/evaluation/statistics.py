@@ -6,10 +6,12 @@ from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Float, Real, Shaped
 
 from medsam_jax.evaluation.base import ObjectScore
 from medsam_jax.metrics import METRICS
+
+RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap intervals
 
 T = TypeVar("T")
 Row = dict[str, Any]  # of a table of results
@@ -22,7 +24,8 @@ def summarise(rows: Sequence[ObjectScore]) -> list[Row]:
 
     NaN (both masks empty) and infinite distances (one empty) are left out of the statistics and
     counted in `both_empty`, `missed` (truth without prediction) and `spurious`. `unit` is that of
-    the distances; where mm and pixels meet, distances have no statistics.
+    the distances; where mm and pixels meet, distances have no statistics. `trained_on` counts the
+    patients that the checkpoint has seen. `median_low` and `median_high` are `bootstrap_median`'s.
     """
     summary = []
     names = ("checkpoint", "prompt", "box_shift", "reference")
@@ -31,6 +34,7 @@ def summarise(rows: Sequence[ObjectScore]) -> list[Row]:
             row = dict(zip(names, keys, strict=True))
             row |= {"task": task, "modality": modality, "unit": units(row.unit for row in members)}
             row |= {"cases": count_cases(members)}
+            row |= {"trained_on": count_cases(one for one in members if one.trained_on)}
             summary.append(row | {"n": len(members)} | _empty_counts(members) | _spread(members))
     return summary
 
@@ -56,7 +60,8 @@ def compare(rows: Sequence[ObjectScore]) -> list[Row]:
 
     The pairs are patients, because slices, objects and modalities of one patient are not
     independent: see `patient_differences`. One correction covers all tests of the returned table.
-    Only rows of the first shift and reference are compared.
+    Only rows of the first shift and reference are compared. `p_smallest` is the smallest p that so
+    many cases can give, and the median has the interval of `bootstrap_median`.
     """
     rows = first_setting(rows)
     checkpoints = list(dict.fromkeys(row.checkpoint for row in rows))
@@ -71,7 +76,10 @@ def compare(rows: Sequence[ObjectScore]) -> list[Row]:
                 test = {"task": task, "modality": modality, "metric": metric}
                 test |= {"checkpoint_a": a, "checkpoint_b": b, "cases": len(difference)}
                 test |= {"median_b_minus_a": float(np.median(difference))}
-                tests.append(test | {"p": signed_rank(difference)})
+                low, high = bootstrap_median(difference, np.arange(len(difference)))
+                test |= {"median_low": low, "median_high": high}
+                smallest = smallest_p(len(difference))
+                tests.append(test | {"p": signed_rank(difference), "p_smallest": smallest})
     for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = p
     return tests
@@ -104,6 +112,35 @@ def signed_rank(difference: np.ndarray) -> float:
     exact = not ties and np.all(difference) and len(difference) <= 50
     method = "exact" if exact else "approx"
     return float(stats.wilcoxon(difference, zero_method="pratt", method=method).pvalue)
+
+
+def smallest_p(cases: int) -> float:
+    """Returns the smallest p of a two-sided exact signed-rank test, all differences of one sign."""
+    return min(1.0, 2.0 ** (1 - cases))
+
+
+def bootstrap_median(
+    values: Float[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"]
+) -> tuple[float, float]:
+    """Returns the 95 % percentile bootstrap interval of the median; NaN for fewer than 2 patients.
+
+    Patients are drawn with replacement, each with all its values, `RESAMPLES` times by a fixed
+    seed (Efron and Tibshirani 1993, chapter 13): objects of one patient are not independent.
+    """
+    names, patient = np.unique(patients, return_inverse=True)
+    if len(names) < 2:
+        return float("nan"), float("nan")
+    order = np.argsort(values, kind="stable")
+    ranked, patient = values[order], patient[order]
+    rng = np.random.default_rng(0)
+    medians = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        times = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
+        ends = np.cumsum(times[patient])  # places of each value in the sorted resample
+        middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
+        medians[i] = ranked[middle].mean()
+    low, high = np.quantile(medians, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -145,12 +182,15 @@ def _empty_counts(rows: Sequence[ObjectScore]) -> Row:
 def _spread(rows: Sequence[ObjectScore]) -> Row:
     spread = {}
     one_unit = len({row.unit for row in rows}) == 1
+    patients = np.array([row.case_id for row in rows])
     for name, metric in METRICS.items():
         values = np.array([row.scores[name] for row in rows], float)
-        values = values[np.isfinite(values) & (one_unit or not metric.is_length)]
-        values = values if len(values) else np.array([np.nan])
-        numbers = *np.quantile(values, (0.5, 0.25, 0.75)), values.mean()
-        names = [f"{name}_{statistic}" for statistic in ("median", "q1", "q3", "mean")]
+        known = np.isfinite(values) & (one_unit or not metric.is_length)
+        interval = bootstrap_median(values[known], patients[known])
+        values = values[known] if known.any() else np.array([np.nan])
+        numbers = *np.quantile(values, (0.5, 0.25, 0.75)), values.mean(), *interval
+        statistics = ("median", "q1", "q3", "mean", "median_low", "median_high")
+        names = [f"{name}_{statistic}" for statistic in statistics]
         spread |= dict(zip(names, map(float, numbers), strict=True))
     return spread
 

@@ -35,17 +35,24 @@ def summary_table(rows: Sequence[Row], tolerance: float) -> tuple[list[str], lis
     """Returns headings and cells of a printed table of `statistics.summarise`'s rows."""
     unit = units(row["unit"] for row in rows)
     names = list(TEXT_COLUMNS if len({row["reference"] for row in rows}) > 1 else TEXT_COLUMNS[:3])
-    headings = [*names, "cases", "objects", "empty (missed/spurious/both)"]
+    seen = any(row["trained_on"] for row in rows)
+    headings = [*names, "cases", *["trained on"] * seen, "objects", "empty (missed/spurious/both)"]
     for metric in METRICS.values():
         headings.append(f"{metric.title(tolerance, unit)} median (IQR)")
-        headings += ["mean"] if metric.is_main else []
+        headings += ["95 % interval", "mean"] if metric.is_main else []
     return headings, [
-        [row[name] for name in names] + _summary_numbers(row, row["unit"] != unit) for row in rows
+        [row[name] for name in names] + _summary_numbers(row, row["unit"] != unit, seen)
+        for row in rows
     ]
 
 
-def _summary_numbers(row: Row, with_unit: bool) -> list[str]:
-    cells = [str(row["cases"]), str(row["n"])]
+def interval(low: float, high: float, form: str) -> str:
+    """Returns "low to high", "-" where it is not known."""
+    return f"{low:{form}} to {high:{form}}" if np.isfinite(low) else "-"
+
+
+def _summary_numbers(row: Row, with_unit: bool, seen: bool) -> list[str]:
+    cells = [str(row["cases"]), *[str(row["trained_on"])] * seen, str(row["n"])]
     cells.append("/".join(str(row[name]) for name in ("missed", "spurious", "both_empty")))
     for metric in METRICS.values():
         digits = 2 if metric.is_length else 3
@@ -56,7 +63,8 @@ def _summary_numbers(row: Row, with_unit: bool) -> list[str]:
         unit = f" {row['unit']}" * (with_unit and metric.is_length)
         cells.append(f"{median}{unit} ({low}-{high})" if known else "-")
         if metric.is_main:
-            cells.append(mean if known else "-")
+            ends = (row[f"{metric.name}_median_{end}"] for end in ("low", "high"))
+            cells += [interval(*ends, ".3f"), mean if known else "-"]
     return cells
 
 
@@ -64,10 +72,13 @@ def comparison_cells(test: Row) -> list[str]:
     """Returns a row of `statistics.compare` as the cells of a printed table."""
     cells = [test["task"], test["modality"], METRICS[test["metric"]].heading]
     cells += [test["checkpoint_a"], test["checkpoint_b"], str(test["cases"])]
-    return [*cells, f"{test['median_b_minus_a']:+.4f}", f"{test['p']:.2g}", f"{test['p_holm']:.2g}"]
+    cells += [f"{test['median_b_minus_a']:+.4f}"]
+    cells += [interval(test["median_low"], test["median_high"], "+.4f")]
+    return cells + [f"{test[name]:.2g}" for name in ("p", "p_smallest", "p_holm")]
 
 
-COMPARISON_HEADINGS = ["task", "modality", "metric", "A", "B", "cases", "median B - A", "p", "Holm"]
+COMPARISON_HEADINGS = ["task", "modality", "metric", "A", "B", "cases", "median B - A"]
+COMPARISON_HEADINGS += ["95 % interval", "p", "smallest p", "Holm"]
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,8 @@
 """Reads DICOM files and series. Rules decide by the headers, before any pixels are read."""
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +12,12 @@ from medsam_jax.io.dicom_frames import read_pixels
 from medsam_jax.io.dicom_groups import frames_of
 from medsam_jax.io.dicom_headers import Header, read_header, reading
 from medsam_jax.io.dicom_kinds import is_other, is_segmentation, why_no_image
+from medsam_jax.io.dicom_seg import read_segmentation
 from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+_LEAST = 132  # bytes of a DICOM file's preamble
 
 
 def is_dicom(path: str) -> bool:
@@ -53,8 +57,15 @@ def dicom_files(path: str) -> tuple[str, ...]:
     return found[_choose_series(path, wanted, found)]
 
 
-def read_series(path: str) -> Scan:
+def dicom_modality(path: str) -> str:
+    """Returns the modality that the first file of a DICOM path states, or ""."""
+    return str(read_header(dicom_files(path)[0]).get("Modality", "")).strip()
+
+
+def read_series(path: str, image: Scan | None = None) -> Scan:
     """Reads the series of a folder, or one of several (`FOLDER#SERIES_UID`).
+
+    As a mask of `image`, a folder may also hold one DICOM SEG and no images.
 
     Raises:
       UserError: no series, or several and none chosen; a file that may belong to it and cannot be
@@ -67,14 +78,20 @@ def read_series(path: str) -> Scan:
     if broken and (len(files) <= 1 or wanted):
         more = f" ({len(broken) - 1} more files cannot be read)" if len(broken) > 1 else ""
         raise UserError(broken[0] + more)
-    if not files and found.others:
-        raise UserError(f"{path}: no DICOM series of images in this folder; {found.others[0]}")
-    return _read(found.series[_choose_series(path, wanted, files)], path)
+    if image is not None and not files and len(found.segmentations) == 1:
+        return read_file(found.segmentations[0], image)
+    if not files:
+        raise _nothing_here(path, folder, found)
+    scan = _read(found.series[_choose_series(path, wanted, files)], path)
+    return dataclasses.replace(scan, notes=scan.notes + _notes(found, path))
 
 
-def read_file(path: str) -> Scan:
-    """Reads a DICOM file: one slice, or as many as it has frames."""
+def read_file(path: str, image: Scan | None = None) -> Scan:
+    """Reads a DICOM file of one slice or several frames; a mask of `image` may be a DICOM SEG."""
     header = read_header(path)
+    if image is not None and is_segmentation(header):
+        with reading(path):
+            return read_segmentation(header, path, image)
     if why := why_no_image(header):
         raise UserError(f"{path}: {why}")
     return _read([header], path)
@@ -83,9 +100,9 @@ def read_file(path: str) -> Scan:
 def _read(headers: Sequence[Header], path: str) -> Scan:
     with reading(path):
         frames, affine, spacing, notes = _order(headers, path)
-        array = read_pixels(frames)
-    noted = dict.fromkeys(note for header in headers for note in header.notes)
-    return Scan(array, spacing, affine, path, (*noted, *notes))
+        array, more = read_pixels(frames)
+    noted = dict.fromkeys(note for frame in frames for note in frame.header.notes + frame.notes)
+    return Scan(array, spacing, affine, path, (*noted, *notes, *more))
 
 
 def _order(headers: Sequence[Header], path: str) -> tuple:
@@ -99,24 +116,27 @@ class _Found:
 
     series: headers of the files with pixels by series.
     others: a line for each whole file that is no image, such as an RTSTRUCT.
+    segmentations: DICOM SEG among these.
     broken: (series or "", line) of each file that cannot be read and may be a slice.
     """
 
     series: dict[str, list[Header]]
     others: list[str]
+    segmentations: list[str]
     broken: list[tuple[str, str]]
 
 
 def _look(folder: str | Path) -> _Found:
     """Reads the headers in a folder, by name; only its DICOM files and damaged ones are noticed."""
-    found = _Found({}, [], [])
+    found = _Found({}, [], [], [])
     for file in sorted(Path(folder).iterdir()):
-        if not file.is_file() or file.name.startswith("."):
+        if file.is_dir() or file.name.startswith(".") or not _may_be_slice(file):
             continue
-        if not _may_be_slice(file):
+        if not file.exists():
+            found.broken.append(("", f"{file}: is a link to a file that does not exist; mend it"))
             continue
-        if file.stat().st_size == 0:
-            found.broken.append(("", f"{file}: is empty (0 bytes); copy the file again"))
+        if (size := file.stat().st_size) < _LEAST:
+            found.broken.append(("", f"{file}: has {size} bytes, no slice; copy it again"))
             continue
         try:
             header = read_header(file)
@@ -128,19 +148,45 @@ def _look(folder: str | Path) -> _Found:
             found.series.setdefault(header.series, []).append(header)
         elif is_segmentation(header) or is_other(header):
             found.others.append(f"{file}: {why}")
+            if is_segmentation(header):
+                found.segmentations.append(str(file))
         else:
             found.broken.append((header.series, f"{file}: {why}"))
     return found
 
 
+def _notes(found: _Found, path: str) -> tuple[str, ...]:
+    names = [Path(line.split(": is a ")[0]).name for line in found.others]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    if not names:
+        return ()
+    return (f"The folder also holds DICOM files that are no images: {', '.join(names[:3])}{more}.",)
+
+
 def _may_be_slice(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES or is_dicom(str(file))
+    """Returns whether a file is DICOM by suffix or bytes, or is nameless and cannot be read."""
+    if file.suffix.lower() in SUFFIXES or is_dicom(str(file)):
+        return True
+    if file.suffix and not file.suffix[1:].isdigit():  # UIDs end with numbers
+        return False
+    return not os.access(file, os.R_OK) or file.stat().st_size < _LEAST
+
+
+def _nothing_here(path: str, folder: str, found: _Found) -> UserError:
+    """Returns the error of a folder without images; it names a folder below that has some."""
+    below = (Path(root) for root, _, _ in os.walk(folder) if root != folder)
+    inner = next((place for place in itertools.islice(below, 1000) if _look(place).series), None)
+    if inner is not None:
+        return UserError(f"{path}: its DICOM files lie in folders below it; give one, e.g. {inner}")
+    if found.others:
+        return UserError(f"{path}: no DICOM series of images in this folder; {found.others[0]}")
+    return UserError(f"{path}: no DICOM series in this folder; name a file or another folder")
 
 
 def _choose_series(path: str, wanted: str, found: dict[str, Sequence[str]]) -> str:
     """Returns the series to read; raises UserError for none, several or an unknown one."""
     if not found:
-        raise UserError(f"{path}: no DICOM series in this folder; name a file or another folder")
+        raise _nothing_here(path, split_series(path)[0], _Found({}, [], [], []))
     if not wanted and len(found) > 1:
         listed = "; ".join(f"{uid} ({len(files)} files)" for uid, files in sorted(found.items()))
         raise UserError(

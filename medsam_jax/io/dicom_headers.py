@@ -7,6 +7,7 @@ import logging
 import os
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ _PIXELS = {
     0x7FE00008: "FloatPixelData",
     0x7FE00009: "DoubleFloatPixelData",
 }
+# Tags that tell frames of nuclear medicine apart; only slices form a volume.
+VECTORS = ("SliceVector", "EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector")
+VECTORS += ("RRIntervalVector", "TimeSlotVector", "AngularViewVector", "TimeSliceVector")
 KEYWORDS = (
+    *VECTORS,
     *(
         "TransferSyntaxUID",
         "MediaStorageSOPClassUID",
@@ -36,10 +41,11 @@ KEYWORDS = (
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
-    *("SliceThickness", "GridFrameOffsetVector", "DoseGridScaling"),
+    *("NominalScannedPixelSpacing", "DetectorInformationSequence"),
+    *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "DoseGridScaling"),
     *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("SegmentationType", "SegmentSequence", "ReferencedSeriesSequence"),
+    *("SegmentationType", "MaximumFractionalValue", "ReferencedSeriesSequence"),
 )
 # Tags by which several slices at one position may differ, the most telling first.
 TELLING = (
@@ -48,6 +54,10 @@ TELLING = (
     *("FrameReferenceTime", "ImageType", "ConvolutionKernel", "AcquisitionNumber"),
     *("AcquisitionTime", "ContentTime", "StackID", "InstanceNumber"),
 )
+_META = 2048  # bytes that hold the file meta tags
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_EXPLICIT = b"1.2.840.10008.1.2.1"
+_NEVER_DOUBTED = 16 << 20  # bytes that a deflated file may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +67,7 @@ class Header:
     values: by keyword, as pydicom returns them; only those of `KEYWORDS` and `TELLING`.
     pixels: keyword of the element that holds the pixels, "" without one.
     start, length: of its content in the file; -1 as length of encapsulated (compressed) pixels.
+    inflated: bytes that `start` refers to in place of the file, of a deflated file.
     """
 
     file: str
@@ -65,6 +76,7 @@ class Header:
     start: int
     length: int
     notes: tuple[str, ...] = ()
+    inflated: bytes | None = None
 
     def get(self, keyword: str, default: Any = None) -> Any:
         value = self.values.get(keyword)
@@ -111,9 +123,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or 'damaged'}); {EXPORT}"
         ) from None
-    except (
-        Exception
-    ) as error:  # pydicom has many kinds: KeyError, struct.error, RecursionError, ...
+    except Exception as error:  # pydicom raises KeyError, struct.error, RecursionError, ...
         kind = type(error).__name__
         raise UserError(f"{path}: is a damaged DICOM file ({kind}); {EXPORT}") from None
     finally:
@@ -134,44 +144,68 @@ class _Bounded(io.BufferedReader):
 
 def read_header(file: str | Path) -> Header:
     """Reads a file's header up to its pixels. Raises UserError for a damaged one."""
-    import pydicom
-
     with reading(file), _Bounded(io.FileIO(file)) as opened:
         has_preamble = opened.read(132)[128:] == b"DICM"
         opened.seek(0)
-        dataset = pydicom.dcmread(
-            opened, stop_before_pixels=True, force=True, specific_tags=[*KEYWORDS, *TELLING]
-        )
-        values = {}
-        for part in (getattr(dataset, "file_meta", None) or {}, dataset):
-            for element in part:
-                if element.keyword in _WANTED:
-                    values[element.keyword] = element.value
-        pixels, start, length = _pixel_element(opened, dataset, values)
+        inflated = _inflate(opened) if has_preamble else None
+        source = opened if inflated is None else io.BytesIO(inflated)
+        header = _parse(source, str(file))
     notes = () if has_preamble else ("The DICOM file has no preamble; it was read without.",)
-    return Header(str(file), values, pixels, start, length, notes)
+    return dataclasses.replace(header, notes=notes, inflated=inflated)
 
 
-_WANTED = frozenset((*KEYWORDS, *TELLING))
+def _parse(source: io.BufferedIOBase, file: str) -> Header:
+    import pydicom
+    from pydicom.datadict import keyword_for_tag
+
+    dataset = pydicom.dcmread(
+        source, stop_before_pixels=True, force=True, specific_tags=[*KEYWORDS, *TELLING]
+    )
+    values = {}
+    for part in (getattr(dataset, "file_meta", None) or {}, dataset):
+        for tag in list(part.keys()):
+            keyword = keyword_for_tag(tag)
+            if keyword in KEYWORDS:
+                values[keyword] = part[tag].value
+            elif keyword in TELLING:
+                with contextlib.suppress(ValueError, TypeError, OverflowError):
+                    values[keyword] = part[tag].value
+    return Header(file, values, *_pixel_element(source, dataset))
 
 
-def _pixel_element(opened: io.BufferedReader, dataset: Any, values: dict) -> tuple[str, int, int]:
+def _inflate(opened: io.BufferedIOBase) -> bytes | None:
+    """Returns the whole of a deflated file as one that is not; None for any other file."""
+    head = opened.read(_META)
+    opened.seek(0)
+    at = head.find(_DEFLATED)
+    if at < 0:
+        return None
+    content = opened.read()
+    start = 144 + struct.unpack_from("<I", content, 140)[0]  # behind the group of file meta tags
+    inflater = zlib.decompressobj(-15)
+    limit = max(_NEVER_DOUBTED, 100 * len(content))
+    data = inflater.decompress(content[start:], limit)
+    if not inflater.eof:
+        raise UserError(f"{opened.name}: its compressed content is cut; {EXPORT}")
+    meta = content[:start].replace(_DEFLATED, _EXPLICIT.ljust(len(_DEFLATED), b"\0"))
+    return meta + data
+
+
+def _pixel_element(source: io.BufferedIOBase, dataset: Any) -> tuple[str, int, int]:
     """Returns keyword, start and length of the element at which pydicom stopped."""
-    if str(values.get("TransferSyntaxUID", "")) == "1.2.840.10008.1.2.1.99":
-        return ("PixelData" if "Rows" in values else "", 0, 0)  # deflated: pydicom read it all
     is_implicit, is_little = dataset.original_encoding
     order = "<" if is_little else ">"
-    head = opened.read(12)
+    at = source.tell()
+    head = source.read(12)
     if len(head) < 8:
         return "", 0, 0
     group, element = struct.unpack(f"{order}HH", head[:4])
     pixels = _PIXELS.get(group << 16 | element, "")
     if not pixels:
         return "", 0, 0
-    at, length = opened.tell() - len(head), head[4:8]
-    if is_implicit:
-        start = at + 8
-    else:
-        start, length = at + 12, head[8:12].ljust(4, b"\0")
+    has_type = head[4:6].isalpha() and head[4:6].isupper()  # some writers leave it out here
+    start, length = (
+        (8, head[4:8]) if is_implicit or not has_type else (12, head[8:].ljust(4, b"\0"))
+    )
     length = struct.unpack(f"{order}I", length)[0]
-    return pixels, start, -1 if length == 0xFFFFFFFF else length
+    return pixels, at + start, -1 if length == 0xFFFFFFFF else length

@@ -36,7 +36,7 @@ def kind(header: Header) -> str:
     from pydicom.uid import UID
 
     uid = str(header.get("SOPClassUID") or header.get("MediaStorageSOPClassUID") or "")
-    name = UID(uid, IGNORE).name
+    name = UID(uid, validation_mode=IGNORE).name
     return "" if name == uid else name.replace(" Storage", "")
 
 
@@ -56,7 +56,6 @@ def is_other(header: Header) -> bool:
 def why_no_image(header: Header) -> str:
     """Returns why a file cannot be an image, and the remedy; "" for one that has pixels."""
     name = kind(header) or "file of an unknown class"
-    article = "an" if name[:1] in "AEIO" else "a"
     if is_segmentation(header):
         return f"is a DICOM {name}, which is a mask; give the images as image and this as mask"
     if is_other(header):
@@ -64,7 +63,7 @@ def why_no_image(header: Header) -> str:
     if header.pixels and header.get("Rows") is not None:
         return ""
     if header.get("Rows") is not None or "Image" in name:
-        return f"is {article} {name} without pixels: the file is cut, or a header alone; {EXPORT}"
+        return f"is a DICOM {name} without pixels: the file is cut, or a header alone; {EXPORT}"
     return f"is a damaged DICOM file, or has no image (its class: {name}); give the images"
 
 

@@ -25,8 +25,7 @@ def order(frames: Sequence[Frame], path: str) -> tuple[list[Frame], tuple | None
     if any(frame.position is None or frame.axes is None for frame in frames):
         return _without_position(frames, spacing, path)
     frames, notes = _drop_duplicates(frames)
-    axes = np.reshape(frames[0].axes, (2, 3))
-    normal = np.cross(*axes)
+    axes, normal = _directions(frames[0], path)
     points = np.array([frame.position for frame in frames])
     depths = points @ normal
     ranks = np.argsort(depths, kind="stable")
@@ -39,6 +38,7 @@ def order(frames: Sequence[Frame], path: str) -> tuple[list[Frame], tuple | None
         step, note = _step(depths, path)
         between, notes = step, notes + note
         _refuse_drift(points, depths, axes, spacing, path)
+        notes += _other_step(frames[0], step)
     known = [1.0 if math.isnan(side) else side for side in spacing]
     direction = np.stack([*axes, normal], axis=1)
     affine = (
@@ -47,6 +47,40 @@ def order(frames: Sequence[Frame], path: str) -> tuple[list[Frame], tuple | None
         tuple(direction.ravel().tolist()),
     )
     return frames, affine, (between, *spacing), notes
+
+
+def _directions(frame: Frame, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows and columns as orthogonal unit vectors [2, 3], and their normal.
+
+    Raises UserError where they are far from orthogonal or from length 1.
+    """
+    row, column = np.reshape(frame.axes, (2, 3))
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if np.abs(np.subtract(lengths, 1)).max() > 0.01 or abs(row @ column) > 0.01:
+        stated = ", ".join(f"{value:g}" for value in frame.axes)
+        raise UserError(
+            f"{path}: ImageOrientationPatient of {frame.name} is {stated}, which are no two "
+            "directions at a right angle; export the series again"
+        )
+    row = row / lengths[0]
+    column = column - (row @ column) * row
+    column /= np.linalg.norm(column)
+    return np.stack([row, column]), np.cross(row, column)
+
+
+def _other_step(frame: Frame, step: float) -> list[str]:
+    """Returns a note where a header states another distance between slices than positions have."""
+    stated = str(frame.header.get("SpacingBetweenSlices", ""))
+    try:
+        differs = abs(abs(float(stated)) - step) > 0.05 * step
+    except ValueError:
+        return []
+    if not differs:
+        return []
+    return [
+        f"The positions are {step:.4g} mm apart, SpacingBetweenSlices says {stated}; the positions "
+        "count."
+    ]
 
 
 def _without_position(frames: Sequence[Frame], spacing: tuple, path: str) -> tuple:
@@ -70,6 +104,7 @@ def check_alike(frames: Sequence[Frame], path: str) -> None:
     checks: tuple[tuple[str, Callable[[Frame], Any], str], ...] = (
         ("size", lambda f: f.header.shape, "{0[0]} x {0[1]}"),
         ("values a pixel", lambda f: f.header.integer("SamplesPerPixel", 1), "{0}"),
+        ("photometric interpretation", _photometric, "{0}"),
         ("modality", lambda f: str(f.header.get("Modality", "")), "{0}"),
         ("orientation", lambda f: f.axes and tuple(round(v, 3) + 0.0 for v in f.axes), "{0}"),
         ("pixel spacing", lambda f: f.spacing and tuple(round(v, 3) for v in f.spacing), "{0}"),
@@ -86,6 +121,11 @@ def check_alike(frames: Sequence[Frame], path: str) -> None:
             f"{path}: the slices differ in {what}: {rest}; the other {len(names)} "
             f"{form.format(most)}; they are no volume, move the files that do not belong elsewhere"
         )
+
+
+def _photometric(frame: Frame) -> str:
+    stated = str(frame.header.get("PhotometricInterpretation", ""))
+    return "colours" if stated.startswith(("RGB", "YBR")) else stated
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 
 from medsam_jax.data import manifest
+from medsam_jax.data.splits import split_of
 from medsam_jax.errors import UserError
 from tests.datasets.scans import write_manifest
 
 
 def test_split_is_80_10_10_and_stable():
     names = [f"case{number}" for number in range(20000)]
-    found = [manifest.split_of("liver", name) for name in names]
+    found = [split_of("liver", name) for name in names]
     shares = [found.count(split) / len(names) for split in manifest.SPLITS]
     np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.01)
-    assert found[:5] == [manifest.split_of("liver", name) for name in names[:5]]
-    assert found != [manifest.split_of("spleen", name) for name in names]
-    assert found != [manifest.split_of("liver", name, seed=1) for name in names]
+    assert found[:5] == [split_of("liver", name) for name in names[:5]]
+    assert found != [split_of("spleen", name) for name in names]
+    assert found != [split_of("liver", name, seed=1) for name in names]
 
 
 def test_adding_cases_moves_nobody_and_patients_stay_together(tmp_path):
@@ -107,9 +108,9 @@ def test_cases_of_a_split_are_those_of_the_hash(tmp_path):
     assert [case.case_id for case in every] == names
     for split in manifest.SPLITS:
         found = [case.case_id for case in manifest.read_cases(path, split)]
-        assert found == [n for n in names if manifest.split_of("medical_slices", n) == split]
+        assert found == [n for n in names if split_of("medical_slices", n) == split]
     other = [case.case_id for case in manifest.read_cases(path, "tune", "liver")]
-    assert other == [n for n in names if manifest.split_of("liver", n) == "tune"]
+    assert other == [n for n in names if split_of("liver", n) == "tune"]
     counts = [len(manifest.read_cases(path, split)) for split in manifest.SPLITS]
     text = f"{counts[0]} train, {counts[1]} tune, {counts[2]} validation"
     assert manifest.count_splits(every) == text

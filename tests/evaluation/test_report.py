@@ -40,9 +40,11 @@ def test_markdown_keeps_a_bar_in_its_cell():
 
 def summary(task, unit, **changes):
     empty = {"missed": 0, "spurious": 0, "both_empty": 0}
-    numbers = {f"{m}_{n}": 0.5 for m in METRICS for n in ("median", "q1", "q3", "mean")}
+    kinds = ("median", "q1", "q3", "mean", "median_low", "median_high")
+    numbers = {f"{m}_{kind}": 0.5 for m in METRICS for kind in kinds}
     names = {"task": task, "modality": "CT", "checkpoint": "m", "reference": "mask"}
-    return names | {"unit": unit, "cases": 1, "n": 2} | empty | numbers | changes
+    counts = {"cases": 1, "trained_on": 0, "n": 2}
+    return names | {"unit": unit} | counts | empty | numbers | changes
 
 
 def test_summary_table_names_the_unit_of_what_it_holds():
@@ -65,6 +67,15 @@ def test_summary_table_of_missed_objects_has_dashes_and_counts():
     assert "reference" not in headings
     headings, _ = tables.summary_table([row, row | {"reference": "reader"}], 2.0)
     assert headings[3] == "reference"
+
+
+def test_summary_table_shows_intervals_and_what_was_trained_on():
+    row = summary("t", "mm", dice_median_low=0.25, trained_on=1, nsd_median_low=np.nan)
+    headings, (cells,) = tables.summary_table([row], 2.0)
+    assert cells[headings.index("trained on")] == "1"
+    dice, nsd = (i for i, heading in enumerate(headings) if heading == "95 % interval")
+    assert (cells[dice], cells[nsd]) == ("0.250 to 0.500", "-")
+    assert "trained on" not in tables.summary_table([summary("t", "mm")], 2.0)[0]
 
 
 def score(checkpoint, modality, dice, **changes):

@@ -8,55 +8,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medsam_jax.data.manifest import DATA_SET, case_hash, split_of
+from medsam_jax.data.manifest import DATA_SET
+from medsam_jax.data.splits import split_of
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import base, run, score_scans
+from medsam_jax.evaluation import base, run, score_scans, scorers
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.metrics import normalized_surface_dice
 from tests.evaluation.fakes import BrightInBox
-
-SPACING = (3.0, 0.8, 0.9)  # z, y, x
-
-
-def ball(shape, centre, radius):
-    grids = np.ogrid[tuple(slice(n) for n in shape)]
-    parts = zip(grids, centre, SPACING, strict=True)
-    return sum(((grid - c) * s) ** 2 for grid, c, s in parts) <= radius**2
-
-
-def write(path, array, spacing=SPACING):
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing[::-1])
-    sitk.WriteImage(image, str(path))
-
-
-@pytest.fixture
-def manifest(tmp_path, monkeypatch):
-    """Two scans, CT and MR; the model finds what is bright, which is a little beside the truth."""
-    monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
-    rows = []
-    for case, modality, shape in (("one", "CT", (9, 100, 128)), ("two", "MR", (7, 120, 90))):
-        truth = ball(shape, (4, 50, 40), 11).astype(np.uint8)
-        truth[ball(shape, (3, 30, 70), 8)] = 3
-        bright = ball(shape, (4, 51, 40), 11) | ball(shape, (3, 30, 70), 7)
-        scan = np.where(bright, 900, -400).astype(np.int16)
-        if modality == "MR":
-            scan = scan + 500
-        reader = ball(shape, (4, 50, 41), 10).astype(np.uint8)
-        reader[truth == 3] = 3
-        write(tmp_path / f"{case}.nii.gz", scan)
-        write(tmp_path / f"{case}_mask.nii.gz", truth)
-        write(tmp_path / f"{case}_reader.nii.gz", reader)
-        rows.append([case, f"{case}.nii.gz", f"{case}_mask.nii.gz", modality, "balls"])
-    return write_manifest(tmp_path / "cases.csv", rows)
-
-
-def write_manifest(path, rows, extra=()):
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["case_id", "image", "mask", "modality", "task", *extra], *rows]
-        )
-    return path
+from tests.evaluation.scans import SPACING, write, write_manifest
 
 
 def evaluation(manifest, **settings):
@@ -213,9 +172,9 @@ def test_annotators_are_scored_like_models(manifest, monkeypatch):
         rows = list(csv.reader(file))[1:]
     rows = [[*row, f"{row[0]}_reader.nii.gz"] for row in rows]
     write_manifest(manifest, rows, ["mask_reader"])
-    monkeypatch.setattr(run, "resolve", float)
-    monkeypatch.setattr(run, "read_config", lambda threshold: BrightInBox(threshold).config)
-    monkeypatch.setattr(run, "read_metadata", lambda threshold: {})
+    monkeypatch.setattr(scorers, "resolve", float)
+    monkeypatch.setattr(scorers, "read_config", lambda threshold: BrightInBox(threshold).config)
+    monkeypatch.setattr(scorers, "read_metadata", lambda threshold: {})
     settings = {"manifest": str(manifest), "with_burden": True, "box_shifts": [0, 9]}
     run.evaluate(["0.5"], manifest.parent / "out", **settings)
     with (manifest.parent / "out" / "per_object.csv").open() as file:
@@ -368,31 +327,12 @@ def test_a_split_is_scored_as_the_build_made_it_and_named(manifest, capsys):
     assert [case.case_id for case in scans.cases] == [held_out]
     assert scans.title == f"1 scans of `{manifest}` (1 validation)"
     every = score_scans.VolumeEvaluation(manifest, None, *settings)
-    assert every.title == f"3 scans of `{manifest}` (2 train, 1 validation)"
+    assert every.title == f"3 scans of `{manifest}` (1 train, 1 tune, 1 validation)"
     assert capsys.readouterr().err.splitlines() == [
         f"{manifest}: scoring scans: {counts}"
-        for counts in ("1 validation", "2 train, 1 validation")
+        for counts in ("1 validation", "1 train, 1 tune, 1 validation")
     ]
-    other = next(n for n in map("p{}".format, range(99)) if split_of("liver", n) == "tune")
+    other = next(n for n in map("p{}".format, range(99)) if split_of("liver", n) == "validation")
     manifest.write_text("\n".join([*lines, lines[1].replace("one,", f"{other},", 1)]))
-    scans = score_scans.VolumeEvaluation(manifest, "tune", *settings, data_set="liver")
+    scans = score_scans.VolumeEvaluation(manifest, "validation", *settings, data_set="liver")
     assert other in [case.case_id for case in scans.cases]
-
-
-def test_patients_of_the_training_are_pointed_out(manifest, monkeypatch, capsys):
-    cases = {"train": [case_hash(DATA_SET, "one")], "tune": [case_hash(DATA_SET, "elsewhere")]}
-    metadata = {0.5: {"training": {"cases": cases}}, 0.25: {}}
-    monkeypatch.setattr(run, "resolve", float)
-    monkeypatch.setattr(run, "read_config", lambda threshold: BrightInBox(threshold).config)
-    monkeypatch.setattr(run, "read_metadata", metadata.get)
-    output = manifest.parent / "out"
-    run.evaluate(["0.5", "0.25"], output, manifest=str(manifest))
-    note = "of 2 patients scored, its training had 1 in train"
-    assert [line for line in capsys.readouterr().out.splitlines() if "note" in line] == [
-        f"note: 0.5: {note}"
-    ]
-    text = (output / "summary.md").read_text()
-    assert text.count(note) == 1
-    assert f"2 scans of `{manifest}` (2 train)" in text
-    run.evaluate(["0.5"], output, manifest=str(manifest), name="liver")
-    assert "note" not in capsys.readouterr().out

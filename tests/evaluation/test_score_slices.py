@@ -12,7 +12,7 @@ import pytest
 from medsam_jax.data.preprocess import stored_grid_logits
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation import base, run, score_slices
+from medsam_jax.evaluation import base, run, score_slices, scorers
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.hub import resolve
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
@@ -35,9 +35,9 @@ def models(monkeypatch):
         return BrightInBox(MODELS[name])
 
     monkeypatch.setattr(base, "load_model", load)
-    monkeypatch.setattr(run, "resolve", lambda name: name)
-    monkeypatch.setattr(run, "read_config", lambda name: BrightInBox(MODELS[name]).config)
-    monkeypatch.setattr(run, "read_metadata", lambda name: {})
+    monkeypatch.setattr(scorers, "resolve", lambda name: name)
+    monkeypatch.setattr(scorers, "read_config", lambda name: BrightInBox(MODELS[name]).config)
+    monkeypatch.setattr(scorers, "read_metadata", lambda name: {})
     return loaded
 
 
@@ -164,7 +164,7 @@ def test_another_ct_window_is_pointed_out(make, monkeypatch, tmp_path, capsys):
         config.preprocessing = dataclasses.replace(config.preprocessing, ct_windows=windows)
         contracts[name] = config
         MODELS[name] = 0.5
-    monkeypatch.setattr(run, "read_config", contracts.get)
+    monkeypatch.setattr(scorers, "read_config", contracts.get)
     make()
     run.evaluate(list(contracts), tmp_path / "out", data_dir="data")
     note = "CT is shown in window wide, expected in lung"
@@ -177,10 +177,10 @@ def test_another_ct_window_is_pointed_out(make, monkeypatch, tmp_path, capsys):
 def test_every_checkpoint_is_checked_before_the_first_is_scored(make, monkeypatch, tmp_path):
     make()
     configs = {"low": BrightInBox(0.2).config, "odd": BrightInBox(0.2, recipe="sam").config}
-    monkeypatch.setattr(run, "read_config", configs.get)
+    monkeypatch.setattr(scorers, "read_config", configs.get)
     with pytest.raises(UserError, match="odd: recipe: .*'lite'.*'sam'"):
         run.evaluate(["low", "odd"], tmp_path / "out", data_dir="data")
-    monkeypatch.setattr(run, "resolve", lambda name: name if name in configs else resolve(name))
+    monkeypatch.setattr(scorers, "resolve", lambda name: name if name in configs else resolve(name))
     with pytest.raises(UserError, match="no_such_model"):
         run.evaluate(["low", "no_such_model"], tmp_path / "out", data_dir="data")
     assert not (tmp_path / "out").exists()

@@ -67,6 +67,41 @@ def test_signed_rank_equals_scipy():
     assert statistics.signed_rank(np.array([0.1, 0.2, 0.3, 0.4, 0.5])) == pytest.approx(1 / 16)
 
 
+def test_the_smallest_p_of_a_number_of_cases():
+    for cases in (1, 2, 5, 9):
+        assert statistics.smallest_p(cases) == pytest.approx(
+            statistics.signed_rank(np.linspace(0.1, 0.2, cases))
+        )
+    rows = [row(name, f"c{n}", 0.5 + 0.01 * n * (name == "b")) for n in (1, 2) for name in "ab"]
+    assert {test["p_smallest"] for test in statistics.compare(rows)} == {0.5}
+
+
+def test_bootstrap_interval_is_that_of_scipy_over_patients():
+    values = np.random.default_rng(1).normal(0.8, 0.1, 15)
+    found = statistics.bootstrap_median(values, np.arange(15))
+    settings = {"method": "percentile", "n_resamples": 2000, "rng": np.random.default_rng(0)}
+    expected = stats.bootstrap((values,), np.median, **settings).confidence_interval
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert found == statistics.bootstrap_median(values, np.arange(15)), "a fixed seed"
+
+
+def test_bootstrap_draws_patients_with_all_their_objects():
+    """Two patients: a resample holds one of them twice (p 1/4 each), or both (1/2)."""
+    values, patients = np.array([0.1, 0.2, 0.3, 0.9]), np.array(["a", "a", "a", "b"])
+    assert statistics.bootstrap_median(values, patients) == (0.2, 0.9)
+    assert np.isnan(statistics.bootstrap_median(values[:3], patients[:3])).all()
+    # Ten objects of each of two patients tell no more than two patients do.
+    many = statistics.bootstrap_median(values.repeat(10), patients.repeat(10))
+    assert many == (0.2, 0.9)
+
+
+def test_summary_counts_patients_that_were_trained_on():
+    rows = [row("m", "a", 0.2, trained_on="train"), row("m", "a", 0.4, trained_on="train")]
+    (summary,) = statistics.summarise([*rows, row("m", "b", 0.6)])
+    assert summary["trained_on"] == 1
+    assert (summary["dice_median_low"], summary["dice_median_high"]) == (pytest.approx(0.3), 0.6)
+
+
 def test_comparison_pairs_cases_not_slices():
     rows = []
     for case in range(6):
