@@ -2,6 +2,7 @@
 
 import gc
 import grp
+import logging
 import multiprocessing
 import os
 import pwd
@@ -26,9 +27,39 @@ def progress(iterable: Iterable[T], desc: str, total: int | None = None) -> Iter
     """Yields the items of `iterable`, drawing a bar with rate and time left on stderr.
 
     Without a terminal (a job's log file) it prints a line every ten seconds instead of redrawing.
+    Log records get lines of their own.
     """
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    yield from tqdm(iterable, desc=desc, total=total, mininterval=interval, dynamic_ncols=True)
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        iterable,
+        desc=desc,
+        total=total,
+        mininterval=0.1 if terminal else 10.0,
+        dynamic_ncols=True,
+        file=sys.stderr if terminal else _Lines(sys.stderr),
+    )
+    root = logging.getLogger()
+    handlers = root.handlers
+    if terminal and handlers:
+        root.handlers = [_AboveBars(handlers)]
+    try:
+        yield from bar
+    finally:
+        root.handlers = handlers
+
+
+class _AboveBars(logging.Handler):
+    """Passes records on to other handlers, with the bars off the screen meanwhile."""
+
+    def __init__(self, handlers: Sequence[logging.Handler]):
+        super().__init__()
+        self._handlers = handlers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            for handler in self._handlers:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
 
 
 def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
@@ -116,6 +147,15 @@ class _Stream:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+
+
+class _Lines(_Stream):
+    """A stream on which each state of a bar is a line of its own."""
+
+    def write(self, text: str) -> int:
+        if line := text.replace("\x1b[A", "").strip():  # bars within bars move the cursor up
+            super().write(f"{line}\n")
+        return len(text)
 
 
 def _mend_streams() -> None:

@@ -1,5 +1,6 @@
 """Tests of a failing command's message and exit status."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -210,3 +211,33 @@ run(main)
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
     assert (done.stdout, done.returncode) == (b"no home\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_log_lines_do_not_run_into_the_bar(terminal):
+    program = """
+import logging, sys
+from absl import logging as absl_logging
+from medsam_jax.cli import progress, run
+def main(_):
+    for number in progress(range(3), "numbers"):
+        logging.getLogger("medsam_jax").warning("line %d", number)
+run(main)
+"""
+    command = [sys.executable, "-c", program]
+    if terminal:
+        reader, writer = os.openpty()
+        subprocess.run(command, stderr=writer, check=True)
+        os.close(writer)
+        text = b""
+        with contextlib.suppress(OSError):  # the end of a terminal on Linux
+            while part := os.read(reader, 4096):
+                text += part
+        os.close(reader)
+        lines = text.decode().splitlines()
+    else:
+        lines = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+        assert all(line.startswith(("numbers: ", "W")) for line in lines)
+    for number in range(3):
+        (line,) = (line for line in lines if f"line {number}" in line)
+        assert "numbers" not in line.rpartition("\r")[2]

@@ -6,6 +6,7 @@ The record, NAME.json, is written last: where it is, the other files are whole.
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class FilePredictor:
             raise FatalError(
                 f"{self.request.checkpoint}: takes no prompts; use a SAM or MedSAM checkpoint"
             )
+        print("compiling for the first image, unless its programs are kept", file=sys.stderr)
         return Predictor(model)
 
     def settings(self, image: str, mask: str | None) -> dict[str, Any]:

@@ -32,6 +32,7 @@ KEYWORDS = (
         "SOPInstanceUID",
         "SeriesInstanceUID",
         "Modality",
+        "PatientID",
     ),
     *("ImageType", "InstanceNumber", "SeriesDescription", "FrameOfReferenceUID"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),

@@ -25,6 +25,7 @@ from tests.tiny import tiny_sam
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 CODE = ("benchmarks", "configs", "datasets", "launch", "medsam_jax", "scripts", "weights_converter")
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling takes longer than computing here
 COMMAND = re.compile(r"(\$ )?(\S*python3?|pip|make|for|tensorboard|\w+=\$?\S*) ", re.MULTILINE)
 
 # Page and a part of a block -> why it is not run.
@@ -108,7 +109,7 @@ def root(tmp_path_factory, built) -> Path:
     for name in CODE:
         (folder / name).symlink_to(ROOT / name)
     model = tiny_sam()
-    for name in ("lite_medsam", "runs/demo/best", "workdir/best"):
+    for name in ("lite_medsam", "sam_vit_b", "runs/demo/best", "workdir/best"):
         save_model(folder / name, flatten_state(model), model.config, {"licence": "Apache-2.0"})
     shutil.copytree(built, folder / "data/demo")
     rng = np.random.default_rng(0)
@@ -161,7 +162,7 @@ def run_commands(block: str, folder: Path) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=folder,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)} | QUICK,
         capture_output=True,
         text=True,
     )
