@@ -96,6 +96,14 @@ def test_the_table_of_reasons_has_no_dead_row():
         assert sum(part in block for _, block in blocks(page)) == 1, (page, part)
 
 
+def test_pages_with_commands_name_their_environment():
+    for page in PAGES:
+        if any(COMMAND.match(block) for language, block in blocks(page) if language != "python"):
+            text = (ROOT / page).read_text(encoding="utf-8")
+            before = re.split(r"^python ", text, maxsplit=1, flags=re.MULTILINE)[0]
+            assert "source .venv/bin/activate" in before or ".venv-bench" in before, page
+
+
 def test_config_fields_exist():
     config = base_config()
     for page in PAGES:
