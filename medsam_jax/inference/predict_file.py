@@ -145,6 +145,11 @@ class FilePredictor:
         suffix = outputs.mask_suffix(image, count, self.request.mask_format)
         if suffix == ".dcm":
             require_highdicom()
+            if scan.affine is None and count > 1:
+                raise UserError(
+                    f"{image}: its frames state no positions, which a DICOM SEG needs; choose "
+                    "another format, e.g. --mask_format nii.gz"
+                )
         modality = modality_of(self.request, image, scan)
         return _Input(image, name, scan, axis, modality, suffix, mask)
 
