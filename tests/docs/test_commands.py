@@ -134,8 +134,13 @@ def root(tmp_path_factory, built) -> Path:
     (folder / "scans").mkdir()
     for name in ("ct.nii.gz", "photo.png"):
         shutil.copy(folder / name, folder / "scans")
-    splits = ("train", "tune", "validation")
-    rows = [(f"p{split}", "ct.nii.gz", "liver.nii.gz", "CT", "liver", split) for split in splits]
+    rows, organ = [], np.zeros((3, 40, 40))
+    organ[1:, 5:25, 6:20] = 1
+    for split in ("train", "tune", "validation"):
+        scan = (rng.normal(0, 5, (3, 40, 40)) + 600 * organ - 500).astype(np.int16)
+        write_volume(folder / f"{split}.nii.gz", scan)
+        write_volume(folder / f"{split}_liver.nii.gz", organ.astype(np.uint8))
+        rows.append((split, f"{split}.nii.gz", f"{split}_liver.nii.gz", "CT", "liver", split))
     write_manifest(folder / "cases.csv", rows)
     page = (ROOT / "docs/inference.md").read_text(encoding="utf-8")
     (prompts,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
