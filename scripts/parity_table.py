@@ -110,6 +110,9 @@ def write_table(path: Path, scores: list[tuple[float, float]]) -> None:
 
 _TEXT = """# Parity with PyTorch
 
+Commands are given in the repository's root after `source .venv/bin/activate`
+([install](../README.md#install)).
+
 ## Scores on real scans
 
 LiteMedSAM's released weights, converted; one exact box for each object, on the slice where the

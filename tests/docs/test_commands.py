@@ -32,9 +32,11 @@ COMMAND = re.compile(r"(\$ )?(\S*python3?|pip|make|for|tensorboard|\w+=\$?\S*) "
 NOT_RUN = {
     ("README.md", "make demo"): "network and minutes; make test runs this test",
     ("README.md", "python3 -m venv"): "installs packages",
+    ("README.md", "python -m medsam_jax.predict"): "one of the commands of docs/inference.md",
     ("docs/automatic_masks.md", "pip download"): "network",
     ("docs/automatic_masks.md", "python -m benchmarks.automatic_memory"): "minutes",
     ("docs/automatic_masks.md", ".venv-parity/bin/python"): "needs PyTorch",
+    ("docs/evaluation.md", "--checkpoint lite_medsam,runs/demo/best"): "as in README.md",
     ("docs/evaluation.md", "python -m weights_converter.init"): "minutes of training",
     ("docs/inference.md", "python scripts/propagation_table.py"): "encodes whole scans; minutes",
     ("docs/parity.md", "python scripts/parity_table.py"): "needs the demo's scans",
@@ -56,6 +58,7 @@ NOT_RUN = {
     ("docs/training.md", "python scripts/kill_test.py"): "minutes; tests/training/test_kills.py",
     ("docs/training.md", "python scripts/memory_table.py"): "plans ViT-B for minutes",
     ("docs/weights.md", "python -m weights_converter.convert --input sam_vit_b"): "files of 375 MB",
+    ("docs/weights.md", "--output tuned.safetensors"): "a ViT-B; tests/weights_converter",
 }
 
 
@@ -93,6 +96,14 @@ def test_the_table_of_reasons_has_no_dead_row():
         assert sum(part in block for _, block in blocks(page)) == 1, (page, part)
 
 
+def test_pages_with_commands_name_their_environment():
+    for page in PAGES:
+        if any(COMMAND.match(block) for language, block in blocks(page) if language != "python"):
+            text = (ROOT / page).read_text(encoding="utf-8")
+            before = re.split(r"^python ", text, maxsplit=1, flags=re.MULTILINE)[0]
+            assert "source .venv/bin/activate" in before or ".venv-bench" in before, page
+
+
 def test_config_fields_exist():
     config = base_config()
     for page in PAGES:
@@ -113,7 +124,7 @@ def root(tmp_path_factory, built) -> Path:
         save_model(folder / name, flatten_state(model), model.config, {"licence": "Apache-2.0"})
     shutil.copytree(built, folder / "data/demo")
     rng = np.random.default_rng(0)
-    liver = np.zeros((43, 220, 270), np.uint8)
+    liver = np.zeros((54, 220, 270), np.uint8)
     liver[39:42, 120:210, 160:260] = 1
     ct = (rng.normal(0, 5, liver.shape) + 600.0 * liver - 500).astype(np.int16)
     write_volume(folder / "ct.nii.gz", ct, (0.8, 0.8, 5.0))
@@ -123,8 +134,13 @@ def root(tmp_path_factory, built) -> Path:
     (folder / "scans").mkdir()
     for name in ("ct.nii.gz", "photo.png"):
         shutil.copy(folder / name, folder / "scans")
-    splits = ("train", "tune", "validation")
-    rows = [(f"p{split}", "ct.nii.gz", "liver.nii.gz", "CT", "liver", split) for split in splits]
+    rows, organ = [], np.zeros((3, 40, 40))
+    organ[1:, 5:25, 6:20] = 1
+    for split in ("train", "tune", "validation"):
+        scan = (rng.normal(0, 5, (3, 40, 40)) + 600 * organ - 500).astype(np.int16)
+        write_volume(folder / f"{split}.nii.gz", scan)
+        write_volume(folder / f"{split}_liver.nii.gz", organ.astype(np.uint8))
+        rows.append((split, f"{split}.nii.gz", f"{split}_liver.nii.gz", "CT", "liver", split))
     write_manifest(folder / "cases.csv", rows)
     page = (ROOT / "docs/inference.md").read_text(encoding="utf-8")
     (prompts,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -172,6 +188,7 @@ def run_commands(block: str, folder: Path) -> None:
         assert (folder / output).exists(), output
 
 
+@pytest.mark.usefixtures("unchecked")  # as for users, lists pass for arrays
 @pytest.mark.parametrize("page", RUN)
 def test_blocks_run(page, root, tmp_path, monkeypatch):
     folder = tmp_path / "root"
