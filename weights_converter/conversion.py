@@ -17,7 +17,7 @@ from medsam_jax.io.tensors import DTYPE_NAMES, LazyTensor, TensorFile, reading
 from medsam_jax.models import checkpoint
 from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import SamConfig
-from weights_converter import architectures, mismatch, names
+from weights_converter import architectures, contract, mismatch, names
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -103,12 +103,7 @@ def state_dict_from_directory(directory: str) -> StateDict:
     source = metadata.get("source", {})
     order = [names.from_naming(key, source["naming"]) for key in source.get("keys", ())]
     tensors = {name: tensors[name] for name in dict.fromkeys([*order, *tensors]) if name in tensors}
-    kept = {
-        key: value
-        for key, value in metadata.items()
-        if key not in ("format_version", "architecture", "created_by", "source")
-    }
-    return StateDict(config, tensors, source, kept)
+    return StateDict(config, tensors, source, contract.metadata_of(metadata))
 
 
 def save_directory(state: StateDict, directory: str, overwrite: bool = False) -> None:

@@ -17,12 +17,12 @@ from medsam_jax.cli import run
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import check_writable, write_whole
 from medsam_jax.io.safetensors import write_safetensors
-from weights_converter import conversion, names
+from weights_converter import contract, conversion, names, readers
 from weights_converter.architectures import ARCHITECTURES
 from weights_converter.inspection import inspect
 from weights_converter.opening import open_checkpoint
 from weights_converter.pth_writer import write_pth
-from weights_converter.registry import REGISTRY
+from weights_converter.registry import REGISTRY, by_sha256
 
 _WRITERS: dict[str, Callable] = {"pth": write_pth, "safetensors": write_safetensors}
 
@@ -66,17 +66,43 @@ def convert(
     state = open_checkpoint(source, model)
     if state.source.get("prefix") and not os.path.isdir(source):
         print(f"{source}: took {state.source['prefix']!r} off the tensors' names", file=sys.stderr)
+    if note := _assumed(source, model, state):
+        print(note, file=sys.stderr)
     if format == "orbax":
         conversion.save_directory(state, output, overwrite)
-    else:
-        tensors = conversion.in_naming(state, naming)
-        write_whole(Path(output), lambda path: _WRITERS[format](str(path), tensors))
+        return
+    tensors = conversion.in_naming(state, naming)
+
+    def write(partial: Path) -> None:
+        _WRITERS[format](str(partial), tensors)
+        contract.write(Path(output), partial, state.config, state.metadata)
+
+    write_whole(Path(output), write)
+
+
+def _assumed(source: str, model: str, state: conversion.StateDict) -> str:
+    """Returns a line that says what a file does not tell and is assumed, else ""."""
+    path = readers.file_in(source)
+    if model != "auto" or not os.path.isfile(path) or contract.beside(path).exists():
+        return ""
+    if by_sha256(state.source["sha256"]):
+        return ""
+    taken = contract.lines(state.config)
+    names = "preprocessing", "mask threshold", "automatic prompts", "CT windows trained on"
+    found = "; ".join(f"{name}: {taken[name]}" for name in names)
+    return (
+        f"note: {path}: no known file, and no {contract.beside(path).name} beside it with its "
+        f"contract. Assumed: {found}; licence: unknown"
+    )
 
 
 def _demand_free(output: str, format: str, overwrite: bool) -> None:
     path = Path(output)
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists; choose another --output, or give --overwrite")
+    note = contract.beside(path)
+    if format != "orbax" and note.exists() and not overwrite:
+        raise UserError(f"{note}: exists; choose another --output, or give --overwrite")
     if path.exists() and path.is_dir() != (format == "orbax"):
         kind = "a directory" if path.is_dir() else "a file"
         raise UserError(f"{path}: {kind}, which --format {format} cannot replace; remove it first")
@@ -103,7 +129,8 @@ def main(argv: Sequence[str]) -> None:
         _NAMING.value,
         _OVERWRITE.value,
     )
-    print(f"wrote {_OUTPUT.value}")
+    also = "" if _FORMAT.value == "orbax" else f" and {contract.beside(_OUTPUT.value)}"
+    print(f"wrote {_OUTPUT.value}{also}")
 
 
 if __name__ == "__main__":

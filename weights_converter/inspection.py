@@ -6,7 +6,7 @@ import os
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import sha256_of
 from medsam_jax.io.tensors import DTYPE_NAMES, LazyTensor
-from weights_converter import conversion, fetch, names, opening, readers
+from weights_converter import contract, conversion, fetch, names, opening, readers
 from weights_converter.registry import by_sha256
 
 
@@ -42,16 +42,17 @@ def inspect(source: str, model: str = "auto") -> str:
         return _table(lines | _contents(file.tensors) | {"fits": f"no: {error}"})
     recognised = by_sha256(lines["sha256"])
     lines["known as"] = recognised[0] if recognised else "no known file"
+    note = contract.beside(path)
+    lines["contract"] = f"from {note.name}" if not recognised and note.exists() else "by its kind"
     return _table(lines | _state(state))
 
 
 def _state(state: conversion.StateDict) -> dict[str, str]:
-    config, preprocessing = state.config, state.config.preprocessing
+    config = state.config
     return {
         "licence": state.metadata.get("licence", "unknown"),
         "architecture": f"{config.name}, input {config.image_size} x {config.image_size}",
-        "preprocessing": f"recipe {preprocessing.recipe}, {preprocessing.normalisation}, CT in "
-        f"{preprocessing.ct_window()}",
+        **contract.lines(config),
         **_contents(state.tensors),
     }
 

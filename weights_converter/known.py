@@ -29,7 +29,8 @@ def known_config(name: str) -> SamConfig:
 
 def known_metadata(known: KnownWeights) -> dict[str, str]:
     """Returns the entries of model.json for known weights, except `source`."""
-    return {"licence": known.licence, "credit": known.credit}
+    licence = known.licence if known.sha256 else "unknown"  # a file that cannot be verified
+    return {"licence": licence, "credit": known.credit}
 
 
 def converted_directory(name: str) -> Path:

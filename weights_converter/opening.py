@@ -5,7 +5,7 @@ import os
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import sha256_of
-from weights_converter import conversion, fetch, known, readers
+from weights_converter import contract, conversion, fetch, known, readers
 from weights_converter.architectures import ARCHITECTURES
 from weights_converter.registry import REGISTRY, by_sha256
 
@@ -17,7 +17,8 @@ def open_checkpoint(source: str, model: str = "auto") -> conversion.StateDict:
       source: path of a file, a checkpoint directory or a folder of the hub; or name of known
         weights, which are downloaded and verified.
       model: known name or architecture of the file; "auto" recognises it by the file's hash, then
-        by its tensors. A known name sets the preprocessing that the weights were trained with.
+        by the JSON beside it (`contract`), then by its tensors. A known name sets the
+        preprocessing that the weights were trained with.
 
     Raises:
       UserError: unreadable file, failed verification, or tensors that differ from the model's.
@@ -36,16 +37,16 @@ def open_checkpoint(source: str, model: str = "auto") -> conversion.StateDict:
         path = source
     file = readers.read_file(path)
     sha256 = sha256_of(path)
-    name, recognised = by_sha256(sha256) or (None, REGISTRY.get(model))
+    name, recognised = by_sha256(sha256) or (None, None)
+    beside = contract.read(path, sha256) if model == "auto" and not name else None
     if model == "auto" and name:
         model = name
-    if model in REGISTRY:
+    metadata = known.known_metadata(recognised) if recognised else {"licence": "unknown"}
+    if beside:
+        config, metadata = beside
+    elif model in REGISTRY:
         config = known.known_config(model)
     else:
         config = None if model == "auto" else ARCHITECTURES[model].config()
     state = conversion.state_dict_from_file(file, config)
-    # Weights without a published hash cannot be verified: the user's name for them is accepted.
-    metadata = {"licence": "unknown"}
-    if recognised and recognised.sha256 in (None, sha256):
-        metadata = known.known_metadata(recognised)
     return dataclasses.replace(state, source=state.source | {"sha256": sha256}, metadata=metadata)

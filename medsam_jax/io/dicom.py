@@ -57,6 +57,17 @@ def dicom_files(path: str) -> tuple[str, ...]:
     return found[_choose_series(path, wanted, found)]
 
 
+def frame_order(file: str) -> list[int]:
+    """Returns the index in its file of each slice of a DICOM file's array."""
+    with reading(file):
+        return [frame.index for frame in _order([read_header(file)], file)[0]]
+
+
+def dicom_modality(path: str) -> str:
+    """Returns the modality that the first file of a DICOM path states, or ""."""
+    return str(read_header(dicom_files(path)[0]).get("Modality", "")).strip()
+
+
 def read_series(path: str, image: Scan | None = None) -> Scan:
     """Reads the series of a folder, or one of several (`FOLDER#SERIES_UID`).
 
@@ -78,7 +89,7 @@ def read_series(path: str, image: Scan | None = None) -> Scan:
     if not files:
         raise _nothing_here(path, folder, found)
     scan = _read(found.series[_choose_series(path, wanted, files)], path)
-    return dataclasses.replace(scan, notes=scan.notes + _notes(found, path))
+    return dataclasses.replace(scan, notes=scan.notes + _notes(found, folder))
 
 
 def read_file(path: str, image: Scan | None = None) -> Scan:
@@ -150,12 +161,21 @@ def _look(folder: str | Path) -> _Found:
     return found
 
 
-def _notes(found: _Found, path: str) -> tuple[str, ...]:
+def _notes(found: _Found, folder: str) -> tuple[str, ...]:
+    """Returns notes on DICOM files that are no slices, and on slices that lie in a folder below."""
+    notes = ()
+    for place in sorted(filter(Path.is_dir, Path(folder).iterdir())):
+        if shared := set(_look(place).series) & set(found.series):
+            count = sum(len(_look(place).series[uid]) for uid in shared)
+            notes += (f"{count} files of this series lie in {place.name}/ and were not read.",)
     names = [Path(line.split(": is a ")[0]).name for line in found.others]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     if not names:
-        return ()
-    return (f"The folder also holds DICOM files that are no images: {', '.join(names[:3])}{more}.",)
+        return notes
+    return (
+        *notes,
+        f"The folder also holds DICOM files that are no images: {', '.join(names[:3])}{more}.",
+    )
 
 
 def _may_be_slice(file: Path) -> bool:

@@ -63,13 +63,6 @@ def save_model(
       UserError: the directory exists and `overwrite` is false, it cannot be written, or the arrays
         cannot be read back from it.
     """
-    kind = next(kind for kind, names in _KINDS.items() if type(config).__name__ == names[1])
-    description = {
-        "format_version": FORMAT_VERSION,
-        "architecture": config.to_dict() | {"kind": kind},
-        **metadata,
-        "created_by": _versions(),
-    }
     with replacing(Path(directory), overwrite) as target:
         if not _write_params(target / "params", params):
             raise UserError(
@@ -80,7 +73,20 @@ def save_model(
             from medsam_jax.io.safetensors import write_safetensors
 
             write_safetensors(str(target / "extras.safetensors"), extras)
-        (target / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        (target / "model.json").write_text(
+            json.dumps(description(config, metadata), indent=2) + "\n"
+        )
+
+
+def description(config: Any, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of model.json for a `SamConfig` or `UNetConfig`."""
+    kind = next(kind for kind, names in _KINDS.items() if type(config).__name__ == names[1])
+    return {
+        "format_version": FORMAT_VERSION,
+        "architecture": config.to_dict() | {"kind": kind},
+        **metadata,
+        "created_by": _versions(),
+    }
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
@@ -172,18 +178,32 @@ def read_config(directory: str | os.PathLike) -> Any:
     Raises:
       UserError: as `read_metadata`, or the architecture is unknown.
     """
-    fields = dict(read_metadata(directory).get("architecture", {}))
+    return config_of(read_metadata(directory), f"{directory}/model.json")
+
+
+def config_of(metadata: Mapping[str, Any], place: str) -> Any:
+    """Returns the configuration in the content of model.json; `place` names it in errors.
+
+    Raises:
+      UserError: the architecture is unknown or does not fit this program.
+    """
+    try:
+        fields = dict(metadata.get("architecture", {}))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{place}: architecture is not a table; convert the checkpoint again"
+        ) from None
     kind = fields.pop("kind", None)
     if kind not in _KINDS:
-        raise UserError(f"{directory}/model.json: architecture kind {kind!r} is unknown")
+        raise UserError(f"{place}: architecture kind {kind!r} is unknown")
     module, config_name, _ = _KINDS[kind]
     try:
         return getattr(importlib.import_module(module), config_name).from_dict(fields)
     except UserError as error:
-        raise UserError(f"{directory}/model.json: {error}") from None
+        raise UserError(f"{place}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{directory}/model.json: architecture does not fit this program ({error}); convert "
+            f"{place}: architecture does not fit this program ({error}); convert "
             "the checkpoint again"
         ) from None
 

@@ -67,6 +67,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     check_same_run(config, workdir, info)
 
     # --- Model, steps and data.
+    log.info("loading %s", origin)
     run = set_up(config, stored_config, mesh, read_params(origin))
     state = run.first_state()
     log.info("parameters\n%s", parameter_table(state.arrays, run.labels, state.opt_state))

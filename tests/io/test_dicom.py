@@ -2,14 +2,14 @@
 
 import numpy as np
 import pydicom
-import pydicom.fileset
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from medsam_jax.errors import UserError
-from medsam_jax.io.dicom import dicom_files, list_series
+from medsam_jax.io.dicom import dicom_files, dicom_modality, list_series
 from medsam_jax.io.scans import read_scan
 from tests.io.dicom_files import write_slice
 from tests.io.test_dicom_pixels import colours
@@ -30,19 +30,6 @@ def rewrite(path, change):
     change(ds)
     ds.save_as(path)
     return path
-
-
-def complete(folder):
-    """Adds the attributes of patient and study that a SEG repeats."""
-    for file in folder.iterdir():
-
-        def change(ds):
-            ds.PatientName = ds.PatientBirthDate = ds.PatientSex = ds.AccessionNumber = ""
-            ds.PatientID, ds.StudyDate, ds.StudyTime = "1", "20200102", "101010"
-            ds.ReferringPhysicianName = ds.PositionReferenceIndicator = ""
-            ds.SeriesNumber, ds.StudyID = 1, "1"
-
-        rewrite(file, change)
 
 
 OBJECTS = {
@@ -76,23 +63,18 @@ def test_objects_without_an_image(tmp_path, name):
 
 
 def test_dicomdir(tmp_path):
-    folder = series(tmp_path / "ct", volume())
-    complete(folder)
-    index = pydicom.fileset.FileSet()
-    for file in folder.iterdir():
-        index.add(file)
-    index.write(tmp_path / "disc")
-    text = refusal(tmp_path / "disc" / "DICOMDIR")
-    assert "index" in text or "Directory" in text
-    inner = next(
-        path
-        for path in (tmp_path / "disc").rglob("*")
-        if path.is_file() and path.name != "DICOMDIR"
-    ).parent
-    assert read_scan(inner).array.shape == SHAPE
-    (inner / "DICOMDIR").write_bytes((tmp_path / "disc" / "DICOMDIR").read_bytes())
-    np.testing.assert_array_equal(read_scan(inner).array, volume())
-    assert inner.name in refusal(tmp_path / "disc")  # says where the files are
+    folder = series(tmp_path / "disc" / "PT0" / "SE0", volume())
+    index = Dataset()
+    index.file_meta = pydicom.dataset.FileMetaDataset()
+    index.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    index.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    index.file_meta.MediaStorageSOPInstanceUID = "1.2.3.9"
+    index.FileSetID, index.DirectoryRecordSequence = "DISC", Sequence([])
+    index.save_as(tmp_path / "disc" / "DICOMDIR", enforce_file_format=True)
+    assert "Directory" in refusal(tmp_path / "disc" / "DICOMDIR")
+    assert str(folder) in refusal(tmp_path / "disc")
+    (folder / "DICOMDIR").write_bytes((tmp_path / "disc" / "DICOMDIR").read_bytes())
+    np.testing.assert_array_equal(read_scan(folder).array, volume())
 
 
 def test_without_preamble(tmp_path):
@@ -148,6 +130,23 @@ def test_a_folder_above_the_series_says_so(tmp_path):
     series(tmp_path / "patient" / "CT", volume())
     text = refusal(tmp_path / "patient")
     assert "CT" in text
+
+
+def test_half_of_a_series_in_a_folder_below_is_noted(tmp_path):
+    folder = series(tmp_path / "a", volume())
+    (folder / "more").mkdir()
+    for index in (4, 5, 6, 7):
+        (folder / f"{index}.dcm").rename(folder / "more" / f"{index}.dcm")
+    scan = read_scan(folder)
+    assert scan.array.shape[0] == 4
+    assert any("4 files of this series lie in more/" in note for note in scan.notes)
+
+
+def test_modality_of_any_file(tmp_path):
+    plain = write_slice(tmp_path / "a.dcm", volume()[0])
+    (tmp_path / "bare").write_bytes(plain.read_bytes()[132:])
+    assert dicom_modality(str(tmp_path / "bare")) == "MR"
+    assert dicom_modality(str(series(tmp_path / "b", volume(), tags={"Modality": None}))) == ""
 
 
 def test_unreadable_file_is_named(tmp_path):

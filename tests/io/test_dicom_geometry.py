@@ -37,6 +37,31 @@ def test_sizes_photometric_and_samples_that_differ(tmp_path):
     assert "3.dcm" in refusal(folder)
 
 
+def test_units_that_differ_and_decimals_that_do_not(tmp_path):
+    def unit(index):
+        return {"tags": {"RescaleType": "US" if index == 3 else "HU"}}
+
+    assert "units: 3.dcm US" in refusal(series(tmp_path / "a", volume(), change=unit))
+
+    def rounded(index):
+        row = [1, 0.0004 * (index % 3), 0, 0, 1, 0]
+        return {"tags": {"ImageOrientationPatient": row}, "spacing": (0.8 + index * 1e-4, 0.7, 3)}
+
+    scan = read_scan(series(tmp_path / "b", volume(), change=rounded))
+    np.testing.assert_array_equal(scan.array, volume())
+
+
+def test_doubts_are_noted(tmp_path):
+    folder = series(tmp_path / "a", volume(), tags={"PixelSpacing": None})
+    assert any("PixelSpacing" in note for note in read_scan(folder).notes)
+    change = lambda i: {"tags": {"FrameOfReferenceUID": f"1.2.{1 + i // 4}"}}  # noqa: E731
+    notes = read_scan(series(tmp_path / "b", volume(), change=change)).notes
+    assert any("2 frames of reference" in note for note in notes)
+    tags = UNPLACED | {"PixelAspectRatio": ["2", "1"]}
+    notes = read_scan(write_slice(tmp_path / "a.dcm", volume()[0], tags=tags)).notes
+    assert any("2:1" in note for note in notes)
+
+
 def tilted(degrees):
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]]).T

@@ -7,9 +7,10 @@ from pydicom.sequence import Sequence
 
 from medsam_jax.errors import UserError
 from medsam_jax.inference.dicom_seg import write_dicom_seg
+from medsam_jax.io.dicom import dicom_files
 from medsam_jax.io.scans import read_mask, read_mask_scan, read_scan
 from tests.io.dicom_files import write_slice
-from tests.io.test_dicom_frames import CLASSIC, item
+from tests.io.test_dicom_frames import CLASSIC, enhanced, item
 from tests.io.test_dicom_series import refused, volume, write
 
 PATIENT = dict.fromkeys(
@@ -167,3 +168,13 @@ def test_overlapping_segments_are_noted(tmp_path):
     found = read_on_series(tmp_path, planes, [106.0, 106.0], [1, 2])
     np.testing.assert_array_equal(found.array[2], np.where(blob(1) | blob(2), 2, 0))
     assert any("several segments" in note for note in found.notes)
+
+
+def test_the_seg_of_an_enhanced_file_in_any_order(tmp_path):
+    pytest.importorskip("highdicom", reason="extra dicom is not installed")
+    order = [3, 0, 5, 1, 4, 2]
+    depths = [100 + 3.0 * place for place in order]
+    source = str(enhanced(tmp_path / "ct.dcm", volume()[order], depths, **PATIENT))
+    path = tmp_path / "s.dcm"
+    write_dicom_seg(path, labels().astype(int), dicom_files(source), {1: "a", 2: "b"}, "m")
+    np.testing.assert_array_equal(read_mask(path, read_scan(source)), labels())
