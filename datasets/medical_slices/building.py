@@ -32,6 +32,7 @@ from medsam_jax.data.manifest import (
     write_manifest,
 )
 from medsam_jax.data.recipes import get_recipe
+from medsam_jax.data.splits import SEEN
 from medsam_jax.errors import UserError, disk_space
 from medsam_jax.io.files import check_writable, plain_path, require_space, sha256_of
 from medsam_jax.io.notes import summarise_notes
@@ -112,6 +113,8 @@ def report(directory: pathlib.Path, data_dir: str) -> str:
     if empty := [split for split, counts in info.counts.items() if not counts["slices"]]:
         lines.append(f"empty: {', '.join(empty)}; assign cases in the manifest's column split")
     lines.append(f"the cases with their splits: {directory / MANIFEST_FILE}")
+    if set(empty) & set(SEEN):
+        return "\n".join(lines)
     command = f"python -m medsam_jax.train --config {_CONFIGS[info.recipe]} --workdir runs/first"
     lines.append(f"next: {command} --config.data_dir={shlex.quote(data_dir)}")
     return "\n".join(lines)

@@ -293,7 +293,7 @@ def test_ct_that_is_not_in_hounsfield_units_is_said(manifest, caplog):
 @pytest.mark.parametrize(
     ("spacing", "message"),
     [
-        ([0.0, 1.0, 1.0], r"spacing is \[0\. 1\. 1\.\]; store x, y and z in mm"),
+        ([0.0, 1.0, 1.0], r"has the spacing \[0\.0, 1\.0, 1\.0\] \(x, y, z\); store positive mm"),
         ([np.nan, 1.0, 1.0], r"has the spacing \[1\.0, 1\.0, nan\] .*positive mm"),
     ],
 )

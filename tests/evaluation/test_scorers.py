@@ -6,6 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from medsam_jax.data.manifest import DATA_SET, case_hash, image_hash, short_hash
+from medsam_jax.data.splits import split_of
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import run, score_scans, scorers
 from medsam_jax.evaluation.protocol import Protocol
@@ -27,13 +28,10 @@ def ids(*names):
     return [case_hash(DATA_SET, name) for name in names]
 
 
-def add_cases(manifest, *names, split=""):
-    """Further rows that show the scan of case "two"."""
-    lines = manifest.read_text().splitlines()
-    rows = [line.split(",") for line in lines[1:]]
-    rows = [row if len(row) == 6 else [*row, "train"] for row in rows]
-    rows += [[name, *rows[1][1:5], split] for name in names]
-    write_manifest(manifest, rows, extra=("split",))
+def add_cases(manifest, *names):
+    """Adds rows that show the scan of case "two"; no row names a split."""
+    rows = [line.split(",") for line in manifest.read_text().splitlines()[1:]]
+    write_manifest(manifest, rows + [[name, *rows[1][1:]] for name in names])
 
 
 def test_patients_of_the_training_are_scored_only_if_asked_for(manifest, trained, capsys):
@@ -66,7 +64,8 @@ def test_patients_of_the_training_are_scored_only_if_asked_for(manifest, trained
 
 def test_a_manifest_that_is_partly_known_names_the_split_that_is_not(manifest, trained):
     """Splits by the hash: the remedy that the line names works."""
-    add_cases(manifest, "new1", "new2", split="validation")
+    new = [n for n in map("p{}".format, range(99)) if split_of(DATA_SET, n) == "validation"][:2]
+    add_cases(manifest, *new)
     trained[0.5] = {"training": {"cases": {"train": ids("one"), "tune": ids("two")}}}
     output = manifest.parent / "out"
     with pytest.raises(UserError, match="of 4 patients to score, 2 were trained") as refused:
@@ -79,7 +78,7 @@ def test_a_manifest_that_is_partly_known_names_the_split_that_is_not(manifest, t
     assert "trained on" not in (output / "summary.md").read_text()
     run.evaluate(["0.5"], output, manifest=str(manifest), split="train")
     assert "its training had 1 in train" in (output / "summary.md").read_text()
-    trained[0.5]["training"]["cases"]["train"] += ids("new1")
+    trained[0.5]["training"]["cases"]["train"] += ids(new[0])
     with pytest.raises(UserError, match="of 2 patients to score, 1 were .*; score other patients"):
         run.evaluate(["0.5"], output, manifest=str(manifest), split="validation")
 
