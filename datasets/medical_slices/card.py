@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.datasets import DatasetInfo, open_dataset
+from medsam_jax.data.datasets import DatasetInfo, label_name, open_dataset
 from medsam_jax.data.manifest import SPLITS
 from medsam_jax.drawing import figure_of, save_figures
 from medsam_jax.io.notes import summarise_notes
@@ -106,7 +106,7 @@ def object_sizes(record: dict[str, Any]) -> dict[tuple[str, str], list[int]]:
     for case in record["cases"]:
         for kept in case["objects"]:
             for label, pixels in kept:
-                name = label_name(record["labels"][case["task"]], label)
+                name = label_name(record, case["task"], label)
                 sizes.setdefault((case["task"], name), []).append(pixels)
     return sizes
 
@@ -114,13 +114,6 @@ def object_sizes(record: dict[str, Any]) -> dict[tuple[str, str], list[int]]:
 def _natural(task: str, label: str) -> tuple[str, int, str]:
     """Sorts unnamed labels by their number."""
     return task, int(label) if label.isdigit() else 0, label
-
-
-def label_name(labels: dict[str, Any], label: int) -> str:
-    """The name of a stored id: its own, or that of the label it is an instance of."""
-    if str(label) not in labels:
-        label = labels["above"]["instances_of"]
-    return labels[str(label)]["name"]
 
 
 def draw(info: DatasetInfo, folder: pathlib.Path) -> list[str]:

@@ -120,7 +120,7 @@ def picture_grid(rows: Sequence[ObjectScore], draw: Callable[[ObjectScore], np.n
             axes.imshow(draw(row))
             main = [m for m in METRICS.values() if m.is_main]
             scores = ", ".join(f"{m.heading} {row.scores[m.name]:.3f}" for m in main)
-            where = f"{row.case_id}, slice {row.slice_index}, label {row.label}"
+            where = f"{row.case_id}, slice {row.slice_index}, label {row.label_name}"
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"{name}: {scores}", fontsize=9)
             axes.set_xlabel(where, fontsize=7)

@@ -3,9 +3,8 @@
 import pytest
 
 from medsam_jax.errors import UserError
-from tests.evaluation.test_score_scans import evaluation, manifest, write_manifest
-
-__all__ = ["manifest"]  # the fixture
+from tests.evaluation.scans import write_manifest
+from tests.evaluation.test_score_scans import evaluation
 
 
 def test_labels_that_a_row_ignores_are_not_scored(manifest):
