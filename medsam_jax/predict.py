@@ -44,6 +44,9 @@ _PROMPT_MASK = flags.DEFINE_string(
     "Mask whose labels are prompted by their boxes, slice by slice; for a folder of images, a "
     "folder of masks named as the images.",
 )
+_LABELS = flags.DEFINE_list(
+    "labels", [], "Names of the labels of --prompt_mask, e.g. 1=liver,2=tumour."
+)
 _AUTO = flags.DEFINE_bool("auto", False, "Find all objects of a picture or slice, without prompts.")
 _AUTO_SETTINGS = {
     name: define(name, None, f"--auto: {text}; by default the checkpoint's own.")
@@ -93,6 +96,7 @@ def main(_) -> None:
             points=[_numbers("--point", text, "x,y,label") for text in _POINT.value],
             prompts=_PROMPTS.value,
             prompt_mask=_PROMPT_MASK.value,
+            label_names=_LABELS.value,
             auto=_AUTO.value,
             auto_settings={
                 name: flag.value for name, flag in _AUTO_SETTINGS.items() if flag.value is not None

@@ -48,7 +48,7 @@ def by_label(rows: Sequence[ObjectScore]) -> list[Row]:
     rows = first_setting(rows)
     names = {(row.task, row.modality, row.label_name) for row in rows}
     tasks = {name[:2] for name in names}
-    if len(names) == len(tasks) and all(name.isdigit() for *_, name in names):
+    if len(names) == len(tasks) and all(name.isdigit() or not name for *_, name in names):
         return []
     groups = grouped(sorted(rows, key=attrgetter("label")), attrgetter("label_name"))
     found = []

@@ -68,6 +68,7 @@ class FilePredictor:
         check_writable(request.output)
         self.request = request
         self._by_image = prompt_file.from_json(request.prompts) if request.prompts else {}
+        self._names = prompt_file.label_names(request.label_names)
         self._by_flags = prompt_file.from_flags(request.boxes, request.points)
 
     @functools.cached_property
@@ -178,7 +179,7 @@ class FilePredictor:
         if self.request.auto:
             return []
         if read.mask is not None:
-            return prompt_file.from_mask(read.mask, read.scan, read.axis)
+            return prompt_file.from_mask(read.mask, read.scan, read.axis, self._names)
         if self.request.prompts:
             if _key(image) not in self._by_image:
                 known = ", ".join(list(self._by_image)[:5])
@@ -210,7 +211,8 @@ class FilePredictor:
             f"{name}_overlay.png": lambda path: outputs.write_picture(path, overlay),
         }
         if not is_picture:
-            tiles = drawing.montage(slices, found.labels)
+            all_prompts = [prompt for record in found.objects for prompt in record["prompts"]]
+            tiles = drawing.montage(slices, found.labels, all_prompts)
             files[f"{name}_montage.png"] = lambda path: outputs.write_picture(path, tiles)
             if self.request.gif:
                 files[f"{name}.gif"] = lambda path: drawing.write_gif(path, slices, found.labels)

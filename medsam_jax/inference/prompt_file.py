@@ -18,6 +18,7 @@ the mask, by default its place in the list. Prompts of one label on several slic
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,18 @@ def _are_numbers(value: Any, count: int) -> bool:
     return are_numbers and len(value) == count
 
 
-def from_mask(path: str | Path, scan: Scan, axis: int) -> list[ObjectPrompts]:
+def label_names(items: Sequence[str]) -> dict[int, str]:
+    """Reads `--labels`, `ID=NAME` each. Raises UserError."""
+    pairs = [item.partition("=") for item in items]
+    names = {int(number): name.strip() for number, _, name in pairs if number.strip().isdecimal()}
+    if len(names) < len(pairs) or not all(names.values()):
+        raise UserError(f"--labels: {','.join(items)}; give ID=NAME, e.g. 1=liver,2=tumour")
+    return names
+
+
+def from_mask(
+    path: str | Path, scan: Scan, axis: int, names: Mapping[int, str] | None = None
+) -> list[ObjectPrompts]:
     """Every label of a mask is an object, prompted by its box on each slice that it is in.
 
     Raises UserError as `read_mask`, and for labels above 65535.
@@ -175,6 +187,6 @@ def from_mask(path: str | Path, scan: Scan, axis: int) -> list[ObjectPrompts]:
     objects: dict[int, ObjectPrompts] = {}
     for index, plane in enumerate(labels):
         for label in np.unique(plane[plane > 0]).tolist():
-            found = objects.setdefault(label, ObjectPrompts(label))
+            found = objects.setdefault(label, ObjectPrompts(label, (names or {}).get(label)))
             found.slices[index] = {"box": box_from_mask(plane == label).tolist()}
     return [objects[label] for label in sorted(objects)]

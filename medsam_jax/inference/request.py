@@ -28,6 +28,7 @@ class Request:
     points: list[list[float]] = dataclasses.field(default_factory=list)  # x, y, label
     prompts: str | None = None  # JSON file
     prompt_mask: str | None = None  # file, or folder of files named as the images
+    label_names: list[str] = dataclasses.field(default_factory=list)  # ID=NAME, of `prompt_mask`
     auto: bool = False
     auto_settings: dict[str, float] = dataclasses.field(default_factory=dict)  # of the generator
     modality: str | None = None
@@ -52,6 +53,11 @@ def check_request(request: Request) -> None:
     if len(given) != 1:
         raise UserError(
             f"prompt: {' and '.join(given) or 'nothing'} given; give one of {'; '.join(ways)}"
+        )
+    if request.label_names and not request.prompt_mask:
+        raise UserError(
+            f"--labels: {','.join(request.label_names)}; names the labels of a --prompt_mask, leave "
+            "it out"
         )
     if request.auto_settings and not request.auto:
         raise UserError(f"--{next(iter(request.auto_settings))}: is for --auto; leave it out")

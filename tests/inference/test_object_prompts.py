@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from medsam_jax.errors import UserError
 from medsam_jax.inference.predict_file import FilePredictor, Request
@@ -112,3 +113,23 @@ def test_modality_and_window_by_image_reach_the_model(compiled_predictor, monkey
         assert (single / f"{name}_mask.nii.gz").read_bytes() == (
             tmp_path / f"out/{name}_mask.nii.gz"
         ).read_bytes()
+
+
+def test_names_of_a_prompt_masks_labels_reach_the_record(compiled_predictor, monkeypatch, tmp_path):
+    monkeypatch.setattr(FilePredictor, "_predictor", compiled_predictor)
+    pixels = np.random.default_rng(0).integers(0, 256, (33, 47), np.uint8)
+    mask = np.zeros((33, 47), np.uint8)
+    mask[4:12, 5:20], mask[15:30, 20:44] = 1, 5
+    for name, array in (("a.png", pixels), ("m.png", mask)):
+        Image.fromarray(array).save(tmp_path / name)
+    paths = {"prompt_mask": str(tmp_path / "m.png"), "label_names": ["1=liver"]}
+    predict_path(Request("tiny", str(tmp_path / "a.png"), tmp_path / "out", **paths))
+    objects = json.loads((tmp_path / "out" / "a.json").read_text())["objects"]
+    assert [(found["label"], found["name"]) for found in objects] == [(1, "liver"), (5, None)]
+
+
+@pytest.mark.parametrize("names", [["liver"], ["1="], ["x=liver"], ["1=liver", "1=spleen"]])
+def test_names_of_labels_that_cannot_be_read_are_one_line(tmp_path, names):
+    request = Request("m", "a.png", tmp_path, prompt_mask="m.png", label_names=names)
+    with pytest.raises(UserError, match="--labels: .*; give ID=NAME"):
+        FilePredictor(request)
