@@ -141,7 +141,7 @@ def _described(scan: Scan, path: str, format: str, modality: str | None) -> Desc
     spacing = tuple(float(s) if math.isfinite(s) else None for s in scan.spacing[::-1])
     low, high = float(scan.array.min()), float(scan.array.max())
     percentiles = np.percentile(scan.array, PERCENTILES).tolist()
-    if not modality and format.startswith("DICOM") and (found := dicom_tag(path, "0008|0060")):
+    if not modality and format.startswith("DICOM") and (found := dicom.dicom_modality(path)):
         modality, source = found, "the file's DICOM tag"
     elif modality:
         source = "as given"
@@ -208,16 +208,6 @@ def _guess(array: np.ndarray, low: float, high: float) -> tuple[str, str]:
     if np.issubdtype(array.dtype, np.integer) and low == 0 and high < MASK_VALUES:
         return "", "few whole values: this looks like a mask"
     return "", "the file does not say; give --modality"
-
-
-def dicom_tag(path: str, tag: str) -> str:
-    """Returns a tag, as "0008|0060", of the first file of a DICOM path; "" where it has none."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(dicom.dicom_files(path)[0])
-    reader.ReadImageInformation()
-    return reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else ""
 
 
 def _count_labels(labels: np.ndarray, scan: Scan) -> dict[int, dict[str, float]]:

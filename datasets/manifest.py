@@ -23,7 +23,9 @@ _NNUNET = flags.DEFINE_string(
     "nnunet", None, "A data set of nnU-Net or the Decathlon, with dataset.json."
 )
 _NPZ = flags.DEFINE_string("npz", None, "Folder of MedSAM .npz files (imgs, gts, spacing).")
-_MODALITY = flags.DEFINE_string("modality", "", "Modality of all scans: CT, MR, US, ...")
+_MODALITY = flags.DEFINE_string(
+    "modality", "", "Modality of the scans that do not say theirs: CT, MR, US, ..."
+)
 _TASK = flags.DEFINE_string("task", "", "What the masks show: liver, sarcoma, ...")
 _OUTPUT = flags.DEFINE_string("output", "cases.csv", "The manifest; never overwritten.")
 
@@ -40,8 +42,10 @@ def main(argv: Sequence[str]) -> None:
     sources = [_IMAGES.value or _MASKS.value, _NNUNET.value, _NPZ.value]
     if sum(source is not None for source in sources) != 1:
         raise UserError("give --images with --masks, or --nnunet, or --npz; see --help")
-    if _NNUNET.value is None and not (_MODALITY.value and _TASK.value):
-        raise UserError("--modality and --task are needed, e.g. --modality CT --task liver")
+    if _NNUNET.value is None and not _TASK.value:
+        raise UserError("--task is needed, e.g. --task liver")
+    if _NPZ.value is not None and not _MODALITY.value:
+        raise UserError("--modality is needed, e.g. --modality CT")
     if _NNUNET.value is not None:
         found = nnunet.read_nnunet(pathlib.Path(_NNUNET.value), _TASK.value, _MODALITY.value)
     elif _NPZ.value is not None:
@@ -58,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"warning: {line}", file=sys.stderr)
     if not found.rows:
         raise UserError(f"no image has a mask: {len(found.problems)} files are listed above")
+    if unknown := [row[1] for row in found.rows if not row[3]]:
+        raise UserError(f"{unknown[0]}: does not say its modality; give e.g. --modality CT")
     pairing.write_manifest(output, found.rows, found.ignore)
     for line in found.notes:
         print(line)

@@ -3,7 +3,7 @@
 Example:
   python -m launch.jobset --name=v2 --image=REGISTRY/medsam_jax --pods=2 --devices_per_pod=8 \\
       --claim=shared --config=configs/medsam_v2.py --workdir=/mnt/shared/v2 \\
-      --data_dir=/mnt/shared/data --dry_run > v2.yaml
+      --data_dir=/mnt/shared/data --set=eval_batch_size=16 --dry_run > v2.yaml
 
 The cluster needs the JobSet controller. The image has the repository in its working directory and
 jax for the accelerator. The volume claim is mounted in every pod. An evicted pod gets SIGTERM and

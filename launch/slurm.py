@@ -4,7 +4,8 @@ Examples:
   python -m launch.slurm --config=configs/lite_medsam.py --workdir=/scratch/me/run \\
       --data_dir=/scratch/me/data --gpus_per_node=1 --dry_run
   python -m launch.slurm --config=configs/medsam_v2.py --workdir=/scratch/me/v2 \\
-      --data_dir=/scratch/me/data --nodes=2 --gpus_per_node=8 --option=--partition=gpu
+      --data_dir=/scratch/me/data --nodes=2 --gpus_per_node=8 --option=--partition=gpu \\
+      --set=eval_batch_size=16 --dry_run
 
 Run it in the repository's root. On one node, one process uses all devices. On several nodes, each
 GPU has its own process, because jax reads SLURM's variables. SLURM sends SIGTERM before the time

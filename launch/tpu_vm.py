@@ -2,7 +2,8 @@
 
 Example:
   python -m launch.tpu_vm --tpu=v5e-16 --zone=us-west4-a --chips=16 --directory=medsam_jax \\
-      --config=configs/medsam_v2.py --workdir=/mnt/shared/v2 --data_dir=/mnt/shared/data --dry_run
+      --config=configs/medsam_v2.py --workdir=/mnt/shared/v2 --data_dir=/mnt/shared/data \\
+      --set=eval_batch_size=16 --dry_run
 
 Every host needs the repository at --directory, installed with `pip install -e . "jax[tpu]"`. The
 workdir and the data set must be on a file system that all hosts share (Filestore, or a bucket

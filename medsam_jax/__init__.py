@@ -7,6 +7,7 @@ import importlib
 
 _PUBLIC = {
     "load_model": "medsam_jax.hub",
+    "read_scan": "medsam_jax.io.scans",
     "Predictor": "medsam_jax.inference.predictor",
     "AutomaticMaskGenerator": "medsam_jax.inference.automatic_mask_generator",
     "VolumePredictor": "medsam_jax.inference.volume",

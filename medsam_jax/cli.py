@@ -2,6 +2,7 @@
 
 import gc
 import grp
+import logging
 import multiprocessing
 import os
 import pwd
@@ -16,6 +17,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 from absl import app, flags
 from tqdm import tqdm
 
+import medsam_jax
 from medsam_jax.errors import UserError, check_name, disk_space
 
 T = TypeVar("T")
@@ -25,9 +27,39 @@ def progress(iterable: Iterable[T], desc: str, total: int | None = None) -> Iter
     """Yields the items of `iterable`, drawing a bar with rate and time left on stderr.
 
     Without a terminal (a job's log file) it prints a line every ten seconds instead of redrawing.
+    Log records get lines of their own.
     """
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    yield from tqdm(iterable, desc=desc, total=total, mininterval=interval, dynamic_ncols=True)
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        iterable,
+        desc=desc,
+        total=total,
+        mininterval=0.1 if terminal else 10.0,
+        dynamic_ncols=True,
+        file=sys.stderr if terminal else _Lines(sys.stderr),
+    )
+    root = logging.getLogger()
+    handlers = root.handlers
+    if terminal and handlers:
+        root.handlers = [_AboveBars(handlers)]
+    try:
+        yield from bar
+    finally:
+        root.handlers = handlers
+
+
+class _AboveBars(logging.Handler):
+    """Passes records on to other handlers, with the bars off the screen meanwhile."""
+
+    def __init__(self, handlers: Sequence[logging.Handler]):
+        super().__init__()
+        self._handlers = handlers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            for handler in self._handlers:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
 
 
 def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
@@ -35,7 +67,8 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
 
     So does a file or folder that the system refuses. Any other exception keeps its traceback: it
     is a defect of ours, not of the input. Without a reader of stdout or stderr the work goes on.
-    More than `positional` arguments that are no flags are an error.
+    More than `positional` arguments that are no flags are an error. `--help` and `--version` print
+    and end with status 0.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -59,9 +92,22 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
 
     _mend_streams()
     _name_unknown_users()
+    flags.DEFINE_flag(_VersionFlag(), module_name=sys.argv[0])  # `--help` lists it, as main's own
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+class _VersionFlag(flags.BooleanFlag):
+    """`--version`: prints the package's version and ends the program."""
+
+    def __init__(self):
+        super().__init__("version", False, "Print the version and stop.")
+
+    def parse(self, arg: Any) -> None:
+        if self._parse(arg):
+            print(f"medsam_jax {medsam_jax.__version__}")
+            sys.exit(0)
 
 
 def _fail(message: str) -> NoReturn:
@@ -101,6 +147,15 @@ class _Stream:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+
+
+class _Lines(_Stream):
+    """A stream on which each state of a bar is a line of its own."""
+
+    def write(self, text: str) -> int:
+        if line := text.replace("\x1b[A", "").strip():  # bars within bars move the cursor up
+            super().write(f"{line}\n")
+        return len(text)
 
 
 def _mend_streams() -> None:
@@ -178,6 +233,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             # ml_collections raises for a config file that cannot be read when it is first used.
             getattr(flags.FLAGS[name].value, "lock", None)
         return arguments
+    except SystemExit:
+        sys.exit(0)  # absl ends with 1 after it has printed the help
     except (
         flags.Error,
         AttributeError,
@@ -187,19 +244,26 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         ValueError,
         OSError,
     ) as error:
-        print(f"error: command line: {_one_line(error, argv)}; see --help", file=sys.stderr)
+        message = _one_line(error, argv)
+        remedy = "" if "; s" in message else "; see --help"
+        print(f"error: command line: {message}{remedy}", file=sys.stderr)
         sys.exit(1)
 
 
 def _one_line(error: Exception, argv: Sequence[str]) -> str:
     """Returns what is wrong with a command line; a field that a config lacks is named as given."""
     message = str(error).strip()
+    if missing := re.findall(r"flag (--\w+)=None: .* must have a value", message):
+        return f"{', '.join(sorted(missing))} missing"
+    if missing := re.search(r"No such file or directory: (.*)", message):
+        return f"{missing[1]}: no such file; start in the repository's root or give the whole path"
     hint = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message)
     nearest, field = hint.groups() if hint else (None, None)
     if isinstance(error, KeyError | AttributeError) and re.fullmatch(r"[\"']*\w+[\"']*", message):
         field = message.strip("\"'")
     if field:
         given = next((one for one in argv if f".{field}" in one.partition("=")[0]), field)
-        return f"{given}: no field {field!r}" + (f"; did you mean {nearest}?" if nearest else "")
+        remedy = f"did you mean {nearest}?" if nearest else "see medsam_jax/training/config.py"
+        return f"{given}: no field {field!r}; {remedy}"
     last = message.splitlines()[-1].strip() if message else type(error).__name__
-    return re.sub(r"^\[Errno \d+\] ", "", last)
+    return re.sub(r"^(Configuration is not available .*load: )?(\[Errno \d+\] )?", "", last)

@@ -36,6 +36,7 @@ def main(_) -> None:
     model = load_model(_CHECKPOINT.value)
     if not isinstance(model, Sam):
         raise errors.UserError(f"{_CHECKPOINT.value}: a {type(model).__name__}; export takes SAM")
+    print(f"tracing the programs of {_CHECKPOINT.value}", flush=True)
     export_model(model, _OUTPUT.value, _PLATFORMS.value, _PROMPTS.value, _POINTS.value)
     print(f"{_OUTPUT.value}: written for {', '.join(_PLATFORMS.value)}")
 

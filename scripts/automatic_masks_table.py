@@ -109,7 +109,8 @@ def offered(predictor: medsam_jax.Predictor, picture: Picture, mode: str) -> np.
 
 def overlaps(masks: np.ndarray, objects: np.ndarray) -> np.ndarray:
     """Returns the IoU [M, N] of every mask with every object."""
-    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (masks, objects))
+    pixels = objects[0].size
+    a, b = (x.reshape(len(x), pixels).astype(np.float32) for x in (masks, objects))
     both = a @ b.T
     union = a.sum(axis=1)[:, None] + b.sum(axis=1) - both
     return both / np.maximum(union, 1)

@@ -7,7 +7,8 @@
 The script runs `python -m medsam_jax.evaluate` on the validation rows of `--internal` and on all
 rows of the `--external` manifests; a killed evaluation is resumed. A model may have several
 checkpoints, one per seed, joined by +. Its cells have the mean and the range of their scores. The
-tables replace the text between the markers in the page; the rest of the page is kept.
+tables go to results.md in `--output`, or, with `--page`, between the markers in that page, whose
+other text is kept.
 """
 
 import csv
@@ -44,8 +45,11 @@ Row = dict[str, str]
 
 def main(_) -> None:
     models = parse_models(_MODELS.value)
-    output, page = Path(_OUTPUT.value), Path(_PAGE.value)
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    output = Path(_OUTPUT.value)
+    page, text = output / "results.md", f"{BEGIN}{END}\n"
+    if _PAGE.value:
+        page = Path(_PAGE.value)
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{page}: needs the lines {BEGIN} and {END} once each, around the tables")
     groups: dict[str, Sequence[Path]] = {"external": [Path(path) for path in _EXTERNAL.value]}
@@ -169,7 +173,9 @@ if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string(
         "output", "runs/results", "Folder for what the evaluations write."
     )
-    _PAGE = flags.DEFINE_string("page", "docs/results.md", "Page with the markers.")
+    _PAGE = flags.DEFINE_string(
+        "page", None, "Page whose tables are replaced; by default results.md in --output."
+    )
     _LEAVE_OUT = flags.DEFINE_list(
         "leave_out",
         ["organs_ct", "organs_mr"],

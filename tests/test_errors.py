@@ -1,6 +1,8 @@
 """Tests of a failing command's message and exit status."""
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from medsam_jax import __version__
 from medsam_jax.errors import UserError, check_name
 from medsam_jax.io.files import require_space
 
@@ -129,6 +132,21 @@ def failing(code: str, *arguments: str | bytes, **environment: str) -> list[str]
     return done.stderr.decode().splitlines()
 
 
+@pytest.mark.parametrize("module", ["medsam_jax.train", "launch.slurm"])
+def test_help_and_version_end_with_status_0(module):
+    for flag, line in (("--help", "--[no]version: "), ("--version", f"medsam_jax {__version__}\n")):
+        command = [sys.executable, "-m", module, flag]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert line in done.stdout
+    done = subprocess.run(command[:-1], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"error: command line: --config, (--data_dir, )?--workdir missing; see --help\n",
+        done.stderr,
+    )
+
+
 def test_a_full_stdout_is_one_line():
     with open("/dev/full", "w") as full:
         program = "from medsam_jax.cli import run\nrun(lambda _: print('a'))"
@@ -193,3 +211,33 @@ run(main)
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
     assert (done.stdout, done.returncode) == (b"no home\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_log_lines_do_not_run_into_the_bar(terminal):
+    program = """
+import logging, sys
+from absl import logging as absl_logging
+from medsam_jax.cli import progress, run
+def main(_):
+    for number in progress(range(3), "numbers"):
+        logging.getLogger("medsam_jax").warning("line %d", number)
+run(main)
+"""
+    command = [sys.executable, "-c", program]
+    if terminal:
+        reader, writer = os.openpty()
+        subprocess.run(command, stderr=writer, check=True)
+        os.close(writer)
+        text = b""
+        with contextlib.suppress(OSError):  # the end of a terminal on Linux
+            while part := os.read(reader, 4096):
+                text += part
+        os.close(reader)
+        lines = text.decode().splitlines()
+    else:
+        lines = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+        assert all(line.startswith(("numbers: ", "W")) for line in lines)
+    for number in range(3):
+        (line,) = (line for line in lines if f"line {number}" in line)
+        assert "numbers" not in line.rpartition("\r")[2]

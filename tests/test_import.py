@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,12 @@ def test_no_heavy_library_is_loaded(code):
         [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
     )
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["medsam_jax", "weights_converter"])
+def test_type_checkers_are_told_of_the_annotations(package):
+    """`py.typed` is there, and is one of the files that a wheel takes."""
+    root = Path(__file__).parents[1]
+    assert (root / package / "py.typed").is_file()
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["*"]

@@ -73,6 +73,7 @@ def main(_) -> None:
     if os.path.lexists(output):
         raise UserError(f"{output}: exists; choose another --output")
     check_writable(output.parent)
+    print(f"drawing the weights of {_MODEL.value}", flush=True)
     model, config = random_model(_MODEL.value)
     params = flatten_state(model)
     source = {"source": {"naming": "random", "seed": _SEED.value}, "licence": "Apache-2.0"}

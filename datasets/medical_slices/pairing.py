@@ -5,18 +5,22 @@ import dataclasses
 import difflib
 import os
 import pathlib
-import re
 import unicodedata
 
+from datasets.medical_slices.patients import (
+    MASK_WORDS,
+    Row,
+    cleaned,
+    group_patients,
+    joined,
+    without,
+)
 from medsam_jax.data import manifest
 from medsam_jax.errors import UserError
 from medsam_jax.io.dicom import list_series
 from medsam_jax.io.folders import IMAGE_SUFFIXES, search
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm")
-MASK_WORDS = "mask|masks|seg|segs|segmentation|label|labels|gt|truth|groundtruth|annotation|roi"
-IMAGE_WORDS = "image|images|img|imgs|scan|volume|vol|orig|0000"
-Row = tuple[str, str, str, str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,8 @@ def pair_folders(images: pathlib.Path, masks: pathlib.Path, modality: str, task:
     """Pairs files whose names agree once words such as image, mask, seg or 0000 are taken out.
 
     Folders are searched through; a folder of DICOM files counts as one scan. `images` and `masks`
-    may be the same folder: the words then tell which is which.
+    may be the same folder: the words then tell which is which. `group_patients` names patients and
+    modalities; `modality` is that of the scans that say none.
 
     Raises:
       UserError: a folder is missing or holds nothing that can be read.
@@ -62,7 +67,8 @@ def pair_folders(images: pathlib.Path, masks: pathlib.Path, modality: str, task:
             problems.append(f"{found[0]}: no mask named like it{_nearest(key, mask_keys)}")
         else:
             problems.append(f"{found_masks[0]}: no image named like it{_nearest(key, image_keys)}")
-    return Pairing(rows, problems + left_out)
+    rows, notes, warnings = group_patients(rows, images)
+    return Pairing(rows, problems + left_out, notes, warnings)
 
 
 def read_npz(folder: pathlib.Path, modality: str, task: str) -> Pairing:
@@ -127,23 +133,16 @@ def _stem(file: pathlib.Path) -> str:
     return name
 
 
-def _words(text: str, words: str) -> str:
-    """`text` without the given words where they stand between separators."""
-    return re.sub(rf"(?i)(?<![a-z0-9])({words})(?![a-z0-9])", "", text)
-
-
 def _is_mask(file: pathlib.Path) -> bool:
     stem = _stem(file)
-    return _words(stem, MASK_WORDS) != stem
+    return without(stem, MASK_WORDS) != stem
 
 
 def _key(relative: pathlib.PurePath) -> str:
     """Returns the part that image and mask names share: folders and name without those words."""
     parts = [*relative.parts[:-1], _stem(pathlib.Path(relative.name))]
     parts = [unicodedata.normalize("NFC", part) for part in parts]  # macOS writes NFD
-    cleaned = [_words(_words(part, MASK_WORDS), IMAGE_WORDS) for part in parts]
-    stripped = [re.sub(r"[_\-. ]+", "_", part).strip("_") for part in cleaned]
-    return "_".join(part for part in stripped if part) or "_".join(parts)
+    return joined(map(cleaned, parts)) or "_".join(parts)
 
 
 def _nearest(key: str, keys: list[str]) -> str:

@@ -63,11 +63,19 @@ class Variants(Sequence):
     """A split's records, each once unchanged and `count - 1` times augmented.
 
     Item i is variant `i % count` of record `i // count`. A variant is the same at every reading, so
-    its embedding can be cached.
+    its embedding can be cached. Its draws are those of the record's place: its position, unless
+    `places` names another for each record.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], augmentation: Augmentation, count: int):
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        augmentation: Augmentation,
+        count: int,
+        places: Sequence[int] | np.ndarray | None = None,
+    ):
         self._records, self._augmentation, self._count = records, augmentation, count
+        self._places = range(len(records)) if places is None else places
 
     def __len__(self) -> int:
         return len(self._records) * self._count
@@ -77,7 +85,7 @@ class Variants(Sequence):
         record = self._records[position]
         if variant == 0:
             return record
-        rng = np.random.default_rng([position, variant])
+        rng = np.random.default_rng([int(self._places[position]), variant])
         unchanged = record["image"], record["mask"][:, :, 0], record["valid_shape"]
         image, labels = augment(*unchanged, self._augmentation, rng)
         return {**record, "image": image, "mask": labels[:, :, None]}

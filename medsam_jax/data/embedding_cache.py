@@ -52,7 +52,7 @@ class Embeddings(Sequence):
 class WithEmbeddings(Sequence):
     """A split's records, each with its `embedding`."""
 
-    def __init__(self, records: Sequence[dict[str, Any]], embeddings: Embeddings):
+    def __init__(self, records: Sequence[dict[str, Any]], embeddings: Sequence[Any]):
         self._records, self._embeddings = records, embeddings
 
     def __len__(self) -> int:
@@ -123,11 +123,12 @@ def open_or_build(
     needed = min(all_missing * SLICES_PER_SHARD, len(records)) * slice_bytes
     require_space(directory, needed, f"embeddings of {split}")
     wait_for_all(f"counted embeddings of {split}")
-    for shard in progress(missing, f"embedding {split}") if missing else ():
+    for shard in missing:
         start = shard * SLICES_PER_SHARD
         positions = range(start, min(start + SLICES_PER_SHARD, len(records)))
         with disk_space(paths[shard]):
-            write = functools.partial(_write_shard, records, positions, encode, batch_size)
+            desc = f"embedding {split}, shard {shard + 1} of {count}"
+            write = functools.partial(_write_shard, records, positions, encode, batch_size, desc)
             write_whole(paths[shard], write)
     wait_for_all(f"embeddings of {split}")
     return Embeddings(paths, key["shape"], key["dtype"])
@@ -153,12 +154,13 @@ def _write_shard(
     positions: range,
     encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
     batch_size: int,
+    desc: str,
     path: Path,
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-    for start in range(0, len(positions), batch_size):
+    for start in progress(range(0, len(positions), batch_size), desc):
         batch = [records[position] for position in positions[start : start + batch_size]]
         filled = batch + [batch[-1]] * (batch_size - len(batch))
         images = np.stack([record["image"] for record in filled])

@@ -5,9 +5,12 @@ position in the run. The order is therefore the same for any number of workers a
 and the processes of a multi-host run share one global order.
 """
 
+import atexit
 import dataclasses
 import math
 import pathlib
+import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -102,17 +105,18 @@ def train_loader(
     augmentation: Augmentation | None = None,
     embeddings: Sequence[np.ndarray] | None = None,
     variants: int = 1,
+    fold: str = "",
     **drawing: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns an endless grain iterator over shuffled batches, with `get_state` and `set_state`.
 
     Args:
-      data_dir, split: see `open_dataset`.
+      data_dir, split, fold: see `open_dataset`.
       batch_size: examples of this process in a batch; the global batch is that times
         `process_count`, and consists of the same examples however many processes share it.
       seed: of order, labels, boxes, points and augmentation.
       num_workers: processes that read and decode; 0 uses threads of this one. Any number gives
-        the same batches.
+        the same batches. A script needs `if __name__ == "__main__":`, as workers import it.
       task: slices of this task only; "" takes all.
       temperature: a (task, modality) with n slices is drawn with probability proportional to
         n ** (1 / temperature): 1 draws all slices alike, large values all groups alike.
@@ -145,9 +149,11 @@ def train_loader(
         raise UserError(f"variants: {variants}; several need embeddings and augmentation")
     on_the_fly = augmentation if variants == 1 else None
     draw = DrawPrompts(augmentation=on_the_fly, **drawing)
-    source, info = open_dataset(data_dir, split)
+    source, info = open_dataset(data_dir, split, fold)
     if variants > 1:
-        source = Variants(source, augmentation, variants)
+        # Folds share the versions of a slice: they are drawn by its place in the whole data set.
+        places = info.stored_positions(split) if fold else None
+        source = Variants(source, augmentation, variants, places)
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
     seed = seed % 2**32
@@ -161,10 +167,47 @@ def train_loader(
     batches = drawn.batch(batch_size, drop_remainder=True)
     loader = batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     if num_workers > 0:
+        _require_main_guard(num_workers)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which a notebook never parses
         loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return iter(loader)
+    return iter(loader) if num_workers == 0 else _WorkerBatches(iter(loader))
+
+
+def _require_main_guard(num_workers: int) -> None:
+    """Raises UserError in a script that workers, which import it, would run again."""
+    main, frame = sys.modules["__main__"], sys._getframe()
+    while frame is not None and not (
+        frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"
+    ):
+        frame = frame.f_back
+    if frame and hasattr(main, "__file__") and "__name__" not in frame.f_code.co_names:
+        raise UserError(
+            f"num_workers: {num_workers} in a script that its workers would run again; put its "
+            'commands under `if __name__ == "__main__":`, or use num_workers=0'
+        )
+
+
+class _WorkerBatches(Iterator[dict[str, np.ndarray]]):
+    """A grain iterator over worker processes, which ends with the program at the latest.
+
+    Batches are copied out of the shared memory. When the interpreter takes modules apart, grain can
+    free neither that memory nor its queues.
+    """
+
+    def __init__(self, batches: Any):
+        self._batches = batches
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+        atexit.register(_WorkerBatches._close, weakref.ref(self))
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return {name: np.array(array) for name, array in next(self._batches).items()}
+
+    @staticmethod
+    def _close(reference: weakref.ref) -> None:
+        if (self := reference()) is not None:
+            self._batches.close()
+            self.__dict__.clear()  # the interpreter's end frees what is left in no useful order
 
 
 def _shuffled(groups: list[np.ndarray], seed: int, temperature: float) -> Any:
@@ -251,6 +294,7 @@ def eval_objects(
     process_count: int = 1,
     task: str = "",
     embeddings: Sequence[np.ndarray] | None = None,
+    fold: str = "",
 ) -> EvalObjects:
     """Returns all objects of a split once, in a fixed order, in batches of one size.
 
@@ -258,7 +302,7 @@ def eval_objects(
     filled with repeated objects of weight 0.
 
     Args:
-      data_dir, split: see `open_dataset`.
+      data_dir, split, fold: see `open_dataset`.
       batch_size: objects of this process in a batch.
       box_jitter: see `DrawPrompts`; 0 gives exact boxes.
       one_point: adds a point of the object, drawn uniformly, as `points` [B, 1, 2] and
@@ -272,7 +316,7 @@ def eval_objects(
       spacing float32 [B, 2], original_shape int32 [B, 2], weight float32 [B], index int64 [B], and
       the lists label, case_id, task, modality, slice_index.
     """
-    source, info = open_dataset(data_dir, split)
+    source, info = open_dataset(data_dir, split, fold)
     if embeddings is not None:
         source = WithEmbeddings(source, embeddings)
     positions, labels = info.objects(split, task)

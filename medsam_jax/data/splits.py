@@ -65,13 +65,13 @@ def fold_splits(data_set: str, case_ids: Iterable[str], fold: str) -> dict[str, 
     of all patients and at least one, are "tune"; the rest is "train".
 
     Raises:
-      UserError: `fold` is malformed, or there are more folds than patients.
+      UserError: `fold` is malformed, there are more folds than patients, or a fold leaves too few.
     """
     number, count = parse_fold(fold)
     order = sorted(set(case_ids), key=lambda case_id: _fraction(f"fold|{data_set}|{case_id}"))
-    if len(order) < max(count, _ENOUGH):
-        most = f"use at most {len(order)} folds" if len(order) >= _ENOUGH else "three are needed"
-        raise UserError(f"config.fold: {fold} given, but there are {len(order)} patients; {most}")
+    if count > len(order) or len(order) - len(order[::count]) < len(SEEN):
+        remedy = f"use {len(order)} folds or fewer, such that two patients remain to train and tune"
+        raise UserError(f"config.fold: {fold} given, but there are {len(order)} patients; {remedy}")
     splits = dict.fromkeys(order, "train")
     tenth = max(1, round(len(order) / 10))
     next_fold = order[number % count :: count]

@@ -9,14 +9,13 @@ import abc
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from medsam_jax.data.manifest import trained_cases
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import decode_runs
@@ -176,32 +175,12 @@ class Evaluation(abc.ABC):
     def image_hashes(self, patient: str) -> set[str]:
         """Returns the `short_hash` of each scan of a patient; may read the scans."""
 
-    def trained_on(self, metadata: Mapping[str, Any]) -> dict[str, str]:
-        """Returns the split of each patient scored that a checkpoint has seen, by case id.
-
-        A patient is known by its case id, or by an image of its own under any case id.
-        """
-        cases, images = trained_cases(metadata), trained_cases(metadata, "images")
-        patients = self.patients() if cases or images else {}
-        seen = {patient: cases[one] for patient, one in patients.items() if one in cases}
-        for patient in patients.keys() - seen.keys() if images else ():
-            if found := self.image_hashes(patient) & images.keys():
-                seen[patient] = images[min(found)]
-        return seen
-
     def evaluate(
-        self,
-        checkpoint: str,
-        trained_on: Mapping[str, str] | None = None,
-        patients: Collection[str] | None = None,
-        name: str | None = None,
+        self, checkpoint: str, patients: Collection[str] | None = None
     ) -> list[ObjectScore]:
         """Returns rows of every object in order, those of an earlier run too. Raises as `score`.
 
-        Args:
-          trained_on: of `trained_on`, for the rows' field.
-          patients: to score, all by default.
-          name: of the checkpoint in the rows, where another is meant.
+        With `patients`, the objects of these alone.
         """
 
         def score(items: list[int]) -> Iterator[list[Entry]]:
@@ -209,9 +188,7 @@ class Evaluation(abc.ABC):
             self.check(checkpoint, model.config.preprocessing)
             yield from self.score(SlicePredictor(model, self._batch_size), items)
 
-        facts = checkpoint_identity(checkpoint)
-        seen = trained_on or {}
-        return self._rows(name or checkpoint, facts, score, seen, patients)
+        return self._rows(checkpoint, checkpoint_identity(checkpoint), score, patients)
 
     def evaluate_annotators(self) -> list[ObjectScore]:
         """Returns rows of each annotator against each other one; none where there is only one."""
@@ -232,7 +209,6 @@ class Evaluation(abc.ABC):
         checkpoint: str | None,
         checkpoint_facts: list[Any],
         score: Callable[[list[int]], Iterator[list[Entry]]],
-        trained_on: Mapping[str, str] | None = None,
         patients: Collection[str] | None = None,
     ) -> list[ObjectScore]:
         """Scores the items that no earlier run has finished and returns the rows of all."""
@@ -256,18 +232,13 @@ class Evaluation(abc.ABC):
         wait_for_all(f"evaluated {checkpoint_facts[0]}")
         entries = {entry["key"]: entry for entry in journal.rows()}
         name = {} if checkpoint is None else {"checkpoint": checkpoint}
-        seen = trained_on or {}
 
         def gather(kind: str) -> list[ObjectScore]:
             return [
                 ObjectScore(
                     **row
                     | name
-                    | {
-                        "item": item,
-                        "trained_on": seen.get(row["case_id"], ""),
-                        "label_name": self.label_name(row["task"], row["label"]),
-                    }
+                    | {"item": item, "label_name": self.label_name(row["task"], row["label"])}
                 )
                 for key, item in items.items()
                 for row in entries[key][kind]

@@ -68,7 +68,9 @@ def evaluate(
     rows = []
     for one in scorers:
         print(f"scoring {one.checkpoint}", flush=True)
-        rows += evaluation.evaluate(one.checkpoint, one.trained_on, one.patients, one.name)
+        start = len(evaluation.slice_rows)
+        rows += one.marked(evaluation.evaluate(one.checkpoint, one.patients))
+        evaluation.slice_rows[start:] = one.marked(evaluation.slice_rows[start:])
     rows += evaluation.evaluate_annotators()
     if jax.process_index() != 0:
         return

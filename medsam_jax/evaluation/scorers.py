@@ -10,9 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medsam_jax.data.manifest import trained_cases
 from medsam_jax.data.splits import SEEN, SPLITS
 from medsam_jax.errors import UserError
-from medsam_jax.evaluation.base import Evaluation
+from medsam_jax.evaluation.base import Evaluation, ObjectScore
 from medsam_jax.hub import resolve
 from medsam_jax.models.checkpoint import read_config, read_metadata
 
@@ -28,6 +29,14 @@ class Scorer:
     trained_on: dict[str, str]  # case id -> "train" or "tune", of patients scored
     patients: frozenset[str] | None = None  # None: all
     notes: tuple[str, ...] = ()
+
+    def marked(self, rows: Sequence[ObjectScore]) -> list[ObjectScore]:
+        """Returns rows under this name, with what the checkpoint has seen."""
+        seen = self.trained_on
+        return [
+            dataclasses.replace(row, checkpoint=self.name, trained_on=seen.get(row.case_id, ""))
+            for row in rows
+        ]
 
 
 def by_display_name(items: Sequence[str]) -> dict[str, str]:
@@ -102,13 +111,27 @@ def find_scorers(
     return scorers
 
 
+def _trained_on(evaluation: Evaluation, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the split of each patient scored that a checkpoint has seen, by case id.
+
+    A patient is known by its case id, or by an image of its own under any case id.
+    """
+    cases, images = trained_cases(metadata), trained_cases(metadata, "images")
+    patients = evaluation.patients() if cases or images else {}
+    seen = {patient: cases[one] for patient, one in patients.items() if one in cases}
+    for patient in patients.keys() - seen.keys() if images else ():
+        if found := evaluation.image_hashes(patient) & images.keys():
+            seen[patient] = images[min(found)]
+    return seen
+
+
 def _scorer(evaluation: Evaluation, name: str, place: str, fold: str = "") -> Scorer:
     """Checks one checkpoint; of a fold, it scores the patients that it has held out."""
     checkpoint = place.replace(FOLD, fold.partition("/")[0])
     directory = resolve(checkpoint)
     contract, metadata = read_config(directory).preprocessing, read_metadata(directory)
     evaluation.check(checkpoint, contract)
-    seen, scored = evaluation.trained_on(metadata), None
+    seen, scored = _trained_on(evaluation, metadata), None
     if fold:
         scored = _held_out(evaluation, checkpoint, fold, metadata)
         seen = {patient: split for patient, split in seen.items() if patient in scored}

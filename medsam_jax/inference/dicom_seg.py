@@ -11,6 +11,7 @@ import medsam_jax
 from medsam_jax.drawing import OBJECTS
 from medsam_jax.errors import UserError
 from medsam_jax.inference.segment_codes import segment_codes
+from medsam_jax.io.dicom import frame_order
 
 
 def require_highdicom() -> None:
@@ -47,7 +48,9 @@ def write_dicom_seg(
     import highdicom as hd
     import pydicom
 
-    series = [_with_identifiers(pydicom.dcmread(file)) for file in sources]
+    if len(sources) == 1:  # highdicom counts frames as the file does
+        labels = labels[np.argsort(frame_order(sources[0]))]
+    series = [_with_identifiers(pydicom.dcmread(file, force=True)) for file in sources]
     present = sorted(names) or [1]  # a SEG has one segment at least; it may be empty
     numbers = np.zeros(max(int(labels.max(initial=0)), present[-1]) + 1, np.uint16)
     numbers[present] = np.arange(1, len(present) + 1)

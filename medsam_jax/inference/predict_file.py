@@ -6,6 +6,7 @@ The record, NAME.json, is written last: where it is, the other files are whole.
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class FilePredictor:
             raise FatalError(
                 f"{self.request.checkpoint}: takes no prompts; use a SAM or MedSAM checkpoint"
             )
+        print("compiling for the first image, unless its programs are kept", file=sys.stderr)
         return Predictor(model)
 
     def settings(self, image: str, mask: str | None) -> dict[str, Any]:
@@ -159,6 +161,11 @@ class FilePredictor:
         suffix = outputs.mask_suffix(image, count, self.request.mask_format)
         if suffix == ".dcm":
             require_highdicom()
+            if scan.affine is None and count > 1:
+                raise UserError(
+                    f"{image}: its frames state no positions, which a DICOM SEG needs; choose "
+                    "another format, e.g. --mask_format nii.gz"
+                )
         request = self._request_of(image)
         modality = modality_of(request, image, scan)
         return _Input(image, name, scan, axis, modality, request.window, suffix, mask)

@@ -8,7 +8,7 @@ import numpy as np
 from medsam_jax.data.modality import is_ct
 from medsam_jax.errors import UserError
 from medsam_jax.inference.outputs import MASK_FORMATS
-from medsam_jax.io.dicom import dicom_files, is_dicom
+from medsam_jax.io.dicom import dicom_modality, is_dicom
 from medsam_jax.io.geometry import Scan
 
 # Only CT changes what is done: HU and a window. The list catches misspellings of it.
@@ -56,8 +56,8 @@ def check_request(request: Request) -> None:
         )
     if request.label_names and not request.prompt_mask:
         raise UserError(
-            f"--labels: {','.join(request.label_names)}; names the labels of a --prompt_mask, leave "
-            "it out"
+            f"--labels: {','.join(request.label_names)}; names the labels of a --prompt_mask, "
+            "leave it out"
         )
     if request.auto_settings and not request.auto:
         raise UserError(f"--{next(iter(request.auto_settings))}: is for --auto; leave it out")
@@ -115,7 +115,7 @@ def modality_of(request: Request, image: str, scan: Scan) -> str | None:
     """
     modality = request.modality
     if modality is None and is_dicom(image):
-        modality = _dicom_modality(image)
+        modality = dicom_modality(image) or None
     if request.window and not is_ct(modality):
         found = modality or "none"
         raise UserError(f"--window: {request.window!r} needs --modality CT; {image} has {found}")
@@ -124,13 +124,3 @@ def modality_of(request: Request, image: str, scan: Scan) -> str | None:
     if modality is None and scan.array.min() < -500:
         print(f"{image}: values down to {scan.array.min():g} look like HU; give --modality CT")
     return modality
-
-
-def _dicom_modality(image: str) -> str | None:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(dicom_files(image)[0])
-    reader.ReadImageInformation()
-    tag = "0008|0060"
-    return reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else None

@@ -23,6 +23,8 @@ from medsam_jax.data.prompts import PADDING_LABEL
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import replacing
+from medsam_jax.io.safetensors import write_safetensors
+from medsam_jax.io.tensors import LazyTensor
 from medsam_jax.models.checkpoint import abstract_model
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import Sam, SamConfig
@@ -49,8 +51,6 @@ def export_model(
     Raises:
       UserError: an unknown platform, no places, or a directory that is there already.
     """
-    from safetensors.numpy import save_file
-
     if unknown := [name for name in platforms or ["none"] if name not in PLATFORMS]:
         raise UserError(f"platforms: {unknown[0]} given; use some of {', '.join(PLATFORMS)}")
     if prompts < 1 or points < 1:
@@ -68,7 +68,8 @@ def export_model(
             program = jax.jit(_by_platform(function, model.config, platforms))
             exported = jax.export.export(program, platforms=tuple(platforms))
             (partial / name).write_bytes(exported(arrays, *arguments).serialize())
-        save_file(arrays, partial / "weights.safetensors")
+        weights = {name: LazyTensor.of(array) for name, array in arrays.items()}
+        write_safetensors(str(partial / "weights.safetensors"), weights)
         description = {
             "format_version": FORMAT_VERSION,
             "jax_version": jax.__version__,

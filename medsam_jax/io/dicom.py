@@ -1,6 +1,8 @@
 """Reads DICOM files and series. Rules decide by the headers, before any pixels are read."""
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+_LEAST = 132  # bytes of a DICOM file's preamble
 
 
 def is_dicom(path: str) -> bool:
@@ -54,10 +57,21 @@ def dicom_files(path: str) -> tuple[str, ...]:
     return found[_choose_series(path, wanted, found)]
 
 
-def read_series(path: str, is_mask: bool = False) -> Scan:
+def frame_order(file: str) -> list[int]:
+    """Returns the index in its file of each slice of a DICOM file's array."""
+    with reading(file):
+        return [frame.index for frame in _order([read_header(file)], file)[0]]
+
+
+def dicom_modality(path: str) -> str:
+    """Returns the modality that the first file of a DICOM path states, or ""."""
+    return str(read_header(dicom_files(path)[0]).get("Modality", "")).strip()
+
+
+def read_series(path: str, image: Scan | None = None) -> Scan:
     """Reads the series of a folder, or one of several (`FOLDER#SERIES_UID`).
 
-    As a mask, a folder may also hold one DICOM SEG and no images.
+    As a mask of `image`, a folder may also hold one DICOM SEG and no images.
 
     Raises:
       UserError: no series, or several and none chosen; a file that may belong to it and cannot be
@@ -70,20 +84,20 @@ def read_series(path: str, is_mask: bool = False) -> Scan:
     if broken and (len(files) <= 1 or wanted):
         more = f" ({len(broken) - 1} more files cannot be read)" if len(broken) > 1 else ""
         raise UserError(broken[0] + more)
-    if is_mask and not files and len(found.segmentations) == 1:
-        return read_file(found.segmentations[0], is_mask)
-    if not files and found.others:
-        raise UserError(f"{path}: no DICOM series of images in this folder; {found.others[0]}")
+    if image is not None and not files and len(found.segmentations) == 1:
+        return read_file(found.segmentations[0], image)
+    if not files:
+        raise _nothing_here(path, folder, found)
     scan = _read(found.series[_choose_series(path, wanted, files)], path)
-    return dataclasses.replace(scan, notes=scan.notes + _notes(found, path))
+    return dataclasses.replace(scan, notes=scan.notes + _notes(found, folder))
 
 
-def read_file(path: str, is_mask: bool = False) -> Scan:
-    """Reads a DICOM file: one slice, or as many as it has frames; as a mask also a DICOM SEG."""
+def read_file(path: str, image: Scan | None = None) -> Scan:
+    """Reads a DICOM file of one slice or several frames; a mask of `image` may be a DICOM SEG."""
     header = read_header(path)
-    if is_mask and is_segmentation(header):
+    if image is not None and is_segmentation(header):
         with reading(path):
-            return read_segmentation(header, path)
+            return read_segmentation(header, path, image)
     if why := why_no_image(header):
         raise UserError(f"{path}: {why}")
     return _read([header], path)
@@ -122,12 +136,13 @@ def _look(folder: str | Path) -> _Found:
     """Reads the headers in a folder, by name; only its DICOM files and damaged ones are noticed."""
     found = _Found({}, [], [], [])
     for file in sorted(Path(folder).iterdir()):
-        if not file.is_file() or file.name.startswith("."):
+        if file.is_dir() or file.name.startswith(".") or not _may_be_slice(file):
             continue
-        if not _may_be_slice(file):
+        if not file.exists():
+            found.broken.append(("", f"{file}: is a link to a file that does not exist; mend it"))
             continue
-        if file.stat().st_size == 0:
-            found.broken.append(("", f"{file}: is empty (0 bytes); copy the file again"))
+        if (size := file.stat().st_size) < _LEAST:
+            found.broken.append(("", f"{file}: has {size} bytes, no slice; copy it again"))
             continue
         try:
             header = read_header(file)
@@ -146,22 +161,47 @@ def _look(folder: str | Path) -> _Found:
     return found
 
 
-def _notes(found: _Found, path: str) -> tuple[str, ...]:
+def _notes(found: _Found, folder: str) -> tuple[str, ...]:
+    """Returns notes on DICOM files that are no slices, and on slices that lie in a folder below."""
+    notes = ()
+    for place in sorted(filter(Path.is_dir, Path(folder).iterdir())):
+        if shared := set(_look(place).series) & set(found.series):
+            count = sum(len(_look(place).series[uid]) for uid in shared)
+            notes += (f"{count} files of this series lie in {place.name}/ and were not read.",)
     names = [Path(line.split(": is a ")[0]).name for line in found.others]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     if not names:
-        return ()
-    return (f"The folder also holds DICOM files that are no images: {', '.join(names[:3])}{more}.",)
+        return notes
+    return (
+        *notes,
+        f"The folder also holds DICOM files that are no images: {', '.join(names[:3])}{more}.",
+    )
 
 
 def _may_be_slice(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES or is_dicom(str(file))
+    """Returns whether a file is DICOM by suffix or bytes, or is nameless and cannot be read."""
+    if file.suffix.lower() in SUFFIXES or is_dicom(str(file)):
+        return True
+    if file.suffix and not file.suffix[1:].isdigit():  # UIDs end with numbers
+        return False
+    return not os.access(file, os.R_OK) or file.stat().st_size < _LEAST
+
+
+def _nothing_here(path: str, folder: str, found: _Found) -> UserError:
+    """Returns the error of a folder without images; it names a folder below that has some."""
+    below = (Path(root) for root, _, _ in os.walk(folder) if root != folder)
+    inner = next((place for place in itertools.islice(below, 1000) if _look(place).series), None)
+    if inner is not None:
+        return UserError(f"{path}: its DICOM files lie in folders below it; give one, e.g. {inner}")
+    if found.others:
+        return UserError(f"{path}: no DICOM series of images in this folder; {found.others[0]}")
+    return UserError(f"{path}: no DICOM series in this folder; name a file or another folder")
 
 
 def _choose_series(path: str, wanted: str, found: dict[str, Sequence[str]]) -> str:
     """Returns the series to read; raises UserError for none, several or an unknown one."""
     if not found:
-        raise UserError(f"{path}: no DICOM series in this folder; name a file or another folder")
+        raise _nothing_here(path, split_series(path)[0], _Found({}, [], [], []))
     if not wanted and len(found) > 1:
         listed = "; ".join(f"{uid} ({len(files)} files)" for uid, files in sorted(found.items()))
         raise UserError(

@@ -117,6 +117,13 @@ def _plain(header: Header, photometric: str) -> np.ndarray:
         )
     if header.inflated is None and header.start + expected > os.path.getsize(header.file):
         raise UserError(f"{header.file}: the file is cut within its pixels; {EXPORT}")
+    row = columns * per_pixel * bits // 8
+    if header.length > expected + max(row, 1):
+        raise UserError(
+            f"{header.file}: has {header.length} bytes of pixels, more than {header.frame_count} x "
+            f"{rows} x {columns} pixels of {per_pixel * bits} bits; its size or number of frames "
+            f"is wrong; {EXPORT}"
+        )
     dtype = _dtype(header)
     count = expected // dtype.itemsize
     if header.inflated is not None:

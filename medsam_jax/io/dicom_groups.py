@@ -8,7 +8,7 @@ import numpy as np
 
 from medsam_jax.errors import UserError
 from medsam_jax.io.dicom_frames import Frame
-from medsam_jax.io.dicom_headers import EXPORT, TELLING, Header
+from medsam_jax.io.dicom_headers import EXPORT, TELLING, VECTORS, Header
 
 # (sequence, tag) of functional groups by which frames at one position may differ.
 _TELLING_GROUPS = (
@@ -36,14 +36,14 @@ def frames_of(header: Header) -> list[Frame]:
     """
     if header.get("PerFrameFunctionalGroupsSequence"):
         return _enhanced(header)
-    position = numbers(header.get("ImagePositionPatient"), 3)
-    axes = numbers(header.get("ImageOrientationPatient"), 6)
+    position, axes = _first_place(header)
     spacing, notes = _plane_spacing(header)
     scaling = _scaling(header, header.get("RescaleSlope"), header.get("RescaleIntercept"))
     traits = {key: str(header.get(key)) for key in TELLING if header.get(key) is not None}
     if header.frame_count == 1:
         return [Frame(header, 0, position, axes, spacing, *scaling, traits, notes)]
-    places = _dose_places(header, position, axes)
+    places, more = _places(header, position, axes)
+    notes += more
     return [
         Frame(header, index, place, axes, spacing, *scaling, traits, notes)
         for index, place in enumerate(places)
@@ -97,21 +97,58 @@ def _enhanced(header: Header) -> list[Frame]:
     return frames
 
 
-def _dose_places(header: Header, position: Any, axes: Any) -> list:
-    """Returns the places of the frames of a dose grid, which are offsets along the normal."""
-    offsets = numbers(header.get("GridFrameOffsetVector"), header.frame_count)
-    if offsets is None or position is None or axes is None:
-        return [None] * header.frame_count
+def _first_place(header: Header) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Returns position and orientation of the first frame; of nuclear medicine, the detector's."""
+    detectors = header.get("DetectorInformationSequence")
+    found = []
+    for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6)):
+        value = numbers(header.get(keyword), count)
+        if value is None and detectors:
+            value = numbers(detectors[0].get(keyword), count)
+        found.append(value)
+    return found[0], found[1]
+
+
+def _places(
+    header: Header, position: Any, axes: Any
+) -> tuple[list[tuple[float, ...] | None], tuple[str, ...]]:
+    """Returns the places of frames along the normal, and notes; None where they are not stated.
+
+    A dose grid states offsets, nuclear medicine one distance. Frames of a cine have none.
+
+    Raises:
+      UserError: frames that are phases, energies or views.
+    """
+    for keyword in VECTORS:
+        values = header.get(keyword)
+        count = len(set(values)) if isinstance(values, Sequence) else 1
+        if count > 1 and keyword != "SliceVector":
+            raise UserError(
+                f"{header.file}: its {header.frame_count} frames differ in {keyword} ({count} "
+                "values); save each volume as a file of its own"
+            )
+    if position is None or axes is None:
+        return [None] * header.frame_count, ()
+    offsets, notes = numbers(header.get("GridFrameOffsetVector"), header.frame_count), ()
+    step = numbers([header.get("SpacingBetweenSlices")], 1)
+    if offsets is None and step and step[0] and header.get("Modality") in ("NM", "PT"):
+        ranks = numbers(header.get("SliceVector"), header.frame_count)
+        offsets = tuple(step[0] * rank for rank in ranks or range(header.frame_count))
+        notes = ("Its frames state one position; they are SpacingBetweenSlices apart from it on.",)
+    if offsets is None:
+        return [None] * header.frame_count, ()
     normal = np.cross(axes[:3], axes[3:])
-    steps = np.array(offsets) - offsets[0]
-    return [tuple((np.array(position) + step * normal).tolist()) for step in steps]
+    steps = np.array(offsets) - min(offsets) if notes else np.array(offsets) - offsets[0]
+    return [tuple((np.array(position) + along * normal).tolist()) for along in steps], notes
 
 
 def _scaling(header: Header, slope: Any, intercept: Any) -> tuple[float, float]:
     if slope in (None, "") and header.get("DoseGridScaling") is not None:
         slope = header.get("DoseGridScaling")
-    pair = (1.0 if slope in (None, "") else float(slope), 0.0)
-    pair = (pair[0], 0.0 if intercept in (None, "") else float(intercept))
+    try:
+        pair = (float(slope or 1) if slope != 0 else 0.0, float(intercept or 0))
+    except (TypeError, ValueError):
+        pair = (math.nan, 0.0)
     if not all(map(math.isfinite, pair)) or pair[0] == 0:
         raise UserError(
             f"{header.file}: its RescaleSlope is {slope} and its RescaleIntercept {intercept}; "
@@ -123,11 +160,13 @@ def _scaling(header: Header, slope: Any, intercept: Any) -> tuple[float, float]:
 def _plane_spacing(header: Header) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Returns mm between rows and between columns, and notes on where they are from."""
     spacing = _pixel_spacing(header.get("PixelSpacing"))
-    at_detector = _pixel_spacing(header.get("ImagerPixelSpacing"))
+    at_detector = _pixel_spacing(
+        header.get("ImagerPixelSpacing", header.get("NominalScannedPixelSpacing"))
+    )
     if at_detector and spacing in (None, at_detector):
         return at_detector, (
-            "The pixel spacing is that at the detector; objects are smaller than it says, by the "
-            "radiographic magnification.",
+            "The pixel spacing is that at the detector or film; objects are smaller than it says, "
+            "by the radiographic magnification.",
         )
     if spacing:
         return spacing, ()
@@ -155,7 +194,7 @@ def numbers(value: Any, count: int) -> tuple[float, ...] | None:
     """Returns the finite numbers of a tag; None if it is missing or has another count."""
     if value is None or isinstance(value, str | int | float) or not isinstance(value, Sequence):
         return None
-    if len(value) != count:
+    if len(value) != count or any(part is None for part in value):
         return None
     found = tuple(float(part) for part in value)
     return found if all(math.isfinite(part) for part in found) else None

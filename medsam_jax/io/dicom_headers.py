@@ -20,7 +20,11 @@ _PIXELS = {
     0x7FE00008: "FloatPixelData",
     0x7FE00009: "DoubleFloatPixelData",
 }
+# Tags that tell frames of nuclear medicine apart; only slices form a volume.
+VECTORS = ("SliceVector", "EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector")
+VECTORS += ("RRIntervalVector", "TimeSlotVector", "AngularViewVector", "TimeSliceVector")
 KEYWORDS = (
+    *VECTORS,
     *(
         "TransferSyntaxUID",
         "MediaStorageSOPClassUID",
@@ -28,16 +32,31 @@ KEYWORDS = (
         "SOPInstanceUID",
         "SeriesInstanceUID",
         "Modality",
+        "PatientID",
     ),
     *("ImageType", "InstanceNumber", "SeriesDescription", "FrameOfReferenceUID"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelPaddingValue"),
+    *(
+        "RescaleSlope",
+        "RescaleIntercept",
+        "RescaleType",
+        "Units",
+        "ModalityLUTSequence",
+        "PixelPaddingValue",
+    ),
     *("RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
-    *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "DoseGridScaling"),
+    *("NominalScannedPixelSpacing", "DetectorInformationSequence"),
+    *(
+        "PixelAspectRatio",
+        "SliceThickness",
+        "SpacingBetweenSlices",
+        "GridFrameOffsetVector",
+        "DoseGridScaling",
+    ),
     *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("SegmentationType", "MaximumFractionalValue", "ReferencedSeriesSequence"),

@@ -13,13 +13,15 @@ from medsam_jax.io.dicom_headers import EXPORT, Header
 from medsam_jax.io.dicom_stack import check_alike, order
 from medsam_jax.io.geometry import Scan
 
+_APART = 0.1  # of a voxel: frames nearer than that to a slice lie on it
 _MOST_EMPTY = 1000  # slices without a frame; more are positions that are damaged
 
 
-def read_segmentation(header: Header, path: str) -> Scan:
+def read_segmentation(header: Header, path: str, image: Scan) -> Scan:
     """Returns a label map whose labels are the numbers of segments.
 
-    A SEG may leave out slices without a label; those between others are put in.
+    Frames that lie on slices of the image are placed on its grid. Others form a grid of their own:
+    a SEG may leave out slices without a label, and those between others are put in.
 
     Raises:
       UserError: a fractional SEG, frames without a place or without a segment.
@@ -34,7 +36,7 @@ def read_segmentation(header: Header, path: str) -> Scan:
     check_alike(frames, path)
     planes = _bits(header) if kind == "BINARY" else _numbers(header)
     numbers = [_segment(frame) for frame in frames] if kind == "BINARY" else [0] * len(frames)
-    places, scan = _grid(frames, path)
+    places, scan = _on_slices(frames, image) or _grid(frames, path)
     labels = np.zeros((len(scan.array), *header.shape), np.uint16)
     shared = 0
     for frame, number, place in zip(frames, numbers, places, strict=True):
@@ -43,6 +45,26 @@ def read_segmentation(header: Header, path: str) -> Scan:
         np.maximum(labels[place], plane, out=labels[place])
     note = f"{shared} voxels are in several segments; they take the highest number of these."
     return dataclasses.replace(scan, array=labels, notes=(note,) if shared else ())
+
+
+def _on_slices(frames: list[Frame], image: Scan) -> tuple[np.ndarray, Scan] | None:
+    """Returns the image's slice of each frame, and the image; None if a frame is on no slice."""
+    first, shape = frames[0], frames[0].header.shape
+    placed = all(frame.position is not None for frame in frames) and first.axes is not None
+    if not placed or not first.spacing or image.affine is None or shape != image.array.shape[1:3]:
+        return None
+    origin, spacing, direction = (np.array(part) for part in image.affine)
+    steps = np.reshape(direction, (3, 3)) * spacing  # columns: mm from voxel to voxel
+    in_plane = (np.reshape(first.axes, (2, 3)) * np.reshape(first.spacing[::-1], (2, 1))).T
+    ends = (in_plane - steps[:, :2]) * np.array(shape[::-1])
+    points = np.array([frame.position for frame in frames])
+    voxels = np.linalg.solve(steps, (points - origin).T).T
+    places = np.round(voxels[:, 2])
+    off = np.abs(voxels - np.stack([0 * places, 0 * places, places], axis=1)).max()
+    is_inside = places.min() >= 0 and places.max() < len(image.array)
+    if not is_inside or off > _APART or np.abs(ends).max() > _APART * spacing.min():
+        return None
+    return places.astype(int), dataclasses.replace(image, path=first.header.file)
 
 
 def _grid(frames: list[Frame], path: str) -> tuple[np.ndarray, Scan]:
@@ -58,10 +80,12 @@ def _grid(frames: list[Frame], path: str) -> tuple[np.ndarray, Scan]:
     sorted_depths = np.sort(depths)
     steps = np.diff(sorted_depths)
     steps = steps[steps > 0.01]
-    step = _stated_step(frames[0].header) or 1.0
-    if len(steps):
+    step = _stated_step(frames[0].header)
+    is_stated = step and np.abs(steps / step - np.round(steps / step)).max(initial=0) < 0.01
+    if len(steps) and not is_stated:
         counts = np.round(steps / steps.min())
         step = float(steps.sum() / counts.sum())
+    step = step or 1.0
     places = (depths - depths.min()) / step
     count = int(round(places.max())) + 1
     if count > len(frames) + _MOST_EMPTY or np.abs(places - np.round(places)).max() > 0.2:

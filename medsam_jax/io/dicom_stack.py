@@ -11,6 +11,7 @@ from medsam_jax.io.dicom_frames import Frame
 
 _MOST_UNEVEN = 0.2  # of the spacing: positions that were written rounded
 _SAME_PLACE = 0.01  # mm
+_ROUNDED = 0.002  # by which directions, and mm of pixels, of one series may differ
 
 
 def order(frames: Sequence[Frame], path: str) -> tuple[list[Frame], tuple | None, tuple, list[str]]:
@@ -25,6 +26,7 @@ def order(frames: Sequence[Frame], path: str) -> tuple[list[Frame], tuple | None
     if any(frame.position is None or frame.axes is None for frame in frames):
         return _without_position(frames, spacing, path)
     frames, notes = _drop_duplicates(frames)
+    notes += _doubts(frames)
     axes, normal = _directions(frames[0], path)
     points = np.array([frame.position for frame in frames])
     depths = points @ normal
@@ -68,6 +70,19 @@ def _directions(frame: Frame, path: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([row, column]), np.cross(row, column)
 
 
+def _doubts(frames: Sequence[Frame]) -> list[str]:
+    notes = []
+    if frames[0].spacing is None:
+        notes.append("The slices state no PixelSpacing: lengths within a slice are in pixels.")
+    places = {frame.header.get("FrameOfReferenceUID") for frame in frames} - {None}
+    if len(places) > 1:
+        notes.append(
+            f"The slices state {len(places)} frames of reference; their positions are taken as if "
+            "of one."
+        )
+    return notes
+
+
 def _other_step(frame: Frame, step: float) -> list[str]:
     """Returns a note where a header states another distance between slices than positions have."""
     stated = str(frame.header.get("SpacingBetweenSlices", ""))
@@ -91,8 +106,14 @@ def _without_position(frames: Sequence[Frame], spacing: tuple, path: str) -> tup
             "give each file as an image of its own"
         )
     notes = []
+    ratio = [str(side) for side in frames[0].header.get("PixelAspectRatio") or ()]
+    if math.isnan(spacing[0]) and len(ratio) == 2 and ratio[0] != ratio[1]:
+        notes.append(
+            f"Its pixels are not square (PixelAspectRatio {':'.join(ratio)}); they are taken as "
+            "they are, without mm."
+        )
     if len(frames) > 1:
-        notes = [
+        notes += [
             "The frames state no positions; they are slices in the file's order, without mm "
             "between them."
         ]
@@ -106,14 +127,17 @@ def check_alike(frames: Sequence[Frame], path: str) -> None:
         ("values a pixel", lambda f: f.header.integer("SamplesPerPixel", 1), "{0}"),
         ("photometric interpretation", _photometric, "{0}"),
         ("modality", lambda f: str(f.header.get("Modality", "")), "{0}"),
-        ("orientation", lambda f: f.axes and tuple(round(v, 3) + 0.0 for v in f.axes), "{0}"),
-        ("pixel spacing", lambda f: f.spacing and tuple(round(v, 3) for v in f.spacing), "{0}"),
+        ("units", lambda f: str(f.header.get("RescaleType") or f.header.get("Units", "")), "{0}"),
+        ("orientation", lambda f: f.axes, "{0}"),
+        ("pixel spacing", lambda f: f.spacing, "{0}"),
     )
     for what, value, form in checks:
         groups: dict[Any, list[str]] = {}
         for frame in frames:
-            groups.setdefault(value(frame), []).append(frame.name)
-        if len(groups) == 1:
+            if (found := value(frame)) != "":
+                known = next((key for key in groups if _is_close(key, found)), found)
+                groups.setdefault(known, []).append(frame.name)
+        if len(groups) <= 1:
             continue
         (most, names), *others = sorted(groups.items(), key=lambda item: -len(item[1]))
         rest = "; ".join(f"{_listed(n)} {form.format(v)}" for v, n in others[:3])
@@ -121,6 +145,13 @@ def check_alike(frames: Sequence[Frame], path: str) -> None:
             f"{path}: the slices differ in {what}: {rest}; the other {len(names)} "
             f"{form.format(most)}; they are no volume, move the files that do not belong elsewhere"
         )
+
+
+def _is_close(one: Any, other: Any) -> bool:
+    """Returns whether values are the same but for the rounding of their decimals."""
+    if isinstance(one, tuple) and isinstance(other, tuple) and isinstance(one[0], float):
+        return bool(np.abs(np.subtract(one, other)).max() < _ROUNDED)
+    return bool(one == other)
 
 
 def _photometric(frame: Frame) -> str:

@@ -10,6 +10,9 @@ from medsam_jax.errors import UserError
 from medsam_jax.io.geometry import Scan, shear_degrees
 from medsam_jax.io.quiet import quiet
 
+# Known by their bytes, so none of their files comes here whole; some go by the name, and crash.
+_READ_ELSEWHERE = ("JPEG2000ImageIO", "JPEGImageIO", "PNGImageIO", "TIFFImageIO", "BMPImageIO")
+_READ_ELSEWHERE += ("NiftiImageIO", "NrrdImageIO", "MetaImageIO", "GDCMImageIO")
 _MOST_SHEAR = 0.1  # degrees: 512 voxels then drift by less than one
 
 
@@ -28,6 +31,11 @@ def read_sitk(path: str, image_io: str = "", colours: str = "") -> Scan:
     reader.SetFileName(path)
     if image_io:
         reader.SetImageIO(image_io)
+    elif reader.GetImageIOFromFileName(path) in _READ_ELSEWHERE:
+        raise UserError(
+            f"{path}: cannot be read (its beginning is damaged, and not that of its name); copy "
+            "the file again"
+        )
     try:
         with no_warnings(), quiet():
             image = reader.Execute()

@@ -84,8 +84,11 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
 
     Image.MAX_IMAGE_PIXELS = None  # slides and dermoscopy are large; `_check_size` judges instead
     # From memory: a damaged length then is no reason to allocate so much.
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        _check_size(path, image)
+    content = path.read_bytes()
+    if content[8:12] == b"WEBP":  # Pillow allocates the pixels when it opens the file
+        _check_size(path, *_webp_size(content), 4)
+    with Image.open(io.BytesIO(content)) as image:
+        _check_size(path, *image.size, len(image.getbands()))
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise UserError(
                 f"{path}: is an animation of {image.n_frames} frames; save them as pages of a TIFF"
@@ -105,10 +108,20 @@ def _single(path: pathlib.Path, as_labels: bool) -> tuple[np.ndarray, tuple[str,
     return pages.oriented(page, orientation), notes, is_lossy
 
 
-def _check_size(path: pathlib.Path, image: Any) -> None:
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Returns width and height of a WebP file: lossy, lossless or extended."""
+    kind, head = content[12:16], content[20:30].ljust(10, b"\0")
+    if kind == b"VP8 ":
+        return tuple(int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return tuple(int.from_bytes(head[at : at + 3], "little") + 1 for at in (4, 7))
+
+
+def _check_size(path: pathlib.Path, width: int, height: int, samples: int) -> None:
     """Raises UserError if a file is too small for the pixels that it promises."""
-    width, height = image.size
-    promised = width * height * len(image.getbands())
+    promised = width * height * samples
     size = path.stat().st_size
     if promised > max(_MOST_BYTES, _MOST_RATIO * size):
         raise UserError(

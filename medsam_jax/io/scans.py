@@ -29,7 +29,7 @@ def read_scan(path: str | pathlib.Path) -> Scan:
       UserError: missing, empty, unreadable or truncated file, 4D, no or several series, NaN or
         infinite voxels. The message is one line with the file and the remedy.
     """
-    scan = _read(str(path), is_mask=False)
+    scan = _read(str(path))
     if not np.issubdtype(scan.array.dtype, np.floating):
         return scan
     bad = scan.array.size - int(np.count_nonzero(np.isfinite(scan.array)))
@@ -57,7 +57,7 @@ def read_mask_scan(path: str | pathlib.Path, scan: Scan) -> Scan:
         voxel; grids that do not overlap; a mask that lost its geometry; different sizes if a file
         has no geometry.
     """
-    mask = _read(str(path), is_mask=True)
+    mask = _read(str(path), scan)
     mask = dataclasses.replace(mask, array=as_labels(mask.array, str(path)))
     placed = on_grid(mask, scan)
     check_sharp(mask.array, str(path))
@@ -66,23 +66,27 @@ def read_mask_scan(path: str | pathlib.Path, scan: Scan) -> Scan:
     return placed
 
 
-def _read(path: str, is_mask: bool) -> Scan:
-    """Calls the reader of the format that the bytes have; a mask's palette indices are labels."""
+def _read(path: str, image: Scan | None = None) -> Scan:
+    """Calls the reader of the format that the bytes have.
+
+    A mask is read with the image that it belongs to: its palette indices are labels.
+    """
     check_name(path)
     file = pathlib.Path(split_series(path)[0])
     if not os.path.exists(file):
         raise UserError(f"{path}: does not exist; correct the path")
     if file.is_dir():
-        return dicom.read_series(path, is_mask)
+        return dicom.read_series(path, image)
     if file.stat().st_size == 0:
         raise UserError(f"{path}: is empty (0 bytes); copy the file again")
     found = formats.identify(file)
     found.refuse_other(path)
-    scan = _by_format(path, file, found, is_mask)
+    scan = _by_format(path, file, found, image)
     return dataclasses.replace(scan, notes=found.notes(path) + scan.notes)
 
 
-def _by_format(path: str, file: pathlib.Path, found: formats.Format, is_mask: bool) -> Scan:
+def _by_format(path: str, file: pathlib.Path, found: formats.Format, image: Scan | None) -> Scan:
+    is_mask = image is not None
     if found.name in formats.PICTURES:
         read = pictures.read_labels if is_mask else pictures.read_picture
         return read(file, found.name)
@@ -98,7 +102,7 @@ def _by_format(path: str, file: pathlib.Path, found: formats.Format, is_mask: bo
     if found.name == "MetaImage":
         return text_headers.read_metaimage(path)
     if found.name == "DICOM" or suffix == ".dcm":
-        return dicom.read_file(path, is_mask)
+        return dicom.read_file(path, image)
     if not found.name and suffix == ".img":
         return nifti.read_nifti(path, found.is_gzipped)
     try:

@@ -133,6 +133,8 @@ def read_metaimage(path: str) -> Scan:
     fields, end = _meta_fields(path)
     try:
         sizes = [int(value) for value in fields["dimsize"].split()]
+        if int(fields["ndims"]) != len(sizes):
+            raise ValueError(f"NDims is {fields['ndims']}, DimSize {fields['dimsize']}")
         stated = fields.get("elementspacing", fields.get("elementsize", ""))
         steps = [float(value) for value in stated.split()] or [math.nan] * len(sizes)
         type_ = fields["elementtype"].lower().removeprefix("met_").removesuffix("_array")
@@ -275,7 +277,9 @@ def _meta_fields(path: str) -> tuple[dict[str, str], int]:
     for line in text.splitlines(keepends=True):
         end += len(line)
         name, _, value = line.decode("utf-8", "replace").partition("=")
-        fields[name.strip().lower()] = value.strip()
+        name, value = name.strip().lower(), value.strip()
+        if fields.setdefault(name, value) != value:
+            raise UserError(f"{path}: its header has {name} twice; write it again")
         if "elementdatafile" in fields:
             break
     fields["rest"] = text[end:].decode("utf-8", "replace") if end < len(text) else ""

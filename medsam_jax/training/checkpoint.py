@@ -170,7 +170,7 @@ class Exporter:
     """Writes the evaluated arrays as a model directory that `load_model` reads.
 
     Adapters are added to their kernels. model.json records the run's configuration, step, tune
-    scores and cases (`data/manifest.py`).
+    scores, and `seen`: the cases and scans (`data.manifest.training_record`).
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Exporter:
         model_config: SamConfig | UNetConfig,
         config: ml_collections.ConfigDict,
         origin: Path,
-        cases: Mapping[str, list[str]],
+        seen: Mapping[str, Any],
     ):
         self._model_config = model_config
         self._adapter_scale = lora.scale_of(config)
@@ -186,7 +186,7 @@ class Exporter:
         stored = read_metadata(origin)
         self._metadata = {
             **{name: stored[name] for name in ("licence", "credit", "source") if name in stored},
-            "training": {"config": json.loads(config.to_json_best_effort()), "cases": dict(cases)},
+            "training": {"config": json.loads(config.to_json_best_effort()), **seen},
         }
 
     def __call__(

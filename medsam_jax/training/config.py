@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from medsam_jax.data.augment import Augmentation
 from medsam_jax.data.recipes import PREPROCESSING
+from medsam_jax.data.splits import parse_fold
 from medsam_jax.errors import UserError
 from medsam_jax.training.losses import LOSSES
 from medsam_jax.training.optimizer import learning_rate_schedule, optimizer_from_optax
@@ -34,6 +35,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.dtype = "float32"  # of the computation: or "bfloat16"; parameters stay float32
     config.remat = False  # ViT: recompute blocks in the backward pass, for memory
     config.data_dir = ""  # data set written by `python -m datasets.build`
+    config.fold = ""  # "2/5": hold out the second of five folds of the patients; "": the splits
     config.task = ""  # train and score this task of the data set only: a specialist; "": all
     config.seed = 0  # of data order, box jitter and label choice
     config.batch_size = 8  # over all devices and hosts
@@ -122,6 +124,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if config[name] not in allowed:
             shown = ", ".join(allowed)
             raise UserError(f"config.{name}: {config[name]!r} given; use one of {shown}")
+    if config.fold:
+        parse_fold(config.fold)
     for name, least in _LEAST.items():
         if not given[name] >= least:
             raise UserError(f"config.{name}: {given[name]} given; it must be at least {least}")

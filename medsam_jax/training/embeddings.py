@@ -6,8 +6,9 @@ import ml_collections
 import numpy as np
 
 from medsam_jax.data.augment import Variants
-from medsam_jax.data.datasets import DatasetInfo, open_dataset
+from medsam_jax.data.datasets import Chosen, DatasetInfo, open_dataset
 from medsam_jax.data.embedding_cache import SLICES_PER_SHARD, Embeddings, cache_key, open_or_build
+from medsam_jax.data.splits import ALL, SEEN
 from medsam_jax.errors import UserError
 from medsam_jax.inference.engine import Engine
 from medsam_jax.models.functional import Functional
@@ -23,7 +24,7 @@ def cached_embeddings(
     labels: Mapping[str, str],
     model_config: SamConfig,
     info: DatasetInfo,
-) -> dict[str, Embeddings | None]:
+) -> dict[str, Embeddings | Chosen | None]:
     """Returns the embeddings of both splits, computing missing ones; None without a cache.
 
     Raises UserError if the image encoder is trained, or the cache holds other embeddings.
@@ -40,11 +41,13 @@ def cached_embeddings(
     dtype, variants = config.embedding_dtype, config.embedding_variants
     size = model_config.embedding_size
     shape = (size, size, model_config.embed_dim)
-    records = {split: open_dataset(config.data_dir, split)[0] for split in ("train", "tune")}
+    # Folds share the embeddings of all slices, each of which is in the training part of some.
+    parts = (ALL,) if config.fold else SEEN
+    records = {split: open_dataset(config.data_dir, split)[0] for split in parts}
     augmented = None
     if variants > 1:
         augmented = {"count": variants, **config.augmentation.to_dict()}
-        records["train"] = Variants(records["train"], augmentation_of(config), variants)
+        records[parts[0]] = Variants(records[parts[0]], augmentation_of(config), variants)
     key = cache_key(encoder, model_config.preprocessing, info, shape, dtype, augmented)
     engine = Engine(functional.bind(functional.arrays))
     # Slices go one by one on a CPU in any case; no batch is larger than a shard of the cache.
@@ -54,7 +57,14 @@ def cached_embeddings(
     def encode(images: np.ndarray, valid_shapes: np.ndarray) -> np.ndarray:
         return np.asarray(engine.embed(images, valid_shapes).astype(dtype))
 
-    return {
+    found = {
         split: open_or_build(config.embedding_cache, key, of_split, split, encode, batch_size)
         for split, of_split in records.items()
+    }
+    if not config.fold:
+        return found
+    train, tune = (info.stored_positions(split) * variants for split in SEEN)
+    return {
+        "train": Chosen(found[ALL], np.add.outer(train, np.arange(variants)).ravel()),
+        "tune": Chosen(found[ALL], tune),  # as stored: the first of its versions
     }

@@ -18,7 +18,7 @@ import ml_collections
 
 from medsam_jax.cli import progress
 from medsam_jax.data.input_pipeline import train_loader
-from medsam_jax.data.manifest import case_hashes
+from medsam_jax.data.manifest import training_record
 from medsam_jax.data.preprocess import check_compatible
 from medsam_jax.hub import resolve
 from medsam_jax.io.files import check_writable
@@ -37,7 +37,7 @@ from medsam_jax.training.setup import (
 )
 from medsam_jax.training.sharding import make_mesh, model_inputs, put_batch
 from medsam_jax.training.validation import TuneEvaluation
-from medsam_jax.training.workdir import check_same_run, record_start
+from medsam_jax.training.workdir import check_same_run, record_best, record_start
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     check_same_run(config, workdir, info)
 
     # --- Model, steps and data.
+    log.info("loading %s", origin)
     run = set_up(config, stored_config, mesh, read_params(origin))
     state = run.first_state()
     log.info("parameters\n%s", parameter_table(state.arrays, run.labels, state.opt_state))
@@ -90,6 +91,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         process_count=jax.process_count(),
         embeddings=embeddings["train"],
         variants=config.embedding_variants,
+        fold=config.fold,
     )
 
     # --- State of an earlier start, if any.
@@ -105,7 +107,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         writer = MetricWriter(workdir, first_step, active=jax.process_index() == 0)
         stack.callback(writer.close)
         exported_config = trained_for(stored_config, config, info.ct_windows("train", config.task))
-        export = Exporter(exported_config, config, origin, case_hashes(info.record, config.task))
+        seen = training_record(info.record, config.task)
+        export = Exporter(exported_config, config, origin, seen)
 
         def score(step: int) -> None:
             result = evaluate(state.evaluated())
@@ -116,6 +119,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             record["tune"] = result.scalars
             if better:
                 record["best_score"] = result.score
+                record["best"] = {"step": step, "score": result.score, "parts": result.parts}
                 export(workdir / "best", state, step, result.scalars)
 
         # --- Train.
@@ -159,7 +163,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         # --- Save the last state.
         checkpoints.save(step, state, data, dict(record))
         export(workdir / "last", state, step, record["tune"])
-    log.info("best tune score %.4f; %s holds that model", record["best_score"], workdir / "best")
+    log.info("%s; %s holds that model", record_best(workdir, record), workdir / "best")
     return record["tune"]
 
 

@@ -179,7 +179,7 @@ def trained_for(
 def open_splits(config: ml_collections.ConfigDict) -> DatasetInfo:
     """Returns the data set of a run. Raises UserError for a split without objects."""
     for split in ("train", "tune"):
-        _, info = open_dataset(config.data_dir, split)
+        _, info = open_dataset(config.data_dir, split, config.fold)
         if len(info.objects(split, config.task)[0]) == 0:
             raise UserError(
                 f"{info.directory}: split {split!r} holds no object; assign cases with masks to it "

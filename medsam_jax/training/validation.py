@@ -1,7 +1,7 @@
 """Scores of the tune split during training, as numbers and as pictures."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 
 from medsam_jax.cli import progress
 from medsam_jax.data.datasets import DatasetInfo
-from medsam_jax.data.embedding_cache import Embeddings
 from medsam_jax.data.input_pipeline import eval_objects
 from medsam_jax.training.sharding import model_inputs, put_batch
 from medsam_jax.training.step import batch_metrics
@@ -29,8 +28,12 @@ class TuneResult:
     @property
     def score(self) -> float:
         """Model-selection score: mean DSC of boxes, or of boxes and points if these are trained."""
-        scores = [self.scalars[name] for name in SELECTED_BY if name in self.scalars]
-        return sum(scores) / len(scores)
+        return sum(self.parts.values()) / len(self.parts)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The scalars whose mean is `score`, by name."""
+        return {name: self.scalars[name] for name in SELECTED_BY if name in self.scalars}
 
 
 class TuneEvaluation:
@@ -47,7 +50,7 @@ class TuneEvaluation:
         info: DatasetInfo,
         eval_step: Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]],
         sharding: jax.sharding.NamedSharding,
-        embeddings: Embeddings | None,
+        embeddings: Sequence[np.ndarray] | None,
     ):
         self._objects = eval_objects(
             config.data_dir,
@@ -60,6 +63,7 @@ class TuneEvaluation:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             embeddings=embeddings,
+            fold=config.fold,
         )
         self._names = list(batch_metrics())
         if config.point_share > 0:

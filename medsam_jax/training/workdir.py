@@ -8,6 +8,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,27 @@ def record_start(
         }
     )
     write_json(workdir / "run.json", starts)
+
+
+def record_best(workdir: Path, progress: Mapping[str, Any]) -> str:
+    """Adds the best model's step and scores to this start in `run.json`; returns them as a line.
+
+    Args:
+      progress: of the training checkpoints; those of an earlier version hold the score alone.
+    """
+    best = progress.get("best", {"score": progress["best_score"]})
+    best = best | {"no_better_than_the_start": best.get("step") == 0}
+    if jax.process_index() == 0:
+        starts = _starts(workdir)
+        starts[-1]["best"] = best
+        write_json(workdir / "run.json", starts)
+    parts = " and ".join(f"{name} {value:.4f}" for name, value in best.get("parts", {}).items())
+    line = f"best tune score {best['score']:.4f}"
+    line += f" (mean of {parts})" if " and " in parts else f" ({parts})" if parts else ""
+    line += f" at step {best['step']}" if "step" in best else ""
+    if best["no_better_than_the_start"]:
+        line += ": no better than the start, the model is untrained"
+    return line
 
 
 def _git_commit() -> dict[str, Any] | None:

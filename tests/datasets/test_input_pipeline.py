@@ -2,6 +2,10 @@
 
 import collections
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,8 @@ from medsam_jax.data import input_pipeline
 from medsam_jax.data.augment import Augmentation, augment
 from medsam_jax.data.datasets import find_dataset, open_dataset
 from medsam_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def loader(built, **settings):
@@ -343,3 +349,28 @@ def test_objects_of_one_task_are_those_of_all(built):
     assert 0 < len(chosen) == len(tumours) < len(everything)
     for one, other in zip(chosen, tumours, strict=True):
         np.testing.assert_array_equal(one["mask"], other["mask"])
+
+
+@pytest.mark.parametrize("guard", ["", 'if __name__ == "__main__":'])
+def test_workers_in_a_script(built, tmp_path, guard):
+    """With a main guard nothing but the output; without one a line, and no process is started."""
+    use = (
+        f"train_loader({str(built)!r}, 'train', batch_size=1, seed=0, box_jitter=0, num_workers=1)"
+    )
+    lines = [f"batches = {use}", "batch = next(batches)", "print(sorted(batch))"]
+    script = tmp_path / "script.py"
+    head = f"from medsam_jax.data.input_pipeline import train_loader\n{guard}\n"
+    script.write_text(head + "".join(f"{'    ' if guard else ''}{line}\n" for line in lines))
+    done = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    if guard:
+        assert (done.stdout, done.stderr) == ("['box', 'image', 'mask', 'valid_shape']\n", "")
+    else:
+        assert (done.returncode, done.stdout) == (1, "")
+        last = done.stderr.splitlines()[-1]
+        assert "num_workers: 1 in a script that its workers would run again; put" in last
+        assert done.stderr.count("Traceback") == 1

@@ -12,6 +12,7 @@ from PIL import Image
 from datasets import inspection, inspection_figure
 from medsam_jax.io.geometry import Scan
 from medsam_jax.io.notes import log_notes, summarise_notes
+from tests.io.dicom_files import DEFLATED, write_slice
 from tests.io.test_scans import write, write_series
 
 
@@ -68,6 +69,12 @@ def test_ct_that_cannot_be_in_hounsfield_units(tmp_path):
     path = str(ct(tmp_path / "ct.nii", low=0))
     assert "probably not in HU" in inspection.describe(path, modality="CT").description.warnings[0]
     assert inspection.describe(path, modality="MR").description.warnings == ()
+
+
+def test_the_modality_of_a_deflated_dicom_file(tmp_path):
+    write_slice(tmp_path / "a", np.arange(48, dtype=np.int16).reshape(6, 8), syntax=DEFLATED)
+    found = inspection.describe(str(tmp_path / "a")).description
+    assert (found.format, found.modality) == ("DICOM", "MR")
 
 
 def test_values_that_a_build_refuses(tmp_path):

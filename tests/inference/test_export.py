@@ -1,5 +1,6 @@
 """Exported programs against the model they came from, in the places for prompts that they have."""
 
+import os
 import subprocess
 import sys
 
@@ -27,6 +28,14 @@ def directory(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(directory):
     return ExportedModel(directory)
+
+
+def test_others_may_read_what_was_written(directory):
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [path for path in directory.parent.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"weights.safetensors", "image_encoder.stablehlo"}
+    assert [p for p in files if p.stat().st_mode & 0o777 != 0o666 & ~mask] == []
 
 
 def test_equals_the_model(model, exported):

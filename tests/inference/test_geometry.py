@@ -11,6 +11,7 @@ from medsam_jax.errors import UserError
 from medsam_jax.inference.predict_file import Request
 from medsam_jax.inference.predict_folder import predict_path
 from medsam_jax.io.scans import read_scan
+from tests.io.dicom_files import write_slice
 
 SHAPE = (9, 24, 32)
 
@@ -167,3 +168,12 @@ def test_dicom_without_highdicom(bright, tmp_path, monkeypatch):
         Request("m", str(tmp_path / "ct"), tmp_path / "out", **request, mask_format="nii.gz")
     )
     assert (tmp_path / "out" / "ct_mask.nii.gz").exists()
+
+
+def test_frames_without_positions_need_another_format(bright, tmp_path):
+    gone = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))
+    cine = write_slice(tmp_path / "cine.dcm", np.zeros(SHAPE, np.int16), tags=gone)
+    request = {"boxes": [[3, 2, 16, 10]], "slice_index": 3}
+    with pytest.raises(UserError, match="cine.dcm: its frames state no positions.*--mask_format"):
+        predict_path(Request("m", str(cine), tmp_path / "out", **request))
+    assert not (tmp_path / "out").exists()

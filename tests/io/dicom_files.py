@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian as DEFLATED,
 )
@@ -22,7 +23,18 @@ from pydicom.uid import (
 )
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
-__all__ = ["DEFLATED", "EXPLICIT", "IMPLICIT", "RLE", "write_enhanced", "write_slice"]
+__all__ = ["DEFLATED", "EXPLICIT", "IMPLICIT", "RLE"]
+__all__ += ["write_compressed", "write_enhanced", "write_slice"]
+
+
+def write_compressed(path: Path, plane: np.ndarray, syntax: str, stream: bytes) -> None:
+    """Writes one slice whose pixels are a JPEG or JPEG 2000 stream of `plane`."""
+    write_slice(path, plane, bits=plane.dtype.itemsize * 8)
+    ds = dcmread(path)
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.PixelData = encapsulate([stream])
+    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    ds.save_as(path, enforce_file_format=True)
 
 
 def write_enhanced(path: Path, array: np.ndarray, spacing=(0.8, 0.7, 3.0)) -> None:
@@ -61,7 +73,7 @@ def write_slice(
     uid: str = "1.2.3.4",
     scaling: tuple[float, float] | None = None,
     syntax: str = EXPLICIT,
-    bits: int = 16,
+    bits: int | None = None,
     tags: dict | None = None,
 ) -> Path:
     """Writes one slice; `direction` has columns, `spacing` is in x, y, z order.
@@ -86,7 +98,8 @@ def write_slice(
         ds.NumberOfFrames = len(plane)
     ds.Rows, ds.Columns = plane.shape[-2:]
     ds.BitsAllocated = plane.dtype.itemsize * 8
-    ds.BitsStored, ds.HighBit = bits, bits - 1
+    ds.BitsStored = bits or ds.BitsAllocated
+    ds.HighBit = ds.BitsStored - 1
     ds.PixelRepresentation = int(plane.dtype.kind == "i")
     if scaling is not None:
         ds.RescaleSlope, ds.RescaleIntercept = scaling
@@ -97,7 +110,7 @@ def write_slice(
         ds.compress(RLE, generate_instance_uid=False)
     for keyword, value in (tags or {}).items():
         if value is None:
-            delattr(ds, keyword)
+            ds.pop(keyword, None)
         else:
             setattr(ds, keyword, value)
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID

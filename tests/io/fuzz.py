@@ -62,7 +62,8 @@ def fault(path: Path, content: bytes, sample: Sample, original: object, as_mask:
         scan = read_scan(path)
     except UserError as error:
         text = str(error)
-        if "\n" in text or str(path) not in text or not text.isprintable():
+        named = str(path.with_suffix("")) in text  # or the other file of a pair
+        if not named or not text.isprintable():
             return f"message {text!r}"
         if re.search("alloc|out of memory", text, re.IGNORECASE):
             return f"message {text!r}"

@@ -15,8 +15,17 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
-from tests.io.dicom_files import DEFLATED, EXPLICIT, IMPLICIT, RLE, write_enhanced, write_slice
+from tests.io.dicom_files import (
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    RLE,
+    write_compressed,
+    write_enhanced,
+    write_slice,
+)
 
 SHAPE = (4, 16, 20)
 NUMBERS = (0, 1, -1, 2, 127, 255, 32767, -32768, 65535, 2**31 - 1, -(2**31), 2**32 - 1, 2**40)
@@ -101,6 +110,15 @@ def _dicom(folder: Path) -> dict[str, Sample]:
         offset = content.find(volume()[0].tobytes())
         voxels = (offset, "<i2") if offset >= 0 else None
         found[f"{name}.dcm"] = Sample(f"{name}.dcm", content, voxels)
+    grey = (volume()[1] % 256).astype(np.uint8)
+    for name, plane, syntax, options in (
+        ("jpeg.dcm", grey, JPEGBaseline8Bit, {"format": "JPEG"}),
+        ("j2k.dcm", volume("uint16")[1], JPEG2000Lossless, {"format": "JPEG2000", "no_jp2": True}),
+    ):
+        stream = io.BytesIO()
+        Image.fromarray(plane).save(stream, **options)
+        write_compressed(folder / name, plane, syntax, stream.getvalue())
+        found[name] = Sample(name, (folder / name).read_bytes())
     write_enhanced(folder / "enhanced.dcm", volume())
     found["enhanced.dcm"] = Sample("enhanced.dcm", (folder / "enhanced.dcm").read_bytes())
     files = {}
@@ -175,8 +193,8 @@ def _npz() -> dict[str, Sample]:
     def pack(array: bytes) -> bytes:
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr("imgs.npy", array)
-            file.writestr("gts.npy", array)
+            for name in ("imgs.npy", "gts.npy"):  # of 1980: the same bytes in every run
+                file.writestr(zipfile.ZipInfo(name), array, zipfile.ZIP_DEFLATED)
         return packed.getvalue()
 
     whole = pack(buffer.getvalue())

@@ -47,6 +47,33 @@ def not_a_type(folder):
     return meta(folder / "a.mha", rb"MET_SHORT", b"\x00\xffMET")
 
 
+def dimensions(folder, old=b"3", new=b"-1"):
+    """MetaIO writes beyond an array."""
+    return meta(folder / "a.mha", b"NDims = " + old, b"NDims = " + new)
+
+
+def a_field_twice(folder):
+    return meta(folder / "a.mha", b"BinaryData = True", b"DimSize = 5 5 5\nBinaryData = True")
+
+
+def jpeg_2000(folder):
+    """ITK goes by the name, and OpenJPEG crashes."""
+    Image.fromarray(volume()[0].astype(np.uint8)).save(folder / "a.jp2")
+    content = bytearray((folder / "a.jp2").read_bytes())
+    content[0] = 0x99
+    (folder / "a.jp2").write_bytes(content)
+    return folder / "a.jp2"
+
+
+def webp(folder):
+    Image.fromarray(volume()[0].astype(np.uint8)).save(folder / "a.webp")
+    content = bytearray((folder / "a.webp").read_bytes())
+    assert content[12:16] == b"VP8 "
+    content[26:30] = b"\xff\x3f\xff\x3f"
+    (folder / "a.webp").write_bytes(content)
+    return folder / "a.webp"
+
+
 def circle(folder):
     """The second page of a TIFF names the first one as the next."""
     with tifffile.TiffWriter(folder / "a.tif") as writer:
@@ -98,6 +125,11 @@ def cut_png(folder):
         (far_away, "transformmatrix in the header has 1e308; write the file again"),
         (wide, "space directions in the header has 1e308; write the file again"),
         (not_a_type, r"type \\x00"),
+        (dimensions, "NDims is -1, DimSize 20 16 4"),
+        (lambda folder: dimensions(folder, new=b"99999999999"), "NDims is 99999999999"),
+        (a_field_twice, "its header has dimsize twice"),
+        (jpeg_2000, "its beginning is damaged"),
+        (webp, "says 16383 x 16383 pixels in"),
         (circle, "its pages lead in a circle"),
         (lost_pages, "a.tif: "),
         (lambda folder: npz(folder, b"no array"), "a.npz: "),

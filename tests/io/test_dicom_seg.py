@@ -7,9 +7,10 @@ from pydicom.sequence import Sequence
 
 from medsam_jax.errors import UserError
 from medsam_jax.inference.dicom_seg import write_dicom_seg
-from medsam_jax.io.scans import read_mask, read_scan
+from medsam_jax.io.dicom import dicom_files
+from medsam_jax.io.scans import read_mask, read_mask_scan, read_scan
 from tests.io.dicom_files import write_slice
-from tests.io.test_dicom_frames import CLASSIC, item
+from tests.io.test_dicom_frames import CLASSIC, enhanced, item
 from tests.io.test_dicom_series import refused, volume, write
 
 PATIENT = dict.fromkeys(
@@ -131,3 +132,49 @@ def test_other_objects_are_named(tmp_path):
         dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = uid
         dataset.save_as(path)
         assert name in refused(path)
+
+
+def blob(seed):
+    return np.random.default_rng(seed).random((16, 20)) > 0.5
+
+
+def read_on_series(path, array, depths, segments, step=3.0):
+    scan = read_scan(write(path / "ct", volume(), step=step))
+    return read_mask_scan(segmentation(path / "a.dcm", array, depths, segments), scan)
+
+
+@pytest.mark.parametrize("kept", [(1, 3, 5), (3,), (0, 5)])
+@pytest.mark.parametrize("step", [-3.0, 2.5, 3.0])
+def test_few_slices_stay_the_ones_they_are(tmp_path, kept, step):
+    planes = np.stack([blob(place) for place in kept])
+    depths = [100 + step * place for place in kept]
+    found = read_on_series(tmp_path, planes, depths, [1] * len(kept), step)
+    expected = np.zeros((6, 16, 20), bool)
+    expected[list(kept)] = planes
+    np.testing.assert_array_equal(found.array, expected[:: int(np.sign(step))])
+
+
+def test_segments_in_any_order_of_frames(tmp_path):
+    planes = np.stack([~blob(1), blob(1), ~blob(1), blob(1)])
+    found = read_on_series(tmp_path, planes, [112.0, 103.0, 103.0, 115.0], [7, 2, 7, 2])
+    expected = np.zeros((6, 16, 20), np.int32)
+    expected[1] = np.where(blob(1), 2, 7)
+    expected[4], expected[5] = ~blob(1) * 7, blob(1) * 2
+    np.testing.assert_array_equal(found.array, expected)
+
+
+def test_overlapping_segments_are_noted(tmp_path):
+    planes = np.stack([blob(1), blob(1) | blob(2)])
+    found = read_on_series(tmp_path, planes, [106.0, 106.0], [1, 2])
+    np.testing.assert_array_equal(found.array[2], np.where(blob(1) | blob(2), 2, 0))
+    assert any("several segments" in note for note in found.notes)
+
+
+def test_the_seg_of_an_enhanced_file_in_any_order(tmp_path):
+    pytest.importorskip("highdicom", reason="extra dicom is not installed")
+    order = [3, 0, 5, 1, 4, 2]
+    depths = [100 + 3.0 * place for place in order]
+    source = str(enhanced(tmp_path / "ct.dcm", volume()[order], depths, **PATIENT))
+    path = tmp_path / "s.dcm"
+    write_dicom_seg(path, labels().astype(int), dicom_files(source), {1: "a", 2: "b"}, "m")
+    np.testing.assert_array_equal(read_mask(path, read_scan(source)), labels())

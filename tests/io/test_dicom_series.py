@@ -17,7 +17,7 @@ def volume(shape=(6, 16, 20)):
 
 def write(folder, array, change=None, step=3.0, **options):
     """Writes slices along z; `change(index)` returns options of one slice."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for index, plane in enumerate(array):
         own = {"position": (-5.0, 2.0, round(100 + step * index, 4)), "number": index + 1}
         own |= options | (change(index) if change else {})

@@ -1,6 +1,8 @@
 """Launchers say what they would submit; it is valid, and bad arguments are refused before."""
 
+import ast
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -92,6 +94,21 @@ def test_tpu_slice():
     assert remote.endswith(" --multihost")
     assert text == ""
     assert subprocess.run(["bash", "-n"], input=remote, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["slurm", "tpu_vm", "jobset"])
+def test_the_examples_of_the_help_are_right(name):
+    source = (ROOT / "launch" / f"{name}.py").read_text(encoding="utf-8")
+    text = ast.get_docstring(ast.parse(source), clean=False).replace("\\\n", "")
+    examples = re.findall(r"^  python -m (.*?)(?: > .*)?$", text, re.MULTILINE)
+    assert len(examples) == text.count("python -m")
+    for example in examples:
+        assert "--dry_run" in example
+        run = subprocess.run(
+            [sys.executable, "-m", *shlex.split(example)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (run.returncode, run.stderr) == (0, "")
+        assert run.stdout.startswith("# would run: ")
 
 
 def test_jobset_of_gpus():

@@ -1,5 +1,9 @@
 """The results page: which rows are scored, and what the cells hold."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +11,8 @@ from medsam_jax.data.manifest import REQUIRED, read_cases
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.tables import write_csv
 from scripts import results
+
+ROOT = Path(__file__).parents[2]
 
 
 def row(checkpoint, task, dice, case="a"):
@@ -87,3 +93,23 @@ def test_models_that_cannot_be_meant(given):
 def test_models_are_named():
     given = results.parse_models(["a b=x", "c=y+z"])
     assert given == {"a b": ["x"], "c": ["y", "z"]}
+
+
+def test_overlaps_of_no_mask_with_objects():
+    from scripts.automatic_masks_table import overlaps
+
+    objects = np.zeros((2, 4, 5), bool)
+    objects[0, :2] = objects[1, 2:] = True
+    assert overlaps(np.zeros((0, 4, 5), bool), objects).shape == (0, 2)
+    np.testing.assert_array_equal(overlaps(objects[:1], objects), [[1, 0]])
+
+
+def test_without_a_page_the_tables_go_to_the_output(tmp_path):
+    """docs/results.md is written where `--page` names it, and only there."""
+    page = (ROOT / "docs/results.md").read_bytes()
+    command = [sys.executable, "scripts/results.py", "--model", "a=none", f"--output={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert text.startswith(results.BEGIN)
+    assert "| a | `none` |" in text
+    assert (ROOT / "docs/results.md").read_bytes() == page

@@ -108,7 +108,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(config, tmp_path):
         (["--config.iou_weight=1"], "--config.iou_weight=1: no field 'iou_weight'; see"),
         (
             ["--config=nowhere.py"],
-            "error: command line: No such file or directory: 'nowhere.py'; see --help\n",
+            "error: command line: 'nowhere.py': no such file; start in the repository's root or "
+            "give the whole path\n",
         ),
         (["--config.num_steps=many"], "many"),
         (["--config.data_dir=/nowhere"], "/nowhere: holds no medical_slices data set"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.data.datasets import find_dataset
-from medsam_jax.data.manifest import case_hash, case_hashes, trained_cases
+from medsam_jax.data.manifest import case_hash, case_hashes, short_hash, trained_cases
 from medsam_jax.errors import UserError
 from medsam_jax.models import checkpoint
 from medsam_jax.models.checkpoint import read_config, read_metadata, read_params
@@ -19,7 +19,8 @@ from medsam_jax.training.config import base_config
 from medsam_jax.training.loop import train_and_evaluate
 from medsam_jax.training.sharding import make_mesh
 from medsam_jax.training.step import TrainState
-from medsam_jax.training.workdir import check_same_run, record_start
+from medsam_jax.training.workdir import check_same_run, record_best, record_start
+from tests.training.runs import values
 
 
 def test_each_start_is_recorded(undisturbed, config, built, tmp_path):
@@ -117,6 +118,37 @@ def test_a_checkpoint_knows_the_cases_it_was_trained_on(undisturbed, built):
     assert start["data_set"]["cases"] == case_hashes(record)
     assert case_hashes(record, "organs")["train"] != case_hashes(record)["train"]
     assert trained_cases({"licence": "Apache-2.0"}) == {}
+    images = trained_cases(read_metadata(undisturbed / "best"), "images")
+    scans = {short_hash(one["image_sha256"]): one["split"] for one in record["cases"]}
+    assert images == {one: split for one, split in scans.items() if split != "validation"}
+
+
+def test_the_end_of_a_run_names_the_best_step_and_its_scores(undisturbed):
+    (start,) = json.loads((undisturbed / "run.json").read_text())
+    dice = values(undisturbed, "tune/dice")
+    step = max(dice, key=dice.get)
+    assert start["best"] == {
+        "step": step,
+        "score": dice[step],
+        "parts": {"tune/dice": dice[step]},
+        "no_better_than_the_start": step == 0,
+    }
+
+
+def test_a_best_model_that_is_untrained_is_called_so(begun, config):
+    workdir, _ = begun
+    parts = {"tune/dice": 0.75, "tune/point_dice": 0.25}
+    best = {"step": 0, "score": 0.5, "parts": parts}
+    assert record_best(workdir, {"best_score": 0.5, "best": best}) == (
+        "best tune score 0.5000 (mean of tune/dice 0.7500 and tune/point_dice 0.2500) at step 0: "
+        "no better than the start, the model is untrained"
+    )
+    (start,) = json.loads((workdir / "run.json").read_text())
+    assert start["best"]["no_better_than_the_start"]
+    trained = {"step": 4, "score": 0.75, "parts": {"tune/dice": 0.75}}
+    line = record_best(workdir, {"best_score": 0.75, "best": trained})
+    assert line == "best tune score 0.7500 (tune/dice 0.7500) at step 4"
+    assert record_best(workdir, {"best_score": 0.75}) == "best tune score 0.7500"
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):

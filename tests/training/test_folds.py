@@ -1,0 +1,97 @@
+"""Training in a fold: its slices, its cached embeddings, what its checkpoint records."""
+
+import numpy as np
+import pytest
+
+from medsam_jax.data.augment import Augmentation, Variants
+from medsam_jax.data.datasets import find_dataset, open_dataset
+from medsam_jax.data.input_pipeline import eval_objects, train_loader
+from medsam_jax.data.manifest import case_hash
+from medsam_jax.data.splits import ALL, SPLITS
+from medsam_jax.errors import UserError
+from medsam_jax.evaluation import run
+from medsam_jax.models.checkpoint import read_metadata
+from medsam_jax.training.loop import train_and_evaluate
+
+
+def slices(source):
+    return [(record["case_id"].decode(), int(record["slice_index"])) for record in source]
+
+
+def test_a_fold_has_all_slices_of_its_patients(built):
+    every, whole = open_dataset(built, ALL)
+    held_out = []
+    for fold in ("1/3", "2/3", "3/3"):
+        found = []
+        for split in SPLITS:
+            source, info = open_dataset(built, split, fold)
+            patients = {c["case_id"] for c in info.record["cases"] if c["split"] == split}
+            assert slices(source) == [one for one in slices(every) if one[0] in patients]
+            assert info.counts[split]["slices"] == len(source)
+            positions, labels = info.objects(split)
+            masks = [source[position]["mask"] for position in range(len(source))]
+            expected = [(i, n) for i, mask in enumerate(masks) for n in np.unique(mask)[1:]]
+            assert list(zip(positions, labels, strict=True)) == expected
+            found += slices(source)
+            held_out += slices(source) if split == "validation" else []
+        assert sorted(found) == sorted(slices(every))
+        assert info.fingerprint == find_dataset(built).fingerprint, "one embedding cache for all"
+    assert sorted(held_out) == sorted(slices(every))
+    assert whole.counts[ALL]["slices"] == len(every)
+
+
+def test_versions_of_a_slice_are_the_same_in_every_fold(built):
+    """Their embeddings are cached once, by the place of a slice in the whole data set."""
+    change = Augmentation(flip=0.5, rotation=20.0)
+    whole = Variants(open_dataset(built, ALL)[0], change, 2)
+    source, info = open_dataset(built, "train", "2/3")
+    places = info.stored_positions("train")
+    fold = Variants(source, change, 2, places)
+    for position, place in enumerate(places):
+        for version in (0, 1):
+            one, other = fold[2 * position + version], whole[2 * place + version]
+            np.testing.assert_array_equal(one["image"], other["image"])
+
+
+def test_a_run_in_a_fold_keeps_its_patients_apart_and_is_evaluated_on_them(
+    config, built, tmp_path, capsys
+):
+    config.update({"num_steps": 1, "eval_every": 1, "log_every": 1, "checkpoint_every": 1})
+    config.embedding_cache = str(tmp_path / "cache")
+    for fold in (1, 2, 3):
+        config.fold = f"{fold}/3"
+        train_and_evaluate(config, tmp_path / f"fold{fold}")
+    info = find_dataset(built).in_fold("2/3")
+    training = read_metadata(tmp_path / "fold2" / "best")["training"]
+    splits = {case["case_id"]: case["split"] for case in info.record["cases"]}
+    hashes = {
+        split: sorted(case_hash("medical_slices", n) for n, s in splits.items() if s == split)
+        for split in SPLITS
+    }
+    assert training["cases"] == {"train": hashes["train"], "tune": hashes["tune"]}
+    assert training["held_out"] == hashes["validation"]
+
+    pattern, output = str(tmp_path / "fold{}" / "best"), tmp_path / "out"
+    run.evaluate([pattern], output, data_dir=str(built), folds=3)
+    lines = (output / "per_object.csv").read_text().splitlines()[1:]
+    assert {line.split(",")[4] for line in lines} == set(splits), "every patient"
+    assert len(lines) == len(list(eval_objects(built, ALL, batch_size=1)))
+    checkpoint = str(tmp_path / "fold2" / "best")
+    with pytest.raises(UserError, match=f"6 patients to score, 4 were .*{checkpoint} has 3 in tr"):
+        run.evaluate([checkpoint], tmp_path / "no", data_dir=str(built), split=ALL)
+
+
+def test_a_loader_gives_embeddings_of_the_slices_of_its_fold(built):
+    source, _ = open_dataset(built, "train", "1/3")
+    marks = [np.full((1, 1, 1), n, np.float32) for n in range(len(source))]
+    settings = {"batch_size": 4, "seed": 0, "box_jitter": 0}
+    batch = next(train_loader(built, "train", embeddings=marks, fold="1/3", **settings))
+    for image, mark in zip(batch["image"], batch["embedding"].ravel(), strict=True):
+        np.testing.assert_array_equal(image, source[int(mark)]["image"])
+
+
+def test_more_folds_than_patients_end_before_the_work(config, tmp_path):
+    config.fold = "2/7"
+    with pytest.raises(UserError, match="config.fold: 2/7 given, but there are 6 patients"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
