@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
 from tqdm import tqdm
@@ -123,7 +123,7 @@ def _fail(message: str) -> NoReturn:
 class _Stream:
     """stdout or stderr; what is written after its reader has left is dropped."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:

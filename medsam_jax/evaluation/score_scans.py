@@ -63,6 +63,8 @@ class _Volume:
 class VolumeEvaluation(Evaluation):
     """Scores checkpoints on the scans of a manifest; its items are the cases.
 
+    Longer than other classes here: a case is read, predicted, scored and shown in its own grid.
+
     Args:
       manifest, split, data_set: see `read_cases`, also for the errors raised.
       settings: see `Evaluation`; shifts are in pixels of the scan's own slices, the tolerance in mm
