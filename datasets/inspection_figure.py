@@ -8,7 +8,7 @@ import numpy as np
 from datasets.inspection import Inspected
 from medsam_jax.data.modality import is_ct, rule_of
 from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
-from medsam_jax.drawing import OBJECTS, figure_of
+from medsam_jax.drawing import TRUTHS, figure_of
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import write_whole
 
@@ -85,7 +85,7 @@ def _plane(
     panel.imshow(grey, extent=extent, aspect=aspect, interpolation="nearest", **colours)
     if mask is not None:
         for label in np.unique(mask[mask > 0]).tolist():
-            colour = np.array(OBJECTS[(label - 1) % len(OBJECTS)]) / 255
+            colour = np.array(TRUTHS[(label - 1) % len(TRUTHS)]) / 255
             panel.contour(mask == label, levels=[0.5], colors=[colour], linewidths=1.2)
     panel.set(xticks=[], yticks=[])
     if found.slices > 1:

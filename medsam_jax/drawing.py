@@ -24,6 +24,7 @@ LEGEND = "truth green, prediction orange, prompt yellow"
 # Several predicted objects: the same palette without the truth's and the prompts' colours.
 OBJECTS = (PREDICTION, (86, 180, 233), (204, 121, 167), (0, 114, 178), (255, 255, 255))
 OBJECTS += ((160, 110, 255),)
+TRUTHS = (TRUTH, *OBJECTS[1:])  # several objects of the truth: never in the prediction's colour
 
 _MIN_SIDE, _TILE, _TILES = 512, 256, 20
 
@@ -130,13 +131,22 @@ def window_around(masks: Bool[np.ndarray, "n h w"], smallest: int = 48) -> tuple
 
 
 def montage(
-    slices: UInt8[np.ndarray, "z h w *c"], labels: Integer[np.ndarray, "z h w"]
+    slices: UInt8[np.ndarray, "z h w *c"],
+    labels: Integer[np.ndarray, "z h w"],
+    prompts: Iterable[dict[str, Any]] = (),
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Draws up to twenty slices, evenly from the first to the last with an object."""
+    """Draws up to twenty slices, evenly from the first to the last with an object.
+
+    Args:
+      prompts: each with its `slice`, which is shown: it takes the place of the nearest other one.
+    """
     import cv2
 
     shown = _labelled(labels)
-    chosen = shown[np.unique(np.linspace(0, len(shown) - 1, _TILES).round().astype(int))]
+    chosen = _with_prompted(
+        shown[np.unique(np.linspace(0, len(shown) - 1, _TILES).round().astype(int))],
+        sorted({prompt["slice"] for prompt in prompts}),
+    )
     window = window_around(labels[shown] > 0) if labels.any() else (slice(None), slice(None))
     tiles = []
     for index in chosen:
@@ -150,6 +160,18 @@ def montage(
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     return np.vstack(rows)
+
+
+def _with_prompted(evenly: np.ndarray, prompted: list[int]) -> list[int]:
+    """Returns at most as many slices as fit a montage, the prompted ones among them."""
+    chosen, prompted = evenly.tolist(), prompted[:_TILES]
+    for index in prompted:
+        if index not in chosen:
+            if len(chosen) == _TILES:
+                others = [one for one in chosen if one not in prompted]
+                chosen.remove(min(others, key=lambda one: abs(one - index)))
+            chosen.append(index)
+    return sorted(chosen)
 
 
 def write_gif(

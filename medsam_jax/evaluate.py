@@ -25,7 +25,10 @@ from medsam_jax.distributed import define_flags
 from medsam_jax.io.files import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_list(
-    "checkpoint", None, "Checkpoint directories or names of known weights, comma-separated."
+    "checkpoint",
+    None,
+    "Checkpoint directories or names of known weights, comma-separated; NAME=CHECKPOINT gives one "
+    "another name in tables and figures.",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data set written by datasets.build.")
 _MANIFEST = flags.DEFINE_string("manifest", None, "cases.csv of scans, instead of a data set.")
@@ -57,7 +60,11 @@ _BOX_SHIFT = flags.DEFINE_list(
     "Each box side moves outwards by 0 to this many pixels; several give a curve, e.g. 0,5,10,20. "
     "The first one makes the main tables.",
 )
-_LABELS = flags.DEFINE_list("labels", [], "Labels to score, which every scan must have.")
+_LABELS = flags.DEFINE_list(
+    "labels",
+    [],
+    "Labels to score, which every scan must have, with names where wanted: 1=liver,2=tumour.",
+)
 _BURDEN = flags.DEFINE_bool("burden", False, "Measure volumes and diameters in the scans.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 2.0, "Of the NSD: pixels for slices, mm for volumes.")
 _BATCH_SIZE = flags.DEFINE_integer(

@@ -13,7 +13,8 @@ Examples:
 
 Every --box is an object; all --point together are one. In a volume these lie on --slice and the
 object is followed to both sides (--follow). A JSON file names images and holds prompts for each:
-{"ct.nii.gz": [{"label": 5, "name": "liver", "slice": 40, "box": [160, 120, 260, 210]}]}.
+{"ct.nii.gz": [{"label": 5, "name": "liver", "slice": 40, "box": [160, 120, 260, 210]}]}, or
+{"modality": "CT", "window": "lung", "prompts": [...]} for an image.
 
 Writes NAME_mask in the format and on the grid of the input (a DICOM SEG for a DICOM series),
 NAME_overlay.png, NAME_montage.png for volumes, NAME.json with scores, sizes and diameters, and
@@ -43,7 +44,21 @@ _PROMPT_MASK = flags.DEFINE_string(
     "Mask whose labels are prompted by their boxes, slice by slice; for a folder of images, a "
     "folder of masks named as the images.",
 )
+_LABELS = flags.DEFINE_list(
+    "labels", [], "Names of the labels of --prompt_mask, e.g. 1=liver,2=tumour."
+)
 _AUTO = flags.DEFINE_bool("auto", False, "Find all objects of a picture or slice, without prompts.")
+_AUTO_SETTINGS = {
+    name: define(name, None, f"--auto: {text}; by default the checkpoint's own.")
+    for name, define, text in (
+        ("points_per_side", flags.DEFINE_integer, "side of the grid of points"),
+        ("pred_iou_thresh", flags.DEFINE_float, "least predicted IoU, 0 to 1"),
+        ("stability_score_thresh", flags.DEFINE_float, "least stability, 0 to 1"),
+        ("box_nms_thresh", flags.DEFINE_float, "box IoU above which the worse mask is dropped"),
+        ("crop_n_layers", flags.DEFINE_integer, "layers of crops, layer i has 4 ** i"),
+        ("min_mask_region_area", flags.DEFINE_integer, "smaller holes and islands go, pixels"),
+    )
+}
 _MODALITY = flags.DEFINE_string(
     "modality", None, "CT means Hounsfield units; else MR, US, ... DICOM files say it themselves."
 )
@@ -81,7 +96,11 @@ def main(_) -> None:
             points=[_numbers("--point", text, "x,y,label") for text in _POINT.value],
             prompts=_PROMPTS.value,
             prompt_mask=_PROMPT_MASK.value,
+            label_names=_LABELS.value,
             auto=_AUTO.value,
+            auto_settings={
+                name: flag.value for name, flag in _AUTO_SETTINGS.items() if flag.value is not None
+            },
             modality=_MODALITY.value,
             window=_WINDOW.value,
             slice_index=_SLICE.value,

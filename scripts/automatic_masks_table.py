@@ -23,6 +23,7 @@ from medsam_jax.cli import run
 from medsam_jax.data.preprocess import normalise_intensity
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.data.recipes import get_recipe
+from medsam_jax.drawing import PREDICTION, TRUTH
 from medsam_jax.io.scans import read_mask, read_scan
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "lite_medsam", "Name or directory.")
@@ -39,7 +40,7 @@ _ABDOMEN_SLICE, _LEAST_PIXELS = 14, 50
 _PANEL = 560  # pixels across
 _GREY_BITS = 3  # low bits that are dropped
 _FOUND, _OTHER = 32, 33  # palette indices, after the greys
-_COLOURS = [0, 255, 80, 255, 120, 0]
+_COLOURS = [*TRUTH, *PREDICTION]
 
 
 @dataclasses.dataclass(frozen=True)

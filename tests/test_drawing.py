@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -13,8 +14,10 @@ from medsam_jax.drawing import (
     PREDICTION,
     PROMPT,
     TRUTH,
+    TRUTHS,
     draw,
     figure_of,
+    montage,
     overlay,
     save_figures,
     window_around,
@@ -102,3 +105,46 @@ def test_a_figure_that_fails_costs_a_line(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
     line = f"warning: {tmp_path}/a.png: not drawn (ValueError: no font); all other results are "
     assert capsys.readouterr().err == line + "written\n"
+
+
+def shown_slices(labels, prompts):
+    """Returns the numbers that a montage writes on its tiles."""
+    numbers, put_text = [], cv2.putText
+
+    def keep(tile, text, *rest):
+        numbers.append(int(text))
+        return put_text(tile, text, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cv2, "putText", keep)
+        montage(np.zeros((len(labels), 16, 16), np.uint8), labels, prompts)
+    return numbers
+
+
+def test_montage_shows_the_prompted_slices():
+    labels = np.zeros((90, 16, 16), np.uint8)
+    labels[10:80, 4:9, 4:9] = 1
+    evenly = shown_slices(labels, [])
+    assert len(evenly) == 20
+    prompted = next(index for index in range(10, 80) if index not in evenly)
+    shown = shown_slices(labels, [{"slice": prompted}, {"slice": 85}])
+    assert {prompted, 85} < set(shown)
+    assert shown == sorted(set(shown))
+    assert len(shown) == 20
+    assert len(set(evenly) & set(shown)) == 18
+
+
+def test_montage_of_many_prompts_keeps_its_size():
+    labels = np.zeros((60, 16, 16), np.uint8)
+    labels[:, 4:9, 4:9] = 1
+    shown = shown_slices(labels, [{"slice": index} for index in range(60)])
+    assert shown == list(range(20))
+    labels[5:] = 0
+    shown = shown_slices(labels, [{"slice": 30}])
+    assert shown == [0, 1, 2, 3, 4, 30]
+
+
+def test_truth_and_prediction_of_one_label_differ_in_colour():
+    assert TRUTHS[0] == TRUTH
+    assert PREDICTION not in TRUTHS
+    assert TRUTH not in OBJECTS

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from medsam_jax.data.datasets import DatasetInfo, open_dataset
+from medsam_jax.data.datasets import DatasetInfo, label_name, open_dataset
 from medsam_jax.data.manifest import SPLITS
-from medsam_jax.drawing import figure_of, save_figures
+from medsam_jax.drawing import TRUTHS, figure_of, save_figures
 from medsam_jax.io.notes import summarise_notes
 
 SAMPLES = 12  # slices in the sample grid
@@ -57,7 +57,8 @@ def text(record: dict[str, Any], figures: Sequence[str] = FIGURES) -> str:
     lines += ["", "## Scans", "", "| task | modality | shape | spacing, mm | slices along |"]
     lines += ["|---|---|---|---|---|"]
     lines += [_scan_row(record, task, modality) for task, modality in _groups(record)]
-    lines += ["", "## Dropped", "", "| what | how many |", "|---|---:|"]
+    lines += ["", "## Dropped", ""]
+    lines += ["| what | how many |", "|---|---:|"] if record["dropped"] else ["Nothing."]
     lines += [f"| {reason} | {count} |" for reason, count in record["dropped"].items()]
     noted = ((case["case_id"], case.get("notes", ())) for case in record["cases"])
     for title, found in (
@@ -106,7 +107,7 @@ def object_sizes(record: dict[str, Any]) -> dict[tuple[str, str], list[int]]:
     for case in record["cases"]:
         for kept in case["objects"]:
             for label, pixels in kept:
-                name = label_name(record["labels"][case["task"]], label)
+                name = label_name(record, case["task"], label)
                 sizes.setdefault((case["task"], name), []).append(pixels)
     return sizes
 
@@ -114,13 +115,6 @@ def object_sizes(record: dict[str, Any]) -> dict[tuple[str, str], list[int]]:
 def _natural(task: str, label: str) -> tuple[str, int, str]:
     """Sorts unnamed labels by their number."""
     return task, int(label) if label.isdigit() else 0, label
-
-
-def label_name(labels: dict[str, Any], label: int) -> str:
-    """The name of a stored id: its own, or that of the label it is an instance of."""
-    if str(label) not in labels:
-        label = labels["above"]["instances_of"]
-    return labels[str(label)]["name"]
 
 
 def draw(info: DatasetInfo, folder: pathlib.Path) -> list[str]:
@@ -134,8 +128,6 @@ def _samples(info: DatasetInfo) -> Any:
     split = max(info.counts, key=lambda name: info.counts[name]["slices"])
     source, _ = open_dataset(info.directory, split)
     figure = figure_of(12, 9.6)
-    import matplotlib
-
     axes = figure.subplots(3, SAMPLES // 3)
     chosen = _spread(info.groups(split))
     for axis, position in itertools.zip_longest(axes.flat, chosen):
@@ -146,7 +138,7 @@ def _samples(info: DatasetInfo) -> Any:
         labels = record["mask"][:, :, 0]
         axis.imshow(record["image"])
         for label in np.unique(labels[labels > 0]):
-            colour = matplotlib.colormaps["tab10"](label % 10)
+            colour = np.array(TRUTHS[(int(label) - 1) % len(TRUTHS)]) / 255
             axis.contour(labels == label, levels=[0.5], colors=[colour], linewidths=1)
         names = [record[name].decode() for name in ("task", "modality", "case_id")]
         axis.set_title("{} ({})\n{}".format(*names), fontsize=8)
@@ -182,7 +174,7 @@ def _sizes(info: DatasetInfo) -> Any:
 def _spacings(info: DatasetInfo) -> Any:
     figure = figure_of(7, 4)
     axis = figure.subplots()
-    unknown = 0
+    unknown, largest = 0, np.zeros(2)
     for task, modality in _groups(info.record):
         cases = [
             case["scan_spacing"]
@@ -194,7 +186,10 @@ def _spacings(info: DatasetInfo) -> Any:
         if len(known):
             axis.plot(known[:, 2], known[:, 0], "o", alpha=0.5, label=f"{task} ({modality})")
             axis.legend(fontsize=8)
+            largest = np.maximum(largest, known[:, [2, 0]].max(axis=0))
     axis.set(xlabel="spacing along x, mm", ylabel="spacing along z, mm")
+    if largest.all():  # from 0: scans of one spacing would be drawn as differences of nothing
+        axis.set(xlim=(0, 1.2 * largest[0]), ylim=(0, 1.2 * largest[1]))
     axis.set_title(f"{unknown} scans without a known spacing", fontsize=9)
     return figure
 

@@ -147,8 +147,33 @@ def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> Dat
 
 def data_set_of(manifest: str | pathlib.Path) -> str:
     """Returns the name of the data set that a manifest lies beside, else the default name."""
+    return _record_beside(manifest).get("name", DATA_SET)
+
+
+def mask_label_names(manifest: str | pathlib.Path) -> dict[tuple[str, int], str]:
+    """Returns names of the masks' labels by task and number, of the data set beside a manifest."""
+    return {
+        (task, entry["original"]): entry["name"]
+        for task, labels in _record_beside(manifest).get("labels", {}).items()
+        for entry in labels.values()
+        if "original" in entry
+    }
+
+
+def label_name(record: Mapping[str, Any], task: str, label: int) -> str:
+    """Returns the name of a stored label: its own, or that of the label it is an instance of.
+
+    A label that the build gave no name has its number in the masks.
+    """
+    labels = record.get("labels", {}).get(task, {})
+    if str(label) not in labels and "above" in labels:
+        label = labels["above"]["instances_of"]
+    return labels.get(str(label), {}).get("name", str(label))
+
+
+def _record_beside(manifest: str | pathlib.Path) -> dict[str, Any]:
     record = pathlib.Path(manifest).parent / RECORD_FILE
-    return json.loads(record.read_text(encoding="utf-8"))["name"] if record.exists() else DATA_SET
+    return json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
 
 
 def open_dataset(

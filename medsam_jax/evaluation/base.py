@@ -43,6 +43,7 @@ class ObjectScore:
     modality: str
     slice_index: int  # of a volume: where the object is largest
     label: int
+    label_name: str = ""  # given at the build or by --labels, else the number
     reference: str  # the annotator whose mask is the truth
     trained_on: str = ""  # "train" or "tune" where the checkpoint has seen the patient
     prompt: str
@@ -167,6 +168,10 @@ class Evaluation(abc.ABC):
         """Returns the case id of an item."""
 
     @abc.abstractmethod
+    def label_name(self, task: str, label: int) -> str:
+        """Returns the name of a label, its number where it has none."""
+
+    @abc.abstractmethod
     def image_hashes(self, patient: str) -> set[str]:
         """Returns the `short_hash` of each scan of a patient; may read the scans."""
 
@@ -230,7 +235,11 @@ class Evaluation(abc.ABC):
 
         def gather(kind: str) -> list[ObjectScore]:
             return [
-                ObjectScore(**row | name | {"item": item})
+                ObjectScore(
+                    **row
+                    | name
+                    | {"item": item, "label_name": self.label_name(row["task"], row["label"])}
+                )
                 for key, item in items.items()
                 for row in entries[key][kind]
             ]

@@ -105,22 +105,23 @@ def score_by_shift(rows: Sequence[ObjectScore]) -> Any:
 def picture_grid(rows: Sequence[ObjectScore], draw: Callable[[ObjectScore], np.ndarray]) -> Any:
     """Shows the objects of each task with best, median and worst DSC; rows of one checkpoint."""
     tasks = list(grouped(rows, attrgetter("task", "modality")).items())[:8]
-    figure = figure_of(9.0, 3.2 * len(tasks))
-    grid = figure.subplots(len(tasks), 3, squeeze=False)
+    most = max(len(members) for _, members in tasks)
+    columns = min(3, most)  # few objects: none is drawn twice, and no panel stays empty
+    figure = figure_of(3.0 * max(columns, 2), 3.2 * len(tasks))
+    grid = figure.subplots(len(tasks), columns, squeeze=False)
     for ((task, modality), members), line in zip(tasks, grid, strict=True):
         members = sorted(members, key=lambda row: np.nan_to_num(-row.scores["dice"]))
         places = {"best": 0, "median": len(members) // 2, "worst": len(members) - 1}
-        drawn = []  # few objects: none twice
-        for axes, (name, place) in zip(line, places.items(), strict=True):
+        if len(members) < 3:
+            places = dict(zip(("best", "worst"), range(len(members)), strict=False))
+        for axes in line[len(places) :]:
+            axes.set_visible(False)
+        for axes, (name, place) in zip(line, places.items(), strict=False):
             row = members[place]
-            if place in drawn or (name == "median" and place == len(members) - 1):
-                axes.set_visible(False)
-                continue
-            drawn.append(place)
             axes.imshow(draw(row))
             main = [m for m in METRICS.values() if m.is_main]
             scores = ", ".join(f"{m.heading} {row.scores[m.name]:.3f}" for m in main)
-            where = f"{row.case_id}, slice {row.slice_index}, label {row.label}"
+            where = f"{row.case_id}, slice {row.slice_index}, label {row.label_name}"
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"{name}: {scores}", fontsize=9)
             axes.set_xlabel(where, fontsize=7)

@@ -19,8 +19,9 @@ def write_report(
 ) -> None:
     """Writes per_object.csv, summary.csv, comparisons.csv, summary.md, summary.tex and figures/.
 
-    Also writes per_slice.csv where slices were scored, and burden.csv and burden_agreement.csv
-    where the rows hold volumes and diameters.
+    Also writes per_label.csv where labels have names or a task has several, per_slice.csv where
+    slices were scored, and burden.csv and burden_agreement.csv where the rows hold volumes and
+    diameters.
 
     Args:
       evaluation: the one that scored the rows; it also draws their pictures.
@@ -31,6 +32,9 @@ def write_report(
     tables.write_csv(output / "per_object.csv", [row.table_row(columns) for row in rows])
     summary = statistics.summarise(rows)
     tables.write_csv(output / "summary.csv", summary)
+    labels = statistics.by_label(rows)
+    if labels:
+        tables.write_csv(output / "per_label.csv", labels)
     tests = statistics.compare(rows)
     if tests:
         tables.write_csv(output / "comparisons.csv", tests)
@@ -50,7 +54,7 @@ def write_report(
     caption = f"{evaluation.title}. Median (first to third quartile) over objects."
     table = tables.summary_table(first, evaluation.tolerance)
     write_text(output / "summary.tex", tables.latex(*table, caption))
-    page = _page(evaluation, settings, summary, tests, burden, figures)
+    page = _page(evaluation, settings, summary, labels, tests, burden, figures)
     write_text(output / "summary.md", page)
 
 
@@ -83,6 +87,7 @@ def _page(
     evaluation: Evaluation,
     settings: dict[str, Any],
     summary: Sequence[Row],
+    labels: Sequence[Row],
     tests: Sequence[Row],
     burden: str,
     figures: Sequence[str],
@@ -94,6 +99,9 @@ def _page(
         name = f"box moved by up to {shift} px a side" if shift else f"{prompt} from the truth"
         lines += [f"\n## Scores, {name}\n\n"]
         lines += [tables.markdown(*tables.summary_table(chosen, evaluation.tolerance))]
+    if labels:
+        table = tables.summary_table(labels, evaluation.tolerance)
+        lines += ["\n## Scores by label\n\n", tables.markdown(*table)]
     counts = {
         key: sum(row[key] for row in summary if row["task"] != statistics.ALL)
         for key in ("both_empty", "missed", "spurious")

@@ -12,7 +12,7 @@ from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.report import write_report
 from medsam_jax.evaluation.score_scans import VolumeEvaluation
 from medsam_jax.evaluation.score_slices import SplitEvaluation
-from medsam_jax.evaluation.scorers import find_scorers
+from medsam_jax.evaluation.scorers import by_display_name, find_scorers
 from medsam_jax.io.files import check_writable
 
 
@@ -44,6 +44,7 @@ def evaluate(
     if batch_size is None:
         batch_size = 1 if jax.default_backend() == "cpu" else 8
     _check_arguments(checkpoints, protocols, tolerance, batch_size)
+    named = by_display_name(checkpoints)
     settings = protocols, tolerance, batch_size, output
     if folds and split:
         raise UserError(f"--split: {split} given, but --folds scores every patient; leave it out")
@@ -55,16 +56,12 @@ def evaluate(
         split = ALL if folds else split or "validation"
         evaluation = SplitEvaluation(data_dir, split, *settings)
     else:
-        chosen = [_whole("labels", label) for label in labels]
-        if len(set(chosen)) < len(chosen) or any(label <= 0 for label in chosen):
-            raise UserError(
-                f"--labels: {','.join(map(str, labels))} given; use numbers above 0, each once"
-            )
-        more = {"labels": chosen, "with_burden": with_burden}
+        names = _labels(labels)
+        more = {"labels": list(names), "label_names": names, "with_burden": with_burden}
         more["data_set"] = name or data_set_of(manifest)
         evaluation = VolumeEvaluation(manifest, split, *settings, **more)
     check_writable(output)
-    scorers = find_scorers(evaluation, checkpoints, split, folds, include_trained)
+    scorers = find_scorers(evaluation, named, split, folds, include_trained)
     for scorer in scorers:
         for note in scorer.notes:
             print(f"note: {scorer.checkpoint}: {note}", flush=True)
@@ -78,7 +75,10 @@ def evaluate(
     if jax.process_index() != 0:
         return
     facts = {
-        "checkpoints": ", ".join(f"`{checkpoint}`" for checkpoint in checkpoints),
+        "checkpoints": ", ".join(
+            f"`{place}`" if name == place else f"{name} (`{place}`)"
+            for name, place in named.items()
+        ),
         "prompt": f"{prompt}, seed {seed}",
         "scored": evaluation.scoring,
         "NSD tolerance": f"{tolerance:g} {evaluation.unit}",
@@ -88,6 +88,17 @@ def evaluate(
     with disk_space(output):
         write_report(evaluation, rows, facts)
     print((output / "summary.md").absolute())
+
+
+def _labels(given: Sequence[int | str]) -> dict[int, str]:
+    """Reads `--labels`: `id` or `id=name`; returns names ("" for none) by label."""
+    pairs = [str(label).partition("=") for label in given]
+    labels = {_whole("labels", number): name.strip() for number, _, name in pairs}
+    if len(labels) < len(pairs) or any(label <= 0 for label in labels):
+        raise UserError(
+            f"--labels: {','.join(map(str, given))} given; use numbers above 0, each once"
+        )
+    return labels
 
 
 def _whole(flag: str, value: int | str) -> int:
@@ -102,8 +113,6 @@ def _check_arguments(
 ) -> None:
     if not checkpoints or not all(checkpoints):
         raise UserError("--checkpoint: empty; give directories or names, comma-separated")
-    if len(set(checkpoints)) < len(checkpoints):
-        raise UserError(f"--checkpoint: {','.join(checkpoints)} names one twice; leave it out")
     if len({protocol.box_shift for protocol in protocols}) < len(protocols):
         raise UserError("--box_shift: one value is given twice; leave it out")
     if not 0 <= tolerance < float("inf"):

@@ -11,13 +11,14 @@ import itertools
 import logging
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medsam_jax.cli import progress
+from medsam_jax.data.datasets import mask_label_names
 from medsam_jax.data.manifest import (
     DATA_SET,
     FIRST,
@@ -62,30 +63,43 @@ class _Volume:
 class VolumeEvaluation(Evaluation):
     """Scores checkpoints on the scans of a manifest; its items are the cases.
 
+    Longer than other classes here: a case is read, predicted, scored and shown in its own grid.
+
     Args:
       manifest, split, data_set: see `read_cases`, also for the errors raised.
       settings: see `Evaluation`; shifts are in pixels of the scan's own slices, the tolerance in mm
         for volumes, in pixels for slices and pictures.
       labels: labels that every case must have and that are scored; empty scores all there are.
+      label_names: names of labels, instead of those of the data set beside the manifest.
       with_burden: whether rows hold volumes and diameters.
     """
 
     unit, scoring = "mm (px for pictures)", "volumes in 3D, in mm; pictures and slices in 2D, in px"
-    columns = ("checkpoint", "case_id", "task", "modality", "reference", "label", "prompt")
-    columns += ("box_shift", "unit", "slice_index", "trained_on", "truth_size", "predicted_size")
+    columns = ("checkpoint", "case_id", "task", "modality", "reference", "label", "label_name")
+    columns += (
+        "prompt",
+        "box_shift",
+        "unit",
+        "slice_index",
+        "trained_on",
+        "truth_size",
+        "predicted_size",
+    )
 
     def __init__(
         self,
         manifest: str | Path,
         split: str | None,
         *settings: Any,
-        labels: Sequence[int] = (),
+        labels: Collection[int] = (),
+        label_names: Mapping[int, str] | None = None,
         with_burden: bool = False,
         data_set: str = DATA_SET,
     ):
         super().__init__(*settings)
         self.cases = read_cases(manifest, split, data_set)
         self._labels, self._burden, self._data_set = tuple(labels), with_burden, data_set
+        self._label_names, self._built_names = label_names or {}, mask_label_names(manifest)
         self.title = f"{len(self.cases)} scans of `{manifest}` ({count_splits(self.cases)})"
         print(f"{manifest}: scoring scans: {count_splits(self.cases)}", file=sys.stderr, flush=True)
 
@@ -101,6 +115,9 @@ class VolumeEvaluation(Evaluation):
 
     def patient_of(self, item: int) -> str:
         return self.cases[item].case_id
+
+    def label_name(self, task: str, label: int) -> str:
+        return self._label_names.get(label) or self._built_names.get((task, label), str(label))
 
     def image_hashes(self, patient: str) -> set[str]:
         return {self._hashes[case.image] for case in self.cases if case.case_id == patient}
@@ -198,7 +215,7 @@ class VolumeEvaluation(Evaluation):
             yield self._object_score(prediction[number], truth[number], PIXELS, **place, **fields)
 
 
-def _read(case: Case, labels: Sequence[int]) -> _Volume:
+def _read(case: Case, labels: Collection[int]) -> _Volume:
     """Reads a case and its masks; `labels` are those that it must have, empty for any."""
     try:
         scan = read_scan(case.image)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medsam_jax.cli import progress
-from medsam_jax.data.datasets import open_dataset
+from medsam_jax.data.datasets import label_name, open_dataset
 from medsam_jax.data.manifest import FIRST, case_hash, short_hash
 from medsam_jax.data.preprocess import check_compatible
 from medsam_jax.data.prompts import Prompt
@@ -41,7 +41,15 @@ class SplitEvaluation(Evaluation):
 
     unit, scoring = "px", "slices in 2D, in pixels of the stored grid"
     columns = ("checkpoint", "unit", "prompt", "box_shift", "case_id", "task", "modality")
-    columns += ("slice_index", "label", "reference", "trained_on", "truth_size", "predicted_size")
+    columns += (
+        "slice_index",
+        "label",
+        "label_name",
+        "reference",
+        "trained_on",
+        "truth_size",
+        "predicted_size",
+    )
 
     def __init__(self, data_dir: str, split: str, *settings: Any):
         super().__init__(*settings)
@@ -69,6 +77,9 @@ class SplitEvaluation(Evaluation):
     @functools.cached_property
     def _patients(self) -> list[str]:
         return [case["case_id"] for case in self._cases() for _ in range(case["slices"])]
+
+    def label_name(self, task: str, label: int) -> str:
+        return label_name(self.info.record, task, label)
 
     def image_hashes(self, patient: str) -> set[str]:
         scans = [case for case in self._cases() if case["case_id"] == patient]

@@ -6,6 +6,7 @@ cross-validation score the patients that each has held out, and are pooled under
 
 import collections
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,9 +39,47 @@ class Scorer:
         ]
 
 
+def by_display_name(items: Sequence[str]) -> dict[str, str]:
+    """Returns checkpoints by their names in tables, from the parts of `--checkpoint`.
+
+    A part is `CHECKPOINT`, its own name, or `NAME=CHECKPOINT`. A path that exists is taken as it
+    is, also with = in it, or with a comma, which has cut it into two parts.
+
+    Raises:
+      UserError: a name or a checkpoint that is empty or given twice.
+    """
+    named: dict[str, str] = {}
+    parts = list(items)
+    while parts:
+        ends = range(len(parts), 1, -1)
+        length = next((end for end in ends if _exists(",".join(parts[:end]))), 1)
+        item = ",".join(parts[:length])
+        del parts[:length]
+        name, place = _split_name(item)
+        if not name or not place:
+            raise UserError(f"--checkpoint: {item!r}; give CHECKPOINT or NAME=CHECKPOINT")
+        if name in named and name != place:
+            raise UserError(f"--checkpoint: the name {name!r} is given twice; use another one")
+        if place in named.values():
+            raise UserError(f"--checkpoint: {','.join(items)} names one twice; leave it out")
+        named[name] = place
+    return named
+
+
+def _split_name(item: str) -> tuple[str, str]:
+    """Returns display name and checkpoint of a part of `--checkpoint`."""
+    name, equals, place = item.partition("=")
+    is_path = os.path.lexists(item.replace(FOLD, "1")) or os.sep in name
+    return (item, item) if is_path or not equals else (name.strip(), place.strip())
+
+
+def _exists(item: str) -> bool:
+    return os.path.lexists(_split_name(item)[1].replace(FOLD, "1"))
+
+
 def find_scorers(
     evaluation: Evaluation,
-    names: Sequence[str],
+    named: Mapping[str, str],
     split: str | None,
     folds: int = 0,
     include_trained: bool = False,
@@ -48,7 +87,8 @@ def find_scorers(
     """Checks all checkpoints, before hours of work on the first.
 
     Args:
-      names: checkpoints; with `folds`, those with `FOLD` in their name stand for one of each fold.
+      named: checkpoints by name in tables; with `folds`, those with `FOLD` in them stand for one of
+        each fold.
       split: that is scored; "train" and "tune" may hold what a checkpoint has seen.
       include_trained: whether other splits may, too.
 
@@ -56,16 +96,16 @@ def find_scorers(
       UserError: a checkpoint that cannot score these data, that has seen patients of a test, or
         folds that do not hold out every patient once.
     """
-    _check_names(names, folds)
+    _check_names(list(named.values()), folds)
     scorers = []
-    for name in names:
-        if FOLD in name:
-            numbers = range(1, folds + 1)
-            of_folds = [_scorer(evaluation, name, f"{number}/{folds}") for number in numbers]
+    for name, place in named.items():
+        if FOLD in place:
+            parts = [f"{number}/{folds}" for number in range(1, folds + 1)]
+            of_folds = [_scorer(evaluation, name, place, fold) for fold in parts]
             _check_folds(evaluation, name, [scorer.patients for scorer in of_folds])
             scorers += of_folds
         else:
-            scorers.append(_scorer(evaluation, name))
+            scorers.append(_scorer(evaluation, name, place))
     if not include_trained and split not in SEEN:
         _refuse_seen(evaluation, {one.checkpoint: one.trained_on for one in scorers})
     return scorers
@@ -85,9 +125,9 @@ def _trained_on(evaluation: Evaluation, metadata: Mapping[str, Any]) -> dict[str
     return seen
 
 
-def _scorer(evaluation: Evaluation, name: str, fold: str = "") -> Scorer:
+def _scorer(evaluation: Evaluation, name: str, place: str, fold: str = "") -> Scorer:
     """Checks one checkpoint; of a fold, it scores the patients that it has held out."""
-    checkpoint = name.replace(FOLD, fold.partition("/")[0])
+    checkpoint = place.replace(FOLD, fold.partition("/")[0])
     directory = resolve(checkpoint)
     contract, metadata = read_config(directory).preprocessing, read_metadata(directory)
     evaluation.check(checkpoint, contract)

@@ -16,6 +16,7 @@ RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap intervals
 T = TypeVar("T")
 Row = dict[str, Any]  # of a table of results
 Case = tuple[str, str, str]  # case_id (the patient), task, modality
+_GROUP = ("task", "modality", "checkpoint")
 ALL = "all"  # stands for every task or modality in a table
 
 
@@ -37,6 +38,25 @@ def summarise(rows: Sequence[ObjectScore]) -> list[Row]:
             row |= {"trained_on": count_cases(one for one in members if one.trained_on)}
             summary.append(row | {"n": len(members)} | _empty_counts(members) | _spread(members))
     return summary
+
+
+def by_label(rows: Sequence[ObjectScore]) -> list[Row]:
+    """Returns `summarise`'s row of each label of a task and modality, of the main table's objects.
+
+    Empty where labels tell nothing more: a single one in each task and modality, without a name.
+    """
+    rows = first_setting(rows)
+    names = {(row.task, row.modality, row.label_name) for row in rows}
+    tasks = {name[:2] for name in names}
+    if len(names) == len(tasks) and all(name.isdigit() or not name for *_, name in names):
+        return []
+    groups = grouped(sorted(rows, key=attrgetter("label")), attrgetter("label_name"))
+    found = []
+    for label, members in groups.items():
+        summary = [row for row in summarise(members) if row["task"] != ALL]
+        found += [{"label": label, **row} for row in summary]
+    order = {key: place for place, key in enumerate(grouped(rows, attrgetter(*_GROUP)))}
+    return sorted(found, key=lambda row: order[itemgetter(*_GROUP)(row)])
 
 
 def first_setting(rows: Sequence[ObjectScore]) -> list[ObjectScore]:

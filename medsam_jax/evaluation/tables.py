@@ -13,7 +13,7 @@ from medsam_jax.evaluation.statistics import Row, units
 from medsam_jax.io.files import write_text
 from medsam_jax.metrics import METRICS
 
-TEXT_COLUMNS = ("task", "modality", "checkpoint", "reference")
+TEXT_COLUMNS = ("task", "modality", "checkpoint", "reference", "label")
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -34,7 +34,10 @@ def _number(value: Any) -> Any:
 def summary_table(rows: Sequence[Row], tolerance: float) -> tuple[list[str], list[list[str]]]:
     """Returns headings and cells of a printed table of `statistics.summarise`'s rows."""
     unit = units(row["unit"] for row in rows)
-    names = list(TEXT_COLUMNS if len({row["reference"] for row in rows}) > 1 else TEXT_COLUMNS[:3])
+    names = list(
+        TEXT_COLUMNS[:4] if len({row["reference"] for row in rows}) > 1 else TEXT_COLUMNS[:3]
+    )
+    names += ["label"] * ("label" in rows[0])
     seen = any(row["trained_on"] for row in rows)
     headings = [*names, "cases", *["trained on"] * seen, "objects", "empty (missed/spurious/both)"]
     for metric in METRICS.values():

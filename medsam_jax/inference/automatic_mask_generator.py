@@ -20,6 +20,7 @@ from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
 from medsam_jax.inference.engine import EncodedImage, one_ahead
 from medsam_jax.inference.mask_filters import (
+    FILTERS,
     Filtered,
     Thresholds,
     enlargement,
@@ -58,6 +59,9 @@ _MEDICAL: dict[str, Any] = {
     "stability_score_thresh": 0.6,
     "box_nms_thresh": 0.3,
 }
+
+_OVERLAP = "overlap"  # the last filter, on the host
+_COUNTS = ("tried", *FILTERS, _OVERLAP)
 
 # Masks of a grid's boxes whose own boxes become prompts: predicted IoU above this, and none whose
 # box overlaps that of a better mask by more than this IoU.
@@ -134,6 +138,7 @@ class AutomaticMaskGenerator:
 
     def __post_init__(self, model: Sam | Predictor):
         self._check()
+        self.dropped = dict.fromkeys(_COUNTS, 0)
         self.predictor = Predictor.of(model)
         if isinstance(self.predictor.model, UNet):
             raise UserError("model: a U-Net predicts no IoU to choose masks by; use a SAM")
@@ -199,7 +204,8 @@ class AutomaticMaskGenerator:
           For each mask, a dict of `segmentation` (by `output_mode`), `area`, `bbox` [x, y, w, h],
           `predicted_iou`, `stability_score`, `crop_box` [x, y, w, h], and `point_coords` [[x, y]]
           or `prompt_box` [[x0, y0, x1, y1]]. For "label_map", int32 [H, W] instead: 0 where there
-          is no mask, smaller masks over larger ones.
+          is no mask, smaller masks over larger ones. `dropped` then holds how many masks were tried
+          and how many each filter has dropped.
         """
         return self.generate_normalised(self.predictor.normalise(image, modality, window))
 
@@ -208,13 +214,14 @@ class AutomaticMaskGenerator:
     ) -> list[dict[str, Any]] | Int[np.ndarray, "h w"]:
         """Generates masks of a uint8 image that `Predictor.normalise` returned, or of a part."""
         shape = image.shape[:2]
+        self.dropped = dict.fromkeys(_COUNTS, 0)
         crops = records.crop_boxes(shape, self.crop_n_layers, self.crop_overlap_ratio)
         found: list[_Candidate] = []
         for crop_box, layer in crops:
             found += self._of_crop(image, crop_box, layer)
         if len(crops) > 1:
             sizes = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (c.crop_box for c in found)]
-            found = _keep(found, [1 / size for size in sizes], self.crop_nms_thresh)
+            found = self._keep(found, [1 / size for size in sizes], self.crop_nms_thresh)
         if self.min_mask_region_area:
             found = self._without_small_regions(found, shape)
         answers = [self._record(candidate, shape) for candidate in found]
@@ -247,7 +254,7 @@ class AutomaticMaskGenerator:
         found: list[_Candidate] = []
         for batch, filtered in one_ahead(map(launch, self._batches(grid))):
             found += self._collect(batch, filtered, crop_box, image.shape[:2])
-        return _keep(found, [c.predicted_iou for c in found], self.box_nms_thresh)
+        return self._keep(found, [c.predicted_iou for c in found], self.box_nms_thresh)
 
     def _batches(self, grid: np.ndarray) -> Iterable[np.ndarray]:
         size = self.points_per_batch
@@ -295,6 +302,10 @@ class AutomaticMaskGenerator:
     ) -> list[_Candidate]:
         """Reads the masks that passed, as run lengths; the others never leave the device."""
         count = int(filtered.count)
+        counts = np.asarray(filtered.dropped).tolist()
+        for name, number in zip(FILTERS, counts, strict=True):
+            self.dropped[name] += number
+        self.dropped["tried"] += count + sum(counts)
         if count == 0:
             return []
         packed = np.asarray(filtered.packed[: min(bucket(count), len(filtered.packed))])
@@ -323,7 +334,16 @@ class AutomaticMaskGenerator:
                 candidate.counts = np.array(encode_rle(mask)["counts"], np.int32)
                 candidate.box = records.mask_box(mask)
             scores.append(0.0 if changed else 1.0)
-        return _keep(found, scores, max(self.box_nms_thresh, self.crop_nms_thresh))
+        return self._keep(found, scores, max(self.box_nms_thresh, self.crop_nms_thresh))
+
+    def _keep(
+        self, found: list[_Candidate], scores: Sequence[float], threshold: float
+    ) -> list[_Candidate]:
+        """Suppresses masks whose box overlaps that of a better one, and counts them."""
+        boxes = np.array([c.box for c in found], np.float32).reshape(-1, 4)
+        kept = [found[index] for index in suppress(boxes, np.array(scores), threshold)]
+        self.dropped[_OVERLAP] += len(found) - len(kept)
+        return kept
 
     def _record(self, candidate: _Candidate, shape) -> dict[str, Any]:
         x0, y0, x1, y1 = candidate.crop_box
@@ -350,8 +370,3 @@ def label_map(answers: Sequence[dict[str, Any]], shape: tuple[int, int]) -> np.n
         mask = answer["segmentation"]
         labels[decode_rle(mask) if isinstance(mask, dict) else mask] = label
     return labels
-
-
-def _keep(found: list[_Candidate], scores: Sequence[float], threshold: float) -> list[_Candidate]:
-    boxes = np.array([c.box for c in found], np.float32).reshape(-1, 4)
-    return [found[index] for index in suppress(boxes, np.array(scores), threshold)]

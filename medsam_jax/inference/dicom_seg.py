@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 import medsam_jax
+from medsam_jax.drawing import OBJECTS
 from medsam_jax.errors import UserError
+from medsam_jax.inference.segment_codes import segment_codes
 from medsam_jax.io.dicom import frame_order
 
 
@@ -53,7 +56,7 @@ def write_dicom_seg(
     numbers[present] = np.arange(1, len(present) + 1)
     dtype = np.uint8 if len(present) < 256 else np.uint16
     descriptions = [
-        _describe(number, names.get(label, f"label {label}"), prompted)
+        _describe(number, label, names.get(label, f"label {label}"), prompted, series[0])
         for number, label in enumerate(present, start=1)
     ]
     try:
@@ -88,16 +91,27 @@ def _with_identifiers(dataset):
     return dataset
 
 
-def _describe(number: int, name: str, prompted: bool):
+def _describe(number: int, label: int, name: str, prompted: bool, source: Any) -> Any:
+    """Returns the description of a segment: codes by its name, the overlay's colour, tracking.
+
+    The tracking UID is made of the series, label and name: a repeated segmentation has the same.
+    """
     import highdicom as hd
     from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
 
     kinds = hd.seg.SegmentAlgorithmTypeValues
-    return hd.seg.SegmentDescription(
+    found = segment_codes(name)
+    identity = [str(source.get("SeriesInstanceUID", "")), str(label), name]
+    description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:64],
-        segmented_property_category=codes.SCT.Tissue,  # what it is of is not known here
-        segmented_property_type=codes.SCT.Tissue,
+        segmented_property_category=found.category,
+        segmented_property_type=found.kind,
+        anatomic_regions=[found.region] if found.region else None,
+        display_color=hd.color.CIELabColor.from_rgb(*OBJECTS[(label - 1) % len(OBJECTS)]),
+        tracking_id=f"{label} {name}",
+        tracking_uid=generate_uid(entropy_srcs=identity),
         algorithm_type=kinds.SEMIAUTOMATIC if prompted else kinds.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name="medsam_jax",
@@ -105,3 +119,8 @@ def _describe(number: int, name: str, prompted: bool):
             family=codes.DCM.ArtificialIntelligence,
         ),
     )
+    if found.side:
+        coded = hd.sr.CodedConcept.from_code(found.side)
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [coded]
+    return description

@@ -24,6 +24,7 @@ from medsam_jax.data.preprocess import prompts_to_input, resize_image, restore_m
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.errors import UserError
 from medsam_jax.inference.prompts import Prompts, pack
+from medsam_jax.io.files import keep_compiled_programs
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.unet import UNet
 from medsam_jax.ops.compile import jit
@@ -61,6 +62,7 @@ class Engine:
     """
 
     def __init__(self, model: nnx.Module):
+        keep_compiled_programs()
         self.model = model
         self.preprocessing = model.config.preprocessing
         self.recipe = get_recipe(self.preprocessing.recipe)

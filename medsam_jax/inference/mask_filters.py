@@ -34,6 +34,9 @@ class Enlargement(NamedTuple):
     shape: Int[np.ndarray, " 2"]  # (H, W), pixels of the crop
 
 
+FILTERS = ("predicted IoU", "stability", "empty", "at a crop's edge")
+
+
 class Thresholds(NamedTuple):
     """Least values of a mask; 0 turns off either of the first two, as in segment_anything."""
 
@@ -52,6 +55,7 @@ class Filtered(NamedTuple):
     stability: Float[Array, " k"]
     boxes: Int[Array, "k 4"]  # x0, y0, x1, y1, pixels of the whole image
     packed: UInt8[Array, "k width height//8"]  # of the crop, columns first, 8 pixels a byte
+    dropped: Int[Array, " 4"]  # of the first filter that each mask failed, by `FILTERS`
 
 
 def enlargement(
@@ -131,6 +135,7 @@ def filter_masks(
     wanted &= jnp.repeat(valid, total // valid.size)
     order = jnp.argsort(~wanted, stable=True)
     count = wanted.sum()
+    low_iou = valid.sum() * (total // valid.size) - count
     width, height = to_crop.columns.shape[0], to_crop.rows.shape[0]
     chunk = max(1, min(_PIXELS_AT_ONCE // (width * height), total))
     order = jnp.pad(order, (0, chunk))  # the last turn may reach beyond
@@ -140,17 +145,24 @@ def filter_masks(
         index = jax.lax.dynamic_slice(order, (start,), (chunk,))
         stability, boxes, packed, occupied = _measure(flat[index], to_crop, thresholds, upsample)
         boxes = boxes + jnp.tile(crop_box[:2], 2)
-        keep = (stability >= thresholds.stability) | (thresholds.stability <= 0)
-        keep &= occupied & ~_ends_at_crop_edge(boxes, crop_box, image_shape)
-        keep &= start + jnp.arange(chunk) < count
+        keep = start + jnp.arange(chunk) < count
+        dropped = [jnp.zeros((), count.dtype)]  # predicted IoU: counted before
+        for passes in (
+            (stability >= thresholds.stability) | (thresholds.stability <= 0),
+            occupied,
+            ~_ends_at_crop_edge(boxes, crop_box, image_shape),
+        ):
+            dropped.append((keep & ~passes).sum())
+            keep &= passes
         place = jnp.where(keep, found.count + jnp.cumsum(keep) - 1, total)  # total: dropped
         prompts = index // (total // valid.size)
         values = (prompts, scores[index], stability, boxes, packed)
         arrays = (
             array.at[place].set(value, mode="drop")
-            for array, value in zip(found[1:], values, strict=True)
+            for array, value in zip(found[1:-1], values, strict=True)
         )
-        return start + chunk, Filtered(found.count + keep.sum(), *arrays)
+        all_dropped = found.dropped + jnp.stack(dropped).astype(found.dropped.dtype)
+        return start + chunk, Filtered(found.count + keep.sum(), *arrays, all_dropped)
 
     empty = Filtered(
         count=jnp.zeros((), count.dtype),
@@ -159,6 +171,7 @@ def filter_masks(
         stability=jnp.zeros(total),
         boxes=jnp.zeros((total, 4), jnp.int32),
         packed=jnp.zeros((total, width, height // 8), jnp.uint8),
+        dropped=jnp.zeros(len(FILTERS), count.dtype).at[0].set(low_iou),
     )
     start = jnp.zeros((), count.dtype)
     return jax.lax.while_loop(lambda state: state[0] < count, turn, (start, empty))[1]

@@ -21,7 +21,7 @@ from medsam_jax.inference import outputs, prompt_file
 from medsam_jax.inference.dicom_seg import require_highdicom, write_dicom_seg
 from medsam_jax.inference.object_records import COCO_FILE, measure
 from medsam_jax.inference.predictor import Predictor
-from medsam_jax.inference.prompt_file import ObjectPrompts
+from medsam_jax.inference.prompt_file import ImagePrompts, ObjectPrompts
 from medsam_jax.inference.request import Request, check_request, modality_of, start_slice
 from medsam_jax.inference.segmentation import Segmentation, find_all, segment_objects
 from medsam_jax.inference.volume import VolumePredictor
@@ -42,6 +42,7 @@ class _Input:
     scan: Scan
     axis: int  # of the scan's array, across which it is cut into slices
     modality: str | None
+    window: str | None  # CT window; None: the checkpoint's
     suffix: str  # of the mask's file
     mask: str | None  # whose labels are the prompts
 
@@ -68,6 +69,7 @@ class FilePredictor:
         check_writable(request.output)
         self.request = request
         self._by_image = prompt_file.from_json(request.prompts) if request.prompts else {}
+        self._names = prompt_file.label_names(request.label_names)
         self._by_flags = prompt_file.from_flags(request.boxes, request.points)
 
     @functools.cached_property
@@ -92,8 +94,21 @@ class FilePredictor:
         checkpoint = Path(self.request.checkpoint) / "model.json"
         files += [str(checkpoint)] if checkpoint.exists() else []
         modified = {file: Path(file).stat().st_mtime_ns for file in files if Path(file).exists()}
-        prompts = [dataclasses.asdict(o) for o in self._by_image.get(_key(image), [])]
+        found = self._by_image.get(_key(image), ImagePrompts([]))
+        prompts = [dataclasses.asdict(o) for o in found.objects]
+        kept |= {"modality": found.modality or kept["modality"]}
+        kept |= {"window": found.window or kept["window"]}
         return jsonable(kept | {"modified": modified, "prompts": prompts})
+
+    def _request_of(self, image: str) -> Request:
+        """Returns the request with an image's own modality and window, where the file has them."""
+        found = self._by_image.get(_key(image), ImagePrompts([]))
+        modality, window = found.modality, found.window
+        if modality and not window and not is_ct(modality):
+            window = ""  # the command line's is for the other images
+        window = self.request.window if window is None else window or None
+        modality = modality or self.request.modality
+        return dataclasses.replace(self.request, modality=modality, window=window)
 
     def without_image(self, images: list[str]) -> list[str]:
         """Returns the names in the file of prompts that none of the images has."""
@@ -127,10 +142,11 @@ class FilePredictor:
         volume = VolumePredictor(self._predictor)
         is_known = np.isfinite(read.spacing).all()
         spacing = read.spacing if is_known else (1.0, 1.0, 1.0)  # cubes, as set_volume has it
-        volume.set_volume(read.slices, read.modality, self.request.window, spacing, read.image)
+        volume.set_volume(read.slices, read.modality, read.window, spacing, read.image)
         if self.request.auto:
             start = start_slice(self.request, image, len(read.slices))
-            found = find_all(volume, start)
+            found = find_all(volume, start, self.request.auto_settings)
+            _tell_filtered(name, found.filtered)
         else:
             found = segment_objects(volume, objects, self.request)
         measure(found.labels, found.objects, read.spacing)
@@ -150,8 +166,9 @@ class FilePredictor:
                     f"{image}: its frames state no positions, which a DICOM SEG needs; choose "
                     "another format, e.g. --mask_format nii.gz"
                 )
-        modality = modality_of(self.request, image, scan)
-        return _Input(image, name, scan, axis, modality, suffix, mask)
+        request = self._request_of(image)
+        modality = modality_of(request, image, scan)
+        return _Input(image, name, scan, axis, modality, request.window, suffix, mask)
 
     def _check_inputs_stay(self, read: _Input) -> None:
         """Raises UserError where an output would replace an image, a mask or prompts given."""
@@ -169,7 +186,7 @@ class FilePredictor:
         if self.request.auto:
             return []
         if read.mask is not None:
-            return prompt_file.from_mask(read.mask, read.scan, read.axis)
+            return prompt_file.from_mask(read.mask, read.scan, read.axis, self._names)
         if self.request.prompts:
             if _key(image) not in self._by_image:
                 known = ", ".join(list(self._by_image)[:5])
@@ -177,7 +194,7 @@ class FilePredictor:
                     f"{image}: has no prompts in {self.request.prompts} (which names {known}); "
                     f"add {_key(image)!r}"
                 )
-            objects = self._by_image[_key(image)]
+            objects = self._by_image[_key(image)].objects
         else:
             objects = self._by_flags
         placed = []
@@ -201,7 +218,8 @@ class FilePredictor:
             f"{name}_overlay.png": lambda path: outputs.write_picture(path, overlay),
         }
         if not is_picture:
-            tiles = drawing.montage(slices, found.labels)
+            all_prompts = [prompt for record in found.objects for prompt in record["prompts"]]
+            tiles = drawing.montage(slices, found.labels, all_prompts)
             files[f"{name}_montage.png"] = lambda path: outputs.write_picture(path, tiles)
             if self.request.gif:
                 files[f"{name}.gif"] = lambda path: drawing.write_gif(path, slices, found.labels)
@@ -219,6 +237,7 @@ class FilePredictor:
             "notes": read.scan.notes,
             "files": list(files),
             "objects": found.objects,
+            **({"filtered": found.filtered} if found.filtered else {}),
             "settings": self.settings(read.image, read.mask),
         }
         write_json(output / f"{name}.json", record)
@@ -228,7 +247,7 @@ class FilePredictor:
         """The window that CT in Hounsfield units was shown in."""
         if not is_ct(read.modality) or read.slices.dtype == np.uint8:
             return None
-        return self._predictor.model.config.preprocessing.ct_window(self.request.window)
+        return self._predictor.model.config.preprocessing.ct_window(read.window)
 
     def _write_mask(self, path: Path, read: _Input, found: Segmentation) -> None:
         labels = np.moveaxis(found.labels, 0, read.axis)
@@ -245,6 +264,14 @@ def _key(image: str) -> str:
     path, uid = split_series(image)
     name = os.path.basename(os.path.abspath(path))
     return f"{name}#{uid}" if uid else name
+
+
+def _tell_filtered(name: str, filtered: dict[str, int]) -> None:
+    """Prints how many automatic masks each filter has dropped."""
+    counts = dict(filtered)
+    tried, kept = counts.pop("tried"), counts.pop("kept")
+    dropped = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    print(f"{name}: {tried} masks tried, {kept} kept; dropped for {dropped}")
 
 
 def _tell_empty(name: str, objects: list[dict[str, Any]]) -> None:

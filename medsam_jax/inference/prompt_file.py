@@ -7,6 +7,10 @@ The JSON file names images and lists prompts for each:
      "ct.nii.gz": [{"label": 5, "name": "liver", "slice": 40, "box": [160, 120, 260, 210]},
                    {"label": 5, "slice": 52, "box": [150, 118, 262, 215]}]}
 
+An image's own modality and CT window, which take precedence over those of the command line:
+
+    {"ct.nii.gz": {"modality": "CT", "window": "lung", "prompts": [{"box": [10, 10, 60, 50]}]}}
+
 Keys are file names without folders (of a DICOM series, its folder's). A prompt has a `box`
 [x0, y0, x1, y1], `points` [x, y, 1 or 0], or both; `slice` counts from 0; `label` is its number in
 the mask, by default its place in the list. Prompts of one label on several slices are one object.
@@ -14,18 +18,22 @@ the mask, by default its place in the list. Prompts of one label on several slic
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medsam_jax.data.modality import is_ct
 from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
+from medsam_jax.inference.request import check_modality
 from medsam_jax.io.geometry import Scan
 from medsam_jax.io.notes import log_notes
 from medsam_jax.io.scans import read_mask_scan
 
 _FIELDS = ("label", "name", "slice", "box", "points")
+_IMAGE_FIELDS = ("modality", "window", "prompts")
 _LARGEST_LABEL = 65535  # what a mask of 16 bits holds
 
 
@@ -37,6 +45,15 @@ class ObjectPrompts:
     name: str | None = None
     # Slice -> box and points as given; the key None is the slice that the command line names.
     slices: dict[int | None, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class ImagePrompts:
+    """The objects of an image, and how it is to be read where the file says it."""
+
+    objects: list[ObjectPrompts]
+    modality: str | None = None
+    window: str | None = None
 
 
 def arguments(prompt: dict[str, Any]) -> dict[str, Any]:
@@ -65,8 +82,8 @@ def from_flags(boxes: list[list[float]], points: list[list[float]]) -> list[Obje
     return [ObjectPrompts(label, None, {None: p}) for label, p in enumerate(prompts, start=1)]
 
 
-def from_json(path: str | Path) -> dict[str, list[ObjectPrompts]]:
-    """Objects of each image that a JSON file names; the module says what it holds.
+def from_json(path: str | Path) -> dict[str, ImagePrompts]:
+    """Returns the prompts of each image that a JSON file names; the module says what it holds.
 
     Raises UserError for no such file, no JSON, or a prompt that does not follow the schema.
     """
@@ -76,9 +93,30 @@ def from_json(path: str | Path) -> dict[str, list[ObjectPrompts]]:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: is not JSON ({error}); correct it there") from None
-    if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
+    is_table = isinstance(content, dict)
+    if not is_table or not all(isinstance(v, list | dict) for v in content.values()):
         raise UserError(f"{path}: give an object of image names, each with a list of prompts")
-    return {image: _objects(f"{path}: {image}", prompts) for image, prompts in content.items()}
+    return {image: _image(f"{path}: {image}", fields) for image, fields in content.items()}
+
+
+def _image(where: str, fields: list[Any] | dict[str, Any]) -> ImagePrompts:
+    if isinstance(fields, list):
+        return ImagePrompts(_objects(where, fields))
+    unknown = sorted(set(fields) - set(_IMAGE_FIELDS))
+    if unknown:
+        raise UserError(f"{where}: unknown field {unknown[0]!r}; use {', '.join(_IMAGE_FIELDS)}")
+    if not isinstance(fields.get("prompts"), list):
+        raise UserError(f"{where}: has no list of prompts; add prompts: [...]")
+    for name in ("modality", "window"):
+        if not isinstance(fields.get(name), str | None):
+            raise UserError(f"{where}: {name} {fields[name]!r}; give a text in quotes")
+    modality, window = fields.get("modality"), fields.get("window")
+    check_modality(f"{where}: modality", modality)
+    if window and modality and not is_ct(modality):
+        raise UserError(
+            f"{where}: window {window!r} is for CT, the modality is {modality}; leave it out"
+        )
+    return ImagePrompts(_objects(where, fields["prompts"]), modality, window)
 
 
 def _objects(where: str, prompts: list[Any]) -> list[ObjectPrompts]:
@@ -125,7 +163,18 @@ def _are_numbers(value: Any, count: int) -> bool:
     return are_numbers and len(value) == count
 
 
-def from_mask(path: str | Path, scan: Scan, axis: int) -> list[ObjectPrompts]:
+def label_names(items: Sequence[str]) -> dict[int, str]:
+    """Reads `--labels`, `ID=NAME` each. Raises UserError."""
+    pairs = [item.partition("=") for item in items]
+    names = {int(number): name.strip() for number, _, name in pairs if number.strip().isdecimal()}
+    if len(names) < len(pairs) or not all(names.values()):
+        raise UserError(f"--labels: {','.join(items)}; give ID=NAME, e.g. 1=liver,2=tumour")
+    return names
+
+
+def from_mask(
+    path: str | Path, scan: Scan, axis: int, names: Mapping[int, str] | None = None
+) -> list[ObjectPrompts]:
     """Every label of a mask is an object, prompted by its box on each slice that it is in.
 
     Raises UserError as `read_mask`, and for labels above 65535.
@@ -138,6 +187,6 @@ def from_mask(path: str | Path, scan: Scan, axis: int) -> list[ObjectPrompts]:
     objects: dict[int, ObjectPrompts] = {}
     for index, plane in enumerate(labels):
         for label in np.unique(plane[plane > 0]).tolist():
-            found = objects.setdefault(label, ObjectPrompts(label))
+            found = objects.setdefault(label, ObjectPrompts(label, (names or {}).get(label)))
             found.slices[index] = {"box": box_from_mask(plane == label).tolist()}
     return [objects[label] for label in sorted(objects)]

@@ -28,7 +28,9 @@ class Request:
     points: list[list[float]] = dataclasses.field(default_factory=list)  # x, y, label
     prompts: str | None = None  # JSON file
     prompt_mask: str | None = None  # file, or folder of files named as the images
+    label_names: list[str] = dataclasses.field(default_factory=list)  # ID=NAME, of `prompt_mask`
     auto: bool = False
+    auto_settings: dict[str, float] = dataclasses.field(default_factory=dict)  # of the generator
     modality: str | None = None
     window: str | None = None
     slice_index: int | None = None
@@ -52,6 +54,13 @@ def check_request(request: Request) -> None:
         raise UserError(
             f"prompt: {' and '.join(given) or 'nothing'} given; give one of {'; '.join(ways)}"
         )
+    if request.label_names and not request.prompt_mask:
+        raise UserError(
+            f"--labels: {','.join(request.label_names)}; names the labels of a --prompt_mask, "
+            "leave it out"
+        )
+    if request.auto_settings and not request.auto:
+        raise UserError(f"--{next(iter(request.auto_settings))}: is for --auto; leave it out")
     if request.auto and (request.largest_component or request.fill_holes):
         raise UserError(
             "--largest_component, --fill_holes: --auto gives objects as they are found; leave them "
@@ -61,10 +70,7 @@ def check_request(request: Request) -> None:
         raise UserError(
             f"--slice: {request.slice_index}; a --prompt_mask says its slices itself, leave it out"
         )
-    if request.modality is not None and request.modality.upper() not in MODALITIES:
-        raise UserError(
-            f"--modality: {request.modality!r} is unknown; use one of {', '.join(MODALITIES)}"
-        )
+    check_modality("--modality:", request.modality)
     if request.window and request.modality and not is_ct(request.modality):
         raise UserError(
             f"--window: {request.window!r} is for CT, the modality is {request.modality}; leave it "
@@ -76,6 +82,12 @@ def check_request(request: Request) -> None:
     ):
         if value not in known:
             raise UserError(f"{name}: {value!r}; use one of {', '.join(filter(None, known))}")
+
+
+def check_modality(where: str, modality: str | None) -> None:
+    """Raises UserError for an unknown modality; None is not given."""
+    if modality is not None and modality.upper() not in MODALITIES:
+        raise UserError(f"{where} {modality!r} is unknown; use one of {', '.join(MODALITIES)}")
 
 
 def start_slice(request: Request, image: str, count: int) -> int:

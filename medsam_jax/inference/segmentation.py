@@ -1,11 +1,12 @@
 """Label maps of a volume: of prompted objects, or of all that is found on a slice."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from medsam_jax.errors import UserError
+from medsam_jax.errors import FatalError, UserError
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator, label_map
 from medsam_jax.inference.prompt_file import ObjectPrompts, arguments
 from medsam_jax.inference.request import Request
@@ -18,6 +19,7 @@ class Segmentation:
 
     labels: np.ndarray  # int32 [Z, H, W]
     objects: list[dict[str, Any]]  # each with "label", "name", "prompts", ...
+    filtered: dict[str, int] | None = None  # of automatic masks: tried, dropped by filter, kept
 
 
 def segment_objects(
@@ -65,9 +67,29 @@ def _prompt(volume: VolumePredictor, found: ObjectPrompts) -> None:
             raise UserError(f"object {found.label}, slice {index}: {error}") from None
 
 
-def find_all(volume: VolumePredictor, start: int) -> Segmentation:
-    """Finds everything on one slice of a volume, without prompts."""
-    generator = AutomaticMaskGenerator(volume.predictor, output_mode="uncompressed_rle")
+def find_all(
+    volume: VolumePredictor, start: int, settings: Mapping[str, float] | None = None
+) -> Segmentation:
+    """Finds everything on one slice of a volume, without prompts.
+
+    Args:
+      settings: `AutomaticMaskGenerator`'s parameters that differ from the checkpoint's.
+
+    Raises:
+      FatalError: a parameter outside its range, or a grid of points for weights that take boxes.
+    """
+    settings = settings or {}
+    try:
+        generator = AutomaticMaskGenerator(
+            volume.predictor, output_mode="uncompressed_rle", **settings
+        )
+    except UserError as error:
+        raise FatalError(f"--{error}") from None
+    if "points_per_side" in settings and generator.prompts == "boxes":
+        raise FatalError(
+            f"--points_per_side: {settings['points_per_side']}; this checkpoint is prompted by "
+            "boxes for automatic masks; leave it out"
+        )
     answers = generator.generate_normalised(volume.slices[start])
     labels = np.zeros(volume.slices.shape[:3], np.int32)
     labels[start] = label_map(answers, labels.shape[1:])
@@ -76,4 +98,4 @@ def find_all(volume: VolumePredictor, start: int) -> Segmentation:
         prompts: list[dict[str, Any]] = [{"slice": start}]
         scores = {key: answer[key] for key in ("predicted_iou", "stability_score")}
         records.append({"label": label, "name": None, "prompts": prompts} | scores)
-    return Segmentation(labels, records)
+    return Segmentation(labels, records, generator.dropped | {"kept": len(answers)})

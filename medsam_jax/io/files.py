@@ -51,17 +51,22 @@ def writable_cache() -> Path:
 def keep_compiled_programs() -> None:
     """Turns on jax's persistent compilation cache, so that the next start compiles nothing.
 
-    jax's own environment variables, such as `$JAX_COMPILATION_CACHE_DIR`, take precedence. Without
-    a cache that can be written every start compiles, and a line says so.
+    Commands and the first `Predictor` call it. jax's own environment variables, such as
+    `$JAX_COMPILATION_CACHE_DIR`, and a folder set in jax's config take precedence. Without a cache
+    that can be written every start compiles, and a line says so once.
     """
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+            return
         try:
             writable_cache()
         except UserError as error:
-            print(f"note: programs are compiled at every start: {error}", file=sys.stderr)
+            _note_once(f"note: programs are compiled at every start: {error}")
             return
+        compilation_cache.reset_cache()  # jax decides with its first program whether there is one
     settings = {
         "jax_compilation_cache_dir": str(cache_directory() / "xla"),
         # By default jax keeps programs that take a second to compile; the decoder may take less.
@@ -70,6 +75,11 @@ def keep_compiled_programs() -> None:
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+@functools.cache
+def _note_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def require_space(place: str | os.PathLike, needed: int, what: str) -> None:

@@ -158,3 +158,18 @@ def test_bland_altman_figure_tells_tasks_apart(monkeypatch, tmp_path):
     levels = [line.get_ydata()[0] for line in volume.lines[2:]]
     limit = 1.96 * np.sqrt(0.5)  # differences of 1 and 2
     assert levels == pytest.approx([1.5, 1.5 - limit, 1.5 + limit])
+
+
+@pytest.mark.parametrize(("count", "panels"), [(1, 1), (2, 2), (3, 3), (9, 3)])
+def test_picture_grid_has_no_empty_panel(count, panels):
+    rows = [score("m", "CT", place / 10, case_id=str(place)) for place in range(count)]
+    figure = plots.picture_grid(rows, lambda row: np.zeros((4, 4, 3), np.uint8))
+    titles = [axes.get_title().partition(":")[0] for axes in figure.axes]
+    assert all(axes.get_visible() for axes in figure.axes)
+    assert titles == {1: ["best"], 2: ["best", "worst"]}.get(panels, ["best", "median", "worst"])
+    assert [axes.get_xlabel().partition(",")[0] for axes in figure.axes] == {
+        1: ["0"],
+        2: ["1", "0"],
+        3: ["2", "1", "0"],
+        9: ["8", "4", "0"],
+    }[count]

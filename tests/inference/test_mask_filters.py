@@ -10,6 +10,7 @@ from medsam_jax.data.preprocess import resized_shape, restore_masks
 from medsam_jax.data.recipes import PREPROCESSING, get_recipe
 from medsam_jax.inference import mask_records as records
 from medsam_jax.inference.mask_filters import (
+    FILTERS,
     Thresholds,
     enlargement,
     filter_masks,
@@ -80,6 +81,8 @@ def test_equals_the_filters_one_by_one(contract, crop_box):
     )
     assert 3 <= len(expected) < (scores[:69] > 0.3).sum()
     assert int(found.count) == len(expected)
+    assert int(found.dropped.sum()) == 69 - len(expected)
+    assert found.dropped[0] == (scores[:69] <= 0.3).sum()
     for i, (index, score, stability, box, mask) in enumerate(expected):
         assert found.prompts[i] == index // 3
         assert found.scores[i] == score
@@ -107,6 +110,12 @@ def test_thresholds_of_zero_are_off_and_empty_masks_go():
     )
     assert int(found.count) == 1
     assert found.scores[0] == np.float32(-0.2)
+    assert dict(zip(FILTERS, found.dropped.tolist(), strict=True)) == {
+        "predicted IoU": 0,
+        "stability": 0,
+        "empty": 1,
+        "at a crop's edge": 0,
+    }
 
 
 def test_low_res_boxes():
