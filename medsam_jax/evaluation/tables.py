@@ -37,7 +37,7 @@ def summary_table(rows: Sequence[Row], tolerance: float) -> tuple[list[str], lis
     names = list(
         TEXT_COLUMNS[:4] if len({row["reference"] for row in rows}) > 1 else TEXT_COLUMNS[:3]
     )
-    names += ["label"] * ("label" in rows[0])
+    names += ["label"] * any("label" in row for row in rows)
     seen = any(row["trained_on"] for row in rows)
     headings = [*names, "cases", *["trained on"] * seen, "objects", "empty (missed/spurious/both)"]
     for metric in METRICS.values():

@@ -96,12 +96,16 @@ def test_models_are_named():
 
 
 def test_overlaps_of_no_mask_with_objects():
-    from scripts.automatic_masks_table import overlaps
-
-    objects = np.zeros((2, 4, 5), bool)
-    objects[0, :2] = objects[1, 2:] = True
-    assert overlaps(np.zeros((0, 4, 5), bool), objects).shape == (0, 2)
-    np.testing.assert_array_equal(overlaps(objects[:1], objects), [[1, 0]])
+    """In a process of its own, since scripts share the names of their flags."""
+    code = """if True:
+        import numpy as np
+        from scripts.automatic_masks_table import overlaps
+        objects = np.zeros((2, 4, 5), bool)
+        objects[0, :2] = objects[1, 2:] = True
+        assert overlaps(np.zeros((0, 4, 5), bool), objects).shape == (0, 2)
+        np.testing.assert_array_equal(overlaps(objects[:1], objects), [[1, 0]])
+        """
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_without_a_page_the_tables_go_to_the_output(tmp_path):
