@@ -3,6 +3,7 @@
 Imports are inside: most tests need neither.
 """
 
+import locale
 import os
 import pathlib
 
@@ -35,6 +36,15 @@ def pytest_configure(config):
     ):
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
+
+
+_LOCALE = locale.setlocale(locale.LC_CTYPE)
+
+
+@pytest.fixture(autouse=True)
+def same_locale():
+    """SimpleITK's DICOM writer, which only tests use, sets the process's locale to C."""
+    locale.setlocale(locale.LC_CTYPE, _LOCALE)
 
 
 @pytest.fixture
