@@ -12,7 +12,7 @@ from medsam_jax.io.dicom_frames import read_pixels
 from medsam_jax.io.dicom_groups import frames_of
 from medsam_jax.io.dicom_headers import Header, read_header, reading
 from medsam_jax.io.dicom_kinds import is_other, is_segmentation, why_no_image
-from medsam_jax.io.dicom_seg import read_segmentation
+from medsam_jax.io.dicom_masks import read_segmentation
 from medsam_jax.io.files import split_series
 from medsam_jax.io.geometry import Scan
 
@@ -165,8 +165,8 @@ def _notes(found: _Found, folder: str) -> tuple[str, ...]:
     """Returns notes on DICOM files that are no slices, and on slices that lie in a folder below."""
     notes = ()
     for place in sorted(filter(Path.is_dir, Path(folder).iterdir())):
-        if shared := set(_look(place).series) & set(found.series):
-            count = sum(len(_look(place).series[uid]) for uid in shared)
+        below = _look(place).series
+        if count := sum(len(below[uid]) for uid in below.keys() & found.series.keys()):
             notes += (f"{count} files of this series lie in {place.name}/ and were not read.",)
     names = [Path(line.split(": is a ")[0]).name for line in found.others]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -13,6 +13,7 @@ import pytest
 
 from medsam_jax.errors import OutputError, UserError
 from medsam_jax.io import files
+from tests.names import AWKWARD
 
 CODE = """
 import jax
@@ -84,20 +85,6 @@ def test_hashes_and_versions(tmp_path):
     assert files.sha256_of_json({"b": 1, "a": [2]}) == files.sha256_of_json({"a": (2,), "b": 1})
     found = files.versions(("numpy", "no-such-package"))
     assert found == {"numpy": importlib.metadata.version("numpy")}
-
-
-AWKWARD = (
-    "w [v2]",
-    "a*b?",
-    "**",
-    "back\\slash",
-    "n\nl",
-    "\u00e9 \u65e5",
-    "q\"'",
-    "#1",
-    "{x}",
-    "y" * 240,
-)
 
 
 @pytest.mark.parametrize("name", AWKWARD)

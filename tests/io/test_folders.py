@@ -1,4 +1,4 @@
-"""What a folder holds: images, DICOM under any name, and what is named as left out."""
+"""Contents of a folder: images, DICOM under any name, and what is named as left out."""
 
 import os
 

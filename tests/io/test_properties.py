@@ -1,4 +1,4 @@
-"""What another library writes comes back with the same voxels in the same place.
+"""Files of other libraries come back with the same voxels in the same place.
 
 Random geometry (rotations, flips, exchanged axes), pixel types, slopes, slice orders and
 compressions, written by SimpleITK, nibabel, pydicom, Pillow and tifffile.

@@ -17,6 +17,7 @@ from medsam_jax.models import checkpoint
 from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.sam import Sam, SamConfig
+from tests.names import AWKWARD
 
 
 @pytest.fixture(scope="module")
@@ -208,21 +209,6 @@ def test_processes_of_a_run_do_not_wait_for_each_other(tmp_path, model):
         output, errors = process.communicate(timeout=120)
         assert output.strip().endswith("done"), errors
     assert all((value == 0).all() for value in checkpoint.read_params(tmp_path / "out").values())
-
-
-AWKWARD = (
-    "w [v2]",
-    "a*b?",
-    "**",
-    "back\\slash",
-    "n\nl",
-    "\u00e9 \u65e5",
-    "q\"'",
-    "#1",
-    "{x}",
-    "gs:",
-    "y" * 240,
-)
 
 
 @pytest.mark.parametrize("name", AWKWARD)
