@@ -33,7 +33,6 @@ def token_wise(
     if not form.cpu:
         return layer(x)
 
-
     def flat(rows: Float[Array, "b r w c"]) -> Float[Array, "b r w d"]:
         # A list of tokens: the gradient of a kernel over more axes is slower on a CPU.
         return layer(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:3], -1)
