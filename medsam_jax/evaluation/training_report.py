@@ -1,0 +1,250 @@
+"""Reports a training run in one HTML file: scores before and after, curves, worst pictures.
+
+Both models are scored on patients that the run neither trained on nor chose its best step by. The
+scores are kept in the workdir's `report/`, so a report that is written again scores nothing twice.
+"""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medsam_jax.data.datasets import DatasetInfo, find_dataset
+from medsam_jax.data.splits import SEEN, SPLITS
+from medsam_jax.drawing import LEGEND
+from medsam_jax.errors import UserError, disk_space
+from medsam_jax.evaluation import page, plots
+from medsam_jax.evaluation.base import ObjectScore
+from medsam_jax.evaluation.protocol import Protocol
+from medsam_jax.evaluation.score_slices import SplitEvaluation
+from medsam_jax.evaluation.statistics import count_cases, grouped, summarise
+from medsam_jax.io.files import write_text
+from medsam_jax.models.checkpoint import read_config
+from medsam_jax.training.config import base_config
+from medsam_jax.training.monitor import read_metrics
+from medsam_jax.training.workdir import describe_best, finished_run
+
+MOST_SLICES = 32  # scored by each prompt
+_WORST = 6  # pictures of each prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Rows of the same objects by two models, in the same order."""
+
+    evaluation: SplitEvaluation
+    before: list[ObjectScore]
+    after: list[ObjectScore]
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean DSC over objects, before and after."""
+        before, after = ([row.scores["dice"] for row in s] for s in (self.before, self.after))
+        return float(np.mean(before)), float(np.mean(after))
+
+    def pictures(self, row: ObjectScore) -> str:
+        """Draws an object, a row of `after`, as the models saw it and as each segmented it."""
+        pair = [self.before[self.after.index(row)], row]
+        scores = [
+            f"{metric} {' to '.join(f'{one.scores[name]:.3f}' for one in pair)}"
+            for metric, name in (("DSC", "dice"), ("NSD", "nsd"))
+        ]
+        where = f"{row.case_id}, {row.task} {row.label_name}, slice {row.slice_index}"
+        images = self.evaluation.pictures(pair)
+        return page.pictures(images, f"{where}: {', '.join(scores)}")
+
+
+def write_report(workdir: Path) -> None:
+    """Writes `report.html` into the workdir of a finished run, in process 0, and prints its path.
+
+    Several processes share the scoring; all call this.
+
+    Raises:
+      UserError: there is no run, it was interrupted, or its data set is not there or another one.
+    """
+    start = finished_run(workdir)
+    config = start["config"]
+    info = find_dataset(config["data_dir"]).in_fold(config["fold"])
+    if info.fingerprint != start["data_set"]["sha256"]:
+        raise UserError(
+            f"{info.directory}: not the data set that {workdir} was trained on; build that again, "
+            "or train in another --workdir"
+        )
+    split = split_to_report(info, config["task"])
+    prompts = ("box", "point") if config["point_share"] else ("box",)
+    scored = {prompt: _compare(workdir, config, split, prompt) for prompt in prompts}
+    if jax.process_index() != 0:
+        return
+    target = workdir / "report.html"
+    with disk_space(target):
+        write_text(
+            target, page.page(f"Training run {workdir.name}", _sections(workdir, start, scored))
+        )
+    print(target.absolute())
+
+
+def split_to_report(info: DatasetInfo, task: str) -> str:
+    """Returns "validation", or "tune" where no patient was left for it."""
+    held_out = [case for case in info.record["cases"] if case["split"] == SPLITS[-1]]
+    objects = [any(case["objects"]) for case in held_out if task in ("", case["task"])]
+    return SPLITS[-1] if any(objects) else SEEN[-1]
+
+
+def _compare(workdir: Path, config: Mapping[str, Any], split: str, prompt: str) -> Comparison:
+    """Scores the model that the run started from, under the run's contract, and its best one."""
+    evaluation = SplitEvaluation(
+        config["data_dir"],
+        split,
+        [Protocol(prompt)],
+        config["tolerance"],
+        None,
+        workdir / "report",
+        fold=config["fold"],
+        task=config["task"],
+        most=MOST_SLICES,
+    )
+    best = workdir / "best"
+    print(f"scoring {config['checkpoint']} and {best} for the report ({prompt})", flush=True)
+    before = evaluation.evaluate(config["checkpoint"], model_config=read_config(best))
+    return Comparison(evaluation, before, evaluation.evaluate(str(best)))
+
+
+def _sections(
+    workdir: Path, start: Mapping[str, Any], scored: Mapping[str, Comparison]
+) -> Iterable[str]:
+    config, best = start["config"], start["best"]
+    metrics = read_metrics(workdir / "metrics.csv")
+    for prompt, comparison in scored.items():
+        yield page.paragraph(headline(comparison, f"by {prompt}"))
+    if best["no_better_than_the_start"]:
+        yield page.paragraph("No step scored better than the start: best/ is the untrained model.")
+    yield "<h2>Before and after</h2>"
+    yield score_table(scored, "prompt")
+    yield from _what_was_scored(workdir, config, next(iter(scored.values())))
+    yield "<h2>Curves</h2>"
+    yield page.plot(
+        plots.training_curves(metrics, best.get("step")), "Training loss and tune split by step"
+    )
+    yield page.preformatted(shlex.join(["tensorboard", "--logdir", str(workdir / "tensorboard")]))
+    yield "<h2>Worst objects</h2>"
+    yield page.paragraph(
+        f"The slice as the models saw it, before, after: {LEGEND}. Of each patient and label the "
+        f"object with the lowest DSC after training, {_WORST} at most, the lowest first."
+    )
+    for prompt, comparison in scored.items():
+        yield f"<h3>By {prompt}</h3>" if len(scored) > 1 else ""
+        yield from map(comparison.pictures, worst(comparison.after)[:_WORST])
+    yield "<h2>Run</h2>"
+    yield page.table(("", "value"), _facts(start, metrics))
+    yield "<h2>Data</h2>"
+    yield data_table(next(iter(scored.values())).evaluation.info, config["task"])
+    yield "<h2>Configuration</h2>"
+    yield page.paragraph("Fields that differ from their defaults:")
+    yield page.preformatted(_changed(config))
+
+
+def headline(comparison: Comparison, where: str) -> str:
+    """Returns in one sentence how the mean DSC changed."""
+    before, after = comparison.means
+    pairs = zip(comparison.before, comparison.after, strict=True)
+    better = sum(new.scores["dice"] > old.scores["dice"] for old, new in pairs)
+    verb = "raised" if after > before else "did not raise"
+    return (
+        f"Training {verb} the mean DSC {where}: {before:.4f} before, {after:.4f} after; "
+        f"{better} of {len(comparison.after)} objects are better."
+    )
+
+
+def score_table(scored: Mapping[str, Comparison], kind: str) -> str:
+    """Returns a table of mean scores by task and modality; `kind` heads the mapping's names."""
+    headings = [kind, "task", "modality", "patients", "objects"]
+    headings += ["DSC before", "after", "NSD before", "after"]
+    rows = []
+    for name, one in scored.items():
+        for old, new in zip(summarise(one.before), summarise(one.after), strict=True):
+            means = [row[f"{metric}_mean"] for metric in ("dice", "nsd") for row in (old, new)]
+            numbers = [f"{value:.4f}" for value in means]
+            rows.append([name, new["task"], new["modality"], new["cases"], new["n"], *numbers])
+    return page.table(headings, rows)
+
+
+def data_table(info: DatasetInfo, task: str = "") -> str:
+    """Returns patients, slices and objects by split, task and modality."""
+    cases = [case for case in info.record["cases"] if task in ("", case["task"])]
+    groups = grouped(cases, lambda case: (case["split"], case["task"], case["modality"]))
+    rows = [
+        [
+            *key,
+            len({case["case_id"] for case in members}),
+            sum(case["slices"] for case in members),
+            sum(len(kept) for case in members for kept in case["objects"]),
+        ]
+        for key, members in sorted(groups.items(), key=lambda item: SPLITS.index(item[0][0]))
+    ]
+    return page.table(("split", "task", "modality", "patients", "slices", "objects"), rows)
+
+
+def worst(rows: Sequence[ObjectScore]) -> list[ObjectScore]:
+    """Returns the object with the lowest DSC of each patient and label, the lowest first."""
+    groups = grouped(rows, attrgetter("case_id", "task", "modality", "label"))
+    lowest = [min(members, key=lambda row: row.scores["dice"]) for members in groups.values()]
+    return sorted(lowest, key=lambda row: row.scores["dice"])
+
+
+def _what_was_scored(
+    workdir: Path, config: Mapping[str, Any], comparison: Comparison
+) -> Iterable[str]:
+    rows, evaluation = comparison.after, comparison.evaluation
+    patients = count_cases(rows)
+    slices, whole = len(evaluation.items()), evaluation.slices
+    text = (
+        f"Means over objects of {slices} of {whole} slices with an object, evenly from each of "
+        f"{patients} patients of the {evaluation.split} split; exact prompts from the truth, NSD "
+        f"at {config['tolerance']:g} pixels. "
+    )
+    if evaluation.split in SEEN:
+        yield page.paragraph(
+            text + "No patient was left for a validation split, and the best step was chosen by "
+            "these: the scores are no test. Cross-validate (config.fold), or add patients."
+        )
+        return
+    yield page.paragraph(
+        text + "The run neither trained on these patients nor chose its best step by them."
+    )
+    if config["fold"]:
+        yield page.paragraph(
+            "python -m medsam_jax.evaluate --folds pools the folds once all are trained."
+        )
+        return
+    best = str(workdir / "best")
+    both = best if config["preprocessing"] else f"{config['checkpoint']},{best}"
+    command = ["python", "-m", "medsam_jax.evaluate", "--checkpoint", both]
+    command += ["--data_dir", config["data_dir"], "--split", evaluation.split]
+    command += ["--output", str(workdir / "evaluation")]
+    yield page.paragraph("All slices, with intervals, tests and figures:")
+    yield page.preformatted(shlex.join(command))
+
+
+def _facts(start: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    config, devices = start["config"], start["devices"]
+    return [
+        ("started from", config["checkpoint"]),
+        ("result", describe_best(start["best"])),
+        ("steps", f"{metrics['train/loss'][-1][0]} of {config['num_steps']}"),
+        ("data set", f"{start['data_set']['directory']}, {start['data_set']['sha256'][:12]}"),
+        ("fold", config["fold"] or "none: the splits of the data set"),
+        ("devices", f"{devices['count']} x {devices['kind']}"),
+        ("versions", ", ".join(f"{name} {one}" for name, one in start["versions"].items())),
+    ]
+
+
+def _changed(config: Mapping[str, Any]) -> str:
+    defaults = json.loads(base_config().to_json_best_effort())
+    changed = {name: one for name, one in config.items() if one != defaults[name]}
+    return "\n".join(f"{name} = {json.dumps(one)}" for name, one in changed.items())
