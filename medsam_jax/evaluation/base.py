@@ -114,7 +114,7 @@ class Evaluation(abc.ABC):
     """Scores several checkpoints on the same objects with the same prompts.
 
     Args:
-      protocols: how to prompt; all with one `prompt` and seed.
+      protocols: how to prompt; for `write_report`, all with one `prompt` and seed.
       tolerance: of the NSD, in the unit of the scores.
       batch_size: slices at a time; None: 8, on a CPU one, where more gain nothing.
       output: folder; `parts/` in it holds the journals.

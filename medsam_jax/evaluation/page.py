@@ -18,8 +18,8 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.45 sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em }}
 .wide {{ overflow-x: auto }}
 table {{ border-collapse: collapse }}
-td, th {{ padding: .25em .8em; border-bottom: 1px solid var(--line); text-align: right }}
-td:first-child, th:first-child {{ text-align: left }}
+td, th {{ padding: .25em .8em; border-bottom: 1px solid var(--line); text-align: left }}
+td {{ font-variant-numeric: tabular-nums }}
 figure {{ margin: 1em 0 }}
 figure div {{ display: flex; gap: .5em }}
 figure img {{ min-width: 0; max-width: 100%; flex: 0 1 auto; object-fit: contain }}
@@ -46,7 +46,7 @@ def preformatted(text: str) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns a table; the first column is of names, the others are of numbers."""
+    """Returns a table."""
 
     def line(cells: Sequence[Any], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"

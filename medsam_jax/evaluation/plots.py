@@ -113,10 +113,10 @@ def training_curves(
     figure = figure_of(10.0, 3.4)
     left, right = figure.subplots(1, 2)
     steps, losses = zip(*metrics["train/loss"], strict=True)
-    window = max(1, len(losses) // 10)
+    window = max(1, len(losses) // 10)  # one batch is noisier than the progress of many steps
     smooth = np.convolve(losses, np.full(window, 1 / window), "valid")
-    left.plot(steps, losses, color=COLOURS[0], alpha=0.3)
-    left.plot(steps[window - 1 :], smooth, color=COLOURS[0], label=f"mean of {window}")
+    left.plot(steps, losses, color=COLOURS[0], alpha=0.3, label="loss")
+    left.plot(steps[window - 1 :], smooth, color=COLOURS[0], label=f"mean of the last {window}")
     left.set(xlabel="step", title="training loss")
     left.legend()
     shown = {"dice": "DSC", "nsd": "NSD", "point_dice": "DSC, point", "point_nsd": "NSD, point"}

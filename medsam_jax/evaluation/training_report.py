@@ -17,6 +17,7 @@ import numpy as np
 
 from medsam_jax.data.datasets import DatasetInfo, find_dataset
 from medsam_jax.data.splits import SEEN, SPLITS
+from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import LEGEND
 from medsam_jax.errors import UserError, disk_space
 from medsam_jax.evaluation import page, plots
@@ -30,8 +31,8 @@ from medsam_jax.training.config import base_config
 from medsam_jax.training.monitor import read_metrics
 from medsam_jax.training.workdir import describe_best, finished_run
 
-MOST_SLICES = 32  # scored by each prompt
-_WORST = 6  # pictures of each prompt
+MOST_SLICES = 32  # scored
+_WORST = 6  # objects drawn, of each prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ def write_report(workdir: Path) -> None:
     Raises:
       UserError: there is no run, it was interrupted, or its data set is not there or another one.
     """
+    wait_for_all("finished training")  # process 0 writes the last files of a run
     start = finished_run(workdir)
     config = start["config"]
     info = find_dataset(config["data_dir"]).in_fold(config["fold"])
@@ -76,9 +78,7 @@ def write_report(workdir: Path) -> None:
             f"{info.directory}: not the data set that {workdir} was trained on; build that again, "
             "or train in another --workdir"
         )
-    split = split_to_report(info, config["task"])
-    prompts = ("box", "point") if config["point_share"] else ("box",)
-    scored = {prompt: _compare(workdir, config, split, prompt) for prompt in prompts}
+    scored = _score(workdir, config, split_to_report(info, config["task"]))
     if jax.process_index() != 0:
         return
     target = workdir / "report.html"
@@ -96,12 +96,17 @@ def split_to_report(info: DatasetInfo, task: str) -> str:
     return SPLITS[-1] if any(objects) else SEEN[-1]
 
 
-def _compare(workdir: Path, config: Mapping[str, Any], split: str, prompt: str) -> Comparison:
-    """Scores the model that the run started from, under the run's contract, and its best one."""
+def _score(workdir: Path, config: Mapping[str, Any], split: str) -> dict[str, Comparison]:
+    """Scores the model that the run started from, under the run's contract, and its best one.
+
+    Returns:
+      Comparisons by prompt: the box, and one point if points were trained.
+    """
+    prompts = ("box", "point") if config["point_share"] else ("box",)
     evaluation = SplitEvaluation(
         config["data_dir"],
         split,
-        [Protocol(prompt)],
+        [Protocol(prompt) for prompt in prompts],
         config["tolerance"],
         None,
         workdir / "report",
@@ -110,9 +115,15 @@ def _compare(workdir: Path, config: Mapping[str, Any], split: str, prompt: str) 
         most=MOST_SLICES,
     )
     best = workdir / "best"
-    print(f"scoring {config['checkpoint']} and {best} for the report ({prompt})", flush=True)
+    print(f"scoring {config['checkpoint']} and {best} for the report", flush=True)
     before = evaluation.evaluate(config["checkpoint"], model_config=read_config(best))
-    return Comparison(evaluation, before, evaluation.evaluate(str(best)))
+    after = evaluation.evaluate(str(best))
+
+    def compare(prompt: str) -> Comparison:
+        pair = ([row for row in rows if row.prompt == prompt] for rows in (before, after))
+        return Comparison(evaluation, *pair)
+
+    return {prompt: compare(prompt) for prompt in prompts}
 
 
 def _sections(
@@ -204,9 +215,9 @@ def _what_was_scored(
     patients = count_cases(rows)
     slices, whole = len(evaluation.items()), evaluation.slices
     text = (
-        f"Means over objects of {slices} of {whole} slices with an object, evenly from each of "
-        f"{patients} patients of the {evaluation.split} split; exact prompts from the truth, NSD "
-        f"at {config['tolerance']:g} pixels. "
+        f"Means over the objects of {slices} of {whole} slices, evenly from each patient of the "
+        f"{evaluation.split} split ({patients}); exact prompts from the truth, NSD at "
+        f"{config['tolerance']:g} pixels. "
     )
     if evaluation.split in SEEN:
         yield page.paragraph(
