@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ def report(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, script, "--folder", "demo"],
         cwd=folder.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         encoding="utf-8",
     )
