@@ -213,19 +213,8 @@ class Evaluation(abc.ABC):
         return self.pictures([row])[1]
 
     def pictures(self, rows: Sequence[ObjectScore]) -> list[np.ndarray]:
-        """Draws the surroundings of the object of all rows: bare, then with each row's prediction.
-
-        Rows of several checkpoints have the same object and prompt.
-        """
-        image, truth = self.show(rows[0])
-        predictions = [decode_runs(row.runs, truth.shape) for row in rows]
-        window = window_around(np.stack([truth, *predictions]))
-        corner = np.array([window[1].start, window[0].start])
-        box = np.array(rows[0].box) - np.tile(corner, 2) if rows[0].box else None
-        points = np.array(rows[0].points) - corner if rows[0].points else None
-        image, truth = image[window], truth[window]
-        drawn = [overlay(image, truth, one[window], box, points) for one in predictions]
-        return [overlay(image), *drawn]
+        """Draws the object that all rows are of: bare, then with each row's prediction."""
+        return _draw(*self.show(rows[0]), rows)
 
     def _rows(
         self,
@@ -279,6 +268,18 @@ class Evaluation(abc.ABC):
             scores=mask_scores(prediction, truth, spacing, self.tolerance),
             **fields,
         )
+
+
+def _draw(image: np.ndarray, truth: np.ndarray, rows: Sequence[ObjectScore]) -> list[np.ndarray]:
+    """Draws the surroundings of an object, see `Evaluation.pictures`; rows have one prompt."""
+    predictions = [decode_runs(row.runs, truth.shape) for row in rows]
+    window = window_around(np.stack([truth, *predictions]))
+    corner = np.array([window[1].start, window[0].start])
+    box = np.array(rows[0].box) - np.tile(corner, 2) if rows[0].box else None
+    points = np.array(rows[0].points) - corner if rows[0].points else None
+    image, truth = image[window], truth[window]
+    drawn = [overlay(image, truth, one[window], box, points) for one in predictions]
+    return [overlay(image), *drawn]
 
 
 def prompt_fields(prompt: Prompt) -> dict[str, Any]:

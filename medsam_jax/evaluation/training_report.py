@@ -235,11 +235,10 @@ def _what_was_scored(
         return
     best = str(workdir / "best")
     both = best if config["preprocessing"] else f"{config['checkpoint']},{best}"
-    command = ["python", "-m", "medsam_jax.evaluate", "--checkpoint", both]
-    command += ["--data_dir", config["data_dir"], "--split", evaluation.split]
-    command += ["--output", str(workdir / "evaluation")]
+    flags = ["--checkpoint", both, "--data_dir", config["data_dir"]]
+    flags += ["--split", evaluation.split, "--output", str(workdir / "evaluation")]
     yield page.paragraph("All slices, with intervals, tests and figures:")
-    yield page.preformatted(shlex.join(command))
+    yield page.preformatted(f"python -m medsam_jax.evaluate {shlex.join(flags)}")
 
 
 def _facts(start: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
