@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import Preprocessing
@@ -128,10 +129,9 @@ class Evaluation(abc.ABC):
     def __init__(
         self, protocols: Sequence[Protocol], tolerance: float, batch_size: int | None, output: Path
     ):
-        if batch_size is None:
-            batch_size = 1 if jax.default_backend() == "cpu" else 8
         self.tolerance, self.output = tolerance, output
-        self._protocols, self._batch_size = protocols, batch_size
+        self._protocols = protocols
+        self._batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
         self.slice_rows: list[ObjectScore] = []  # of everything evaluated so far
 
     @abc.abstractmethod
@@ -193,15 +193,11 @@ class Evaluation(abc.ABC):
         """
 
         def score(items: list[int]) -> Iterator[list[Entry]]:
-            if model_config is None:
-                model = load_model(checkpoint)
-            else:
-                model = build_model(model_config, read_params(resolve(checkpoint)), checkpoint)
+            model = _load(checkpoint, model_config)
             self.check(checkpoint, model.config.preprocessing)
             yield from self.score(SlicePredictor(model, self._batch_size), items)
 
-        facts = checkpoint_identity(checkpoint)
-        facts += [] if model_config is None else [repr(model_config)]
+        facts = checkpoint_identity(checkpoint) + ([repr(model_config)] if model_config else [])
         return self._rows(checkpoint, facts, score, patients)
 
     def evaluate_annotators(self) -> list[ObjectScore]:
@@ -210,11 +206,7 @@ class Evaluation(abc.ABC):
 
     def picture(self, row: ObjectScore) -> np.ndarray:
         """Draws the surroundings of a row's object with truth, prediction and prompt."""
-        return self.pictures([row])[1]
-
-    def pictures(self, rows: Sequence[ObjectScore]) -> list[np.ndarray]:
-        """Draws the object that all rows are of: bare, then with each row's prediction."""
-        return _draw(*self.show(rows[0]), rows)
+        return draw_object(*self.show(row), [row])[1]
 
     def _rows(
         self,
@@ -270,8 +262,21 @@ class Evaluation(abc.ABC):
         )
 
 
-def _draw(image: np.ndarray, truth: np.ndarray, rows: Sequence[ObjectScore]) -> list[np.ndarray]:
-    """Draws the surroundings of an object, see `Evaluation.pictures`; rows have one prompt."""
+def _load(checkpoint: str, model_config: SamConfig | UNetConfig | None) -> nnx.Module:
+    if model_config is None:
+        return load_model(checkpoint)
+    return build_model(model_config, read_params(resolve(checkpoint)), checkpoint)
+
+
+def draw_object(
+    image: np.ndarray, truth: np.ndarray, rows: Sequence[ObjectScore]
+) -> list[np.ndarray]:
+    """Draws the surroundings of the object of all rows: bare, then with each row's prediction.
+
+    Args:
+      image, truth: of `Evaluation.show`.
+      rows: of the same object and prompt, by several models.
+    """
     predictions = [decode_runs(row.runs, truth.shape) for row in rows]
     window = window_around(np.stack([truth, *predictions]))
     corner = np.array([window[1].start, window[0].start])

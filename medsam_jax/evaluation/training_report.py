@@ -21,7 +21,7 @@ from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import LEGEND
 from medsam_jax.errors import UserError, disk_space
 from medsam_jax.evaluation import page, plots
-from medsam_jax.evaluation.base import ObjectScore
+from medsam_jax.evaluation.base import ObjectScore, draw_object
 from medsam_jax.evaluation.protocol import Protocol
 from medsam_jax.evaluation.score_slices import SplitEvaluation
 from medsam_jax.evaluation.statistics import count_cases, grouped, summarise
@@ -57,7 +57,7 @@ class Comparison:
             for metric, name in (("DSC", "dice"), ("NSD", "nsd"))
         ]
         where = f"{row.case_id}, {row.task} {row.label_name}, slice {row.slice_index}"
-        images = self.evaluation.pictures(pair)
+        images = draw_object(*self.evaluation.show(row), pair)
         return page.pictures(images, f"{where}: {', '.join(scores)}")
 
 
