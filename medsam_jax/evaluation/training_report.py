@@ -8,7 +8,7 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,9 @@ def write_report(workdir: Path) -> None:
     if jax.process_index() != 0:
         return
     target = workdir / "report.html"
+    title = f"Training run {workdir.resolve().name}"
     with disk_space(target):
-        write_text(
-            target, page.page(f"Training run {workdir.name}", _sections(workdir, start, scored))
-        )
+        write_text(target, page.page(title, _sections(workdir, start, scored)))
     print(target.absolute())
 
 
@@ -188,7 +187,7 @@ def score_table(scored: Mapping[str, Comparison], kind: str) -> str:
 def data_table(info: DatasetInfo, task: str = "") -> str:
     """Returns patients, slices and objects by split, task and modality."""
     cases = [case for case in info.record["cases"] if task in ("", case["task"])]
-    groups = grouped(cases, lambda case: (case["split"], case["task"], case["modality"]))
+    groups = grouped(cases, itemgetter("split", "task", "modality"))
     rows = [
         [
             *key,
@@ -256,5 +255,5 @@ def _facts(start: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[s
 
 def _changed(config: Mapping[str, Any]) -> str:
     defaults = json.loads(base_config().to_json_best_effort())
-    changed = {name: one for name, one in config.items() if one != defaults[name]}
+    changed = {name: one for name, one in config.items() if one != defaults.get(name)}
     return "\n".join(f"{name} = {json.dumps(one)}" for name, one in changed.items())
