@@ -23,7 +23,7 @@ td {{ font-variant-numeric: tabular-nums }}
 figure {{ margin: 1em 0 }}
 figure div {{ display: flex; gap: .5em }}
 figure img {{ min-width: 0; max-width: 100%; flex: 0 1 auto; object-fit: contain }}
-pre {{ background: var(--shade); padding: 1em; overflow-x: auto }}
+pre {{ background: var(--shade); padding: 1em; white-space: pre-wrap; overflow-wrap: anywhere }}
 </style></head><body>
 <h1>{title}</h1>
 {body}
