@@ -26,7 +26,7 @@ from medsam_jax.training.loop import train_and_evaluate
 from tests.models.test_unet import build
 from tests.training.runs import ROOT, command, values
 
-QUICK = {"num_steps": 2, "eval_every": 2, "checkpoint_every": 2}
+SHORT = {"num_steps": 2, "eval_every": 2, "checkpoint_every": 2}
 
 
 def report_again(*arguments: str) -> subprocess.CompletedProcess:
@@ -46,7 +46,7 @@ def reported(fields, tmp_path_factory):
     """A run by the command, from cached embeddings, of boxes and points; what it printed."""
     workdir = tmp_path_factory.mktemp("reported") / "a run"
     cached = {"embedding_cache": str(workdir.parent / "cache"), "mask_threshold": -0.5}
-    given = fields | QUICK | cached | {"report": True, "point_share": 0.5}
+    given = fields | SHORT | cached | {"report": True, "point_share": 0.5}
     done = subprocess.run(
         command(workdir, given),
         cwd=ROOT,
@@ -166,7 +166,7 @@ def test_a_unet_without_validation_patients(hospital, config, tmp_path, capsys):
     manifest.unlink()
     unet = UNetConfig.tiny()
     save_model(tmp_path / "unet", flatten_state(build(unet)), unet, {})
-    config.update(QUICK | {"checkpoint": str(tmp_path / "unet"), "data_dir": str(data)})
+    config.update(SHORT | {"checkpoint": str(tmp_path / "unet"), "data_dir": str(data)})
     config.update({"frozen": (), "early_stop_evals": 0})
     train_and_evaluate(config, tmp_path / "run")
     write_report(tmp_path / "run")
