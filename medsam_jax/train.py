@@ -6,6 +6,8 @@ Example:
 """
 
 import logging
+import shlex
+from pathlib import Path
 
 from absl import flags
 from absl import logging as absl_logging
@@ -27,7 +29,17 @@ def main(_) -> None:
     from medsam_jax.training.loop import train_and_evaluate
 
     _JOIN_PROCESSES()
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    train_and_evaluate(config, workdir)
+    import jax
+
+    if jax.process_index() == 0:
+        curves = shlex.join(["tensorboard", "--logdir", str(workdir / "tensorboard")])
+        print(f"curves: {curves} (pip install tensorboard)", flush=True)
+    if config.report:
+        from medsam_jax.evaluation.training_report import write_report
+
+        write_report(workdir)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ ORDER = (
     "medsam_jax.evaluate",
     "medsam_jax.predict",
     "medsam_jax.export",
+    "medsam_jax.report",
 )
-MAINS = ORDER[-4:]
+MAINS = ORDER[-5:]
 LONGEST_FILE = 400
 LONGEST_CLASS = 150
 REASON = "Longer than other classes here"  # what a longer class says before it says why

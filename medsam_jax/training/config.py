@@ -101,6 +101,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 100  # steps
     config.keep_checkpoints = 2  # the latest ones; `best/` holds the best model
     config.log_every = 10  # steps
+    config.report = True  # at the end write report.html: before and after on validation slices
     config.early_stop_evals = 0  # stop after so many evaluations without a better score; 0: never
     config.lock()
     for name in OPTAX_ARGS:

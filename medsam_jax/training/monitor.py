@@ -175,6 +175,15 @@ class MetricWriter:
             self._tensorboard.close()
 
 
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns the steps and values of each name in `metrics.csv`."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
+    return found
+
+
 def _rows_until(path: Path, last_step: int) -> list[list[str]]:
     """Returns the rows of an earlier run up to `last_step`, without a half-written last line."""
     if not path.exists():
