@@ -1,5 +1,15 @@
-"""Build entry point for tools that still call it; everything is declared in pyproject.toml."""
+"""Packages of a distribution; everything else is declared in pyproject.toml.
 
-from setuptools import setup
+`datasets` and `configs` are top-level folders of a clone. A wheel has them in `medsam_jax`: a
+top-level `datasets` would shadow another distribution of that name.
+"""
 
-setup()
+from setuptools import find_packages, setup
+
+setup(
+    packages=[
+        *find_packages(include=["medsam_jax*", "weights_converter*"]),
+        "medsam_jax.datasets.medical_slices",
+    ],
+    package_dir={"medsam_jax.datasets": "datasets", "medsam_jax.configs": "configs"},
+)

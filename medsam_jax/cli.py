@@ -2,6 +2,7 @@
 
 import gc
 import grp
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -96,6 +97,14 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def config_file(name: str) -> str:
+    """Returns `name`, or the path of the package's config of that name if there is no such file."""
+    if not os.path.exists(name) and name.isidentifier():
+        config = importlib.util.find_spec(f"medsam_jax.configs.{name}")
+        return config.origin if config else name
+    return name
 
 
 class _VersionFlag(flags.BooleanFlag):

@@ -6,9 +6,10 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from datasets.medical_slices.pairing import Pairing
 from medsam_jax.errors import UserError
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
+
+from .pairing import Pairing
 
 _IGNORE = "ignore"  # nnU-Net's name for voxels that nobody annotated
 

@@ -7,7 +7,12 @@ import os
 import pathlib
 import unicodedata
 
-from datasets.medical_slices.patients import (
+from medsam_jax.data import manifest
+from medsam_jax.errors import UserError
+from medsam_jax.io.dicom import list_series
+from medsam_jax.io.folders import IMAGE_SUFFIXES, search
+
+from .patients import (
     MASK_WORDS,
     Row,
     cleaned,
@@ -15,10 +20,6 @@ from datasets.medical_slices.patients import (
     joined,
     without,
 )
-from medsam_jax.data import manifest
-from medsam_jax.errors import UserError
-from medsam_jax.io.dicom import list_series
-from medsam_jax.io.folders import IMAGE_SUFFIXES, search
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm")
 
