@@ -45,7 +45,9 @@ _PROMPT_MASK = flags.DEFINE_string(
     "folder of masks named as the images.",
 )
 _LABELS = flags.DEFINE_list(
-    "labels", [], "Names of the labels of --prompt_mask, e.g. 1=liver,2=tumour."
+    "labels",
+    [],
+    "Names of the labels of --prompt_mask, e.g. 1=liver,2=tumour; by default those of a DICOM SEG.",
 )
 _AUTO = flags.DEFINE_bool("auto", False, "Find all objects of a picture or slice, without prompts.")
 _AUTO_SETTINGS = {

@@ -3,10 +3,11 @@
     python scripts/automatic_masks_table.py --scans demo/scans --nuclei stardist/data/images \\
         --output docs/images
 
-Prints a table; `--output` also writes pictures. An object is found if a mask overlaps it by IoU 0.5,
-or 0.75. The abdominal CT is a slice of the demo's scans; a model labelled its organs, of which those
-of at least 50 pixels count. The nuclei are `img2d.tif` and `mask2d.tif` of the package stardist 0.9.2, labelled
-by people. The row "exact boxes" prompts with the box of every object, as an upper bound.
+Prints a table; `--output` also writes pictures. An object is found if a mask overlaps it by IoU
+0.5, or 0.75. The abdominal CT is a slice of the demo's scans; a model labelled its organs, of
+which those of at least 50 pixels count. The nuclei are `img2d.tif` and `mask2d.tif` of the package
+stardist 0.9.2, labelled by people. The row "exact boxes" prompts with the box of every object, as
+an upper bound.
 """
 
 import dataclasses

@@ -10,6 +10,7 @@ from medsam_jax.errors import UserError
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
 
 from .pairing import Pairing
+from .patients import doubtful
 
 _IGNORE = "ignore"  # nnU-Net's name for voxels that nobody annotated
 
@@ -66,7 +67,7 @@ def read_nnunet(folder: pathlib.Path, task: str, modality: str = "") -> Pairing:
         rows,
         problems,
         [f"labels: --labels={_label_flag(described.labels)}"],
-        _warnings(described.labels, ignored),
+        _warnings(described.labels, ignored) + list(doubtful(row[0] for row in rows)),
         " ".join(map(str, ignored)),
     )
 
