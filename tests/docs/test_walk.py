@@ -1,4 +1,4 @@
-"""docs/first_hour.md in an environment without a clone: commands, exit status, the stated output."""
+"""docs/first_hour.md in an environment without a clone: commands, exit status, stated output."""
 
 import csv
 import os
@@ -79,4 +79,4 @@ def test_from_folders_to_a_table_on_held_out_patients(folder, programs):
     assert [row["checkpoint"] for row in rows] == ["Released", "Tuned"]
     assert {row["cases"] for row in rows} == {"1"}
     table = (folder / "results/summary.md").read_text(encoding="utf-8")
-    assert "NSD at 2 mm" in table
+    assert "NSD (2 mm)" in table
