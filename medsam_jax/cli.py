@@ -1,5 +1,6 @@
 """Command lines: one-line errors, Ctrl-C, and progress of long loops."""
 
+import contextlib
 import gc
 import grp
 import importlib.util
@@ -61,6 +62,19 @@ class _AboveBars(logging.Handler):
             for handler in self._handlers:
                 if record.levelno >= handler.level:
                     handler.handle(record)
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Says on a terminal, until the end, that libraries are loaded, which takes a second or two."""
+    is_shown = sys.stderr.isatty()
+    if is_shown:
+        print("loading libraries", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if is_shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # erases the line
 
 
 def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:

@@ -85,9 +85,10 @@ _GIF = flags.DEFINE_bool("gif", False, "Also write a GIF of a volume's slices.")
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
-    keep_compiled_programs()
-    from medsam_jax.inference.predict_file import Request
-    from medsam_jax.inference.predict_folder import predict_path
+    with cli.loading():
+        keep_compiled_programs()
+        from medsam_jax.inference.predict_file import Request
+        from medsam_jax.inference.predict_folder import predict_path
 
     predict_path(
         Request(

@@ -38,8 +38,9 @@ flags.FLAGS["config"].parser = _ConfigParser("config")
 def main(_) -> None:
     logging.getLogger("medsam_jax").setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax reports every array it writes
-    keep_compiled_programs()
-    from medsam_jax.training.loop import train_and_evaluate
+    with cli.loading():
+        keep_compiled_programs()
+        from medsam_jax.training.loop import train_and_evaluate
 
     _JOIN_PROCESSES()
     train_and_evaluate(_CONFIG.value, _WORKDIR.value)
