@@ -89,6 +89,7 @@ def test_a_run_in_a_fold_keeps_its_patients_apart_and_is_evaluated_on_them(
 def test_folds_share_the_embeddings_of_augmented_slices(config, built, tmp_path):
     config.update({"num_steps": 2, "eval_every": 2, "log_every": 1, "checkpoint_every": 2})
     config.update({"embedding_cache": str(tmp_path / "cache"), "embedding_variants": 2})
+    config.embedding_dtype = "float32"
     config.augmentation.update({"flip": 0.5, "rotation": 20.0})
     files = []
     for fold in ("1/3", "2/3"):
