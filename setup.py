@@ -6,10 +6,15 @@ top-level `datasets` would shadow another distribution of that name.
 
 from setuptools import find_packages, setup
 
+MOVED = {"medsam_jax.datasets": "datasets", "medsam_jax.configs": "configs"}
+
 setup(
-    packages=[
-        *find_packages(include=["medsam_jax*", "weights_converter*"]),
-        "medsam_jax.datasets.medical_slices",
-    ],
-    package_dir={"medsam_jax.datasets": "datasets", "medsam_jax.configs": "configs"},
+    packages=sorted(
+        {
+            *find_packages(include=["medsam_jax*", "weights_converter*"]),
+            *MOVED,
+            *(f"medsam_jax.{name}" for name in find_packages(include=["datasets.*"])),
+        }
+    ),
+    package_dir=MOVED,
 )

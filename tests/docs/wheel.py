@@ -12,14 +12,23 @@ FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def build_wheel(folder: Path) -> Path:
-    """Returns the wheel of a copy of the sources: setuptools leaves its own files beside them."""
+    """Returns the wheel that is made from the source distribution, as an index would offer them.
+
+    Both are made of a copy of the sources: setuptools leaves files of its own beside them.
+    """
     for name in SOURCES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / "sources" / name, ignore=ignored)
     for name in FILES:
         shutil.copy(ROOT / name, folder / "sources")
+    code = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder / "sources", capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = folder.glob("*.tar.gz")
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", folder]
-    _pip("wheel", *options, folder / "sources")
+    _pip("wheel", *options, archive)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
