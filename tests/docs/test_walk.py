@@ -17,7 +17,6 @@ from tests.tiny import tiny_sam
 
 PAGE = (ROOT / "docs/first_hour.md").read_text(encoding="utf-8")
 STEP = re.compile(r"^```\n(medsam-jax .*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling takes longer than computing here
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_a_line_that_is_not_printed_is_found():
 
 def test_from_folders_to_a_table_on_held_out_patients(folder, programs):
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    environment |= QUICK | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     steps = STEP.findall(PAGE)
     assert len(steps) == PAGE.count("\nmedsam-jax ") == 7, "six commands, and the one refused"
     for command, stated in steps:
