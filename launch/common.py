@@ -9,9 +9,10 @@ from pathlib import Path
 import ml_collections
 from absl import flags
 
+from medsam_jax.cli import config_file
 from medsam_jax.errors import UserError
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe, a file in configs/.")
+_CONFIG = flags.DEFINE_string("config", None, "Recipe: a file, or the name of one in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "As of medsam_jax.train, on a disk all hosts see.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data set, on a disk all hosts see.")
 _SET = flags.DEFINE_multi_string("set", [], "NAME=VALUE of a further config field; repeatable.")
@@ -32,7 +33,7 @@ def training_command(devices: int, more: Sequence[str]) -> list[str]:
       UserError: unknown recipe or field, or a batch size that the devices do not divide.
     """
     fields = [f"data_dir={_DATA_DIR.value}", *_SET.value]
-    _check(_read_config(Path(_CONFIG.value)), fields, devices)
+    _check(_read_config(Path(config_file(_CONFIG.value))), fields, devices)
     command = [_PYTHON.value, "-m", "medsam_jax.train", "--config", _CONFIG.value]
     command += ["--workdir", _WORKDIR.value, *(f"--config.{field}" for field in fields)]
     return [*command, *more]

@@ -1,7 +1,9 @@
 """Command lines: one-line errors, Ctrl-C, and progress of long loops."""
 
+import contextlib
 import gc
 import grp
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -62,6 +64,19 @@ class _AboveBars(logging.Handler):
                     handler.handle(record)
 
 
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Says on a terminal, until the end, that libraries are loaded, which takes a second or two."""
+    is_shown = sys.stderr.isatty()
+    if is_shown:
+        print("loading libraries", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if is_shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # erases the line
+
+
 def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
     """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1, Ctrl-C 130.
 
@@ -96,6 +111,14 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def config_file(name: str) -> str:
+    """Returns `name`, or the path of the package's config of that name if there is no such file."""
+    if not os.path.exists(name) and name.isidentifier():
+        config = importlib.util.find_spec(f"medsam_jax.configs.{name}")
+        return config.origin if config else name
+    return name
 
 
 class _VersionFlag(flags.BooleanFlag):

@@ -29,9 +29,10 @@ def main(_) -> None:
     if os.path.lexists(output):
         raise errors.UserError(f"{output}: exists; choose another --output")
     check_writable(output.parent)
-    from medsam_jax.hub import load_model
-    from medsam_jax.inference.stablehlo import export_model
-    from medsam_jax.models.sam import Sam
+    with cli.loading():
+        from medsam_jax.hub import load_model
+        from medsam_jax.inference.stablehlo import export_model
+        from medsam_jax.models.sam import Sam
 
     model = load_model(_CHECKPOINT.value)
     if not isinstance(model, Sam):

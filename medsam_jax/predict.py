@@ -45,7 +45,9 @@ _PROMPT_MASK = flags.DEFINE_string(
     "folder of masks named as the images.",
 )
 _LABELS = flags.DEFINE_list(
-    "labels", [], "Names of the labels of --prompt_mask, e.g. 1=liver,2=tumour."
+    "labels",
+    [],
+    "Names of the labels of --prompt_mask, e.g. 1=liver,2=tumour; by default those of a DICOM SEG.",
 )
 _AUTO = flags.DEFINE_bool("auto", False, "Find all objects of a picture or slice, without prompts.")
 _AUTO_SETTINGS = {
@@ -83,9 +85,10 @@ _GIF = flags.DEFINE_bool("gif", False, "Also write a GIF of a volume's slices.")
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
-    keep_compiled_programs()
-    from medsam_jax.inference.predict_file import Request
-    from medsam_jax.inference.predict_folder import predict_path
+    with cli.loading():
+        keep_compiled_programs()
+        from medsam_jax.inference.predict_file import Request
+        from medsam_jax.inference.predict_folder import predict_path
 
     predict_path(
         Request(

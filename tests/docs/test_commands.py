@@ -25,7 +25,13 @@ from tests.tiny import tiny_sam
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 CODE = ("benchmarks", "configs", "datasets", "launch", "medsam_jax", "scripts", "weights_converter")
-COMMAND = re.compile(r"(\$ )?(\S*python3?|pip|make|for|tensorboard|\w+=\$?\S*) ", re.MULTILINE)
+COMMAND = re.compile(
+    r"(\$ )?(\S*python3?|pip|make|for|tensorboard|medsam-jax|\w+=\$?\S*) ", re.MULTILINE
+)
+RUN_ELSEWHERE = {  # page: test
+    "docs/extending.md": "tests/test_extending.py",
+    "docs/first_hour.md": "tests/docs/test_walk.py",
+}
 
 # Page and a part of a block -> why it is not run.
 NOT_RUN = {
@@ -74,8 +80,8 @@ def is_code(language: str, block: str) -> bool:
 
 
 def reason(page: str, block: str) -> str | None:
-    if page == "docs/extending.md":
-        return "tests/test_extending.py runs them"
+    if page in RUN_ELSEWHERE:
+        return f"{RUN_ELSEWHERE[page]} runs them"
     found = [why for (of, part), why in NOT_RUN.items() if of == page and part in block]
     return found[0] if found else None
 
@@ -87,7 +93,7 @@ def test_every_block_is_found():
     """Commands do not hide in blocks that are taken for something else."""
     text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     for block in re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        if re.search(r"^ *(\S*python|make|pip) ", block, re.MULTILINE):
+        if re.search(r"^ *(\S*python|make|pip|medsam-jax) ", block, re.MULTILINE):
             assert is_code("", block), block
 
 

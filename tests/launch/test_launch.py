@@ -54,6 +54,13 @@ def fake_slurm(tmp_path):
     return run
 
 
+def test_a_config_is_checked_by_its_name():
+    _, text = dry_run("slurm", "--config=demo", "--set=num_steps=1")
+    assert "medsam_jax.train --config demo --workdir" in text
+    wrong = launch("slurm", "--config=demo", "--set=steps=1")
+    assert wrong.stderr == "error: --set: 'steps=1' names no field of demo; give NAME=VALUE\n"
+
+
 def test_one_slurm_node(fake_slurm):
     command, text = dry_run("slurm", "--gpus_per_node=4", "--set=learning_rate=1e-4")
     assert command == "sbatch"
