@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
+    "profile_steps",
     "early_stop_evals",
 )
 
@@ -150,6 +151,14 @@ def record_start(
     write_json(workdir / "run.json", starts)
 
 
+def record_end(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Adds facts to the record of this start in `run.json`, in process 0 alone."""
+    if jax.process_index() == 0:
+        starts = _starts(workdir)
+        starts[-1] |= facts
+        write_json(workdir / "run.json", starts)
+
+
 def record_best(workdir: Path, progress: Mapping[str, Any]) -> str:
     """Adds the best model's step and scores to this start in `run.json`; returns them as a line.
 
@@ -158,10 +167,7 @@ def record_best(workdir: Path, progress: Mapping[str, Any]) -> str:
     """
     best = progress.get("best", {"score": progress["best_score"]})
     best = best | {"no_better_than_the_start": best.get("step") == 0}
-    if jax.process_index() == 0:
-        starts = _starts(workdir)
-        starts[-1]["best"] = best
-        write_json(workdir / "run.json", starts)
+    record_end(workdir, {"best": best})
     parts = " and ".join(f"{name} {value:.4f}" for name, value in best.get("parts", {}).items())
     line = f"best tune score {best['score']:.4f}"
     line += f" (mean of {parts})" if " and " in parts else f" ({parts})" if parts else ""
