@@ -56,7 +56,8 @@ def test_a_checkpoint_knows_nothing_of_the_batch_ahead(tmp_path, ours):
         batches.load()
         batches.load()  # is there already
         assert loader.read == number + 2
-    state = TrainState(jnp.int32(3), {}, (), {})
+    one = {"w": jnp.ones(2)}
+    state = TrainState(jnp.int32(3), one, (), one)
     checkpoints = TrainCheckpoints(tmp_path / "checkpoints", 1)
     checkpoints.save(3, state, batches, {})
     assert taken(batches) == 3

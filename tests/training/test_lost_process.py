@@ -42,9 +42,10 @@ def test_the_others_end_with_one_line(kind):
     what, number = kind.split()
     port = free_port()
     processes = [start(i, port, what) for i in range(3)]
+    one = processes.pop(int(number))
     try:
-        assert [process.stdout.readline() for process in processes] == ["joined\n"] * 3
-        one = processes.pop(int(number))
+        for process in (one, *processes):  # Gloo says something before
+            assert "joined\n" in process.stdout
         if what == "lost":
             one.kill()
         told = [process.communicate(timeout=60)[1] for process in processes]
