@@ -12,11 +12,12 @@ Examples:
       --command=predict --dry_run -- --checkpoint=lite_medsam --image=/mnt/shared/scans \\
       --prompts=/mnt/shared/prompts.json --output=/mnt/shared/masks
 
-The cluster needs the JobSet controller. The image is that of the `Containerfile`: the repository in
-its working directory, and jax for the accelerator. On GKE the pods of a TPU slice go to the node
-pool of --tpu_accelerator and --tpu_topology. `build` is one pod without accelerators. The volume
-claim is mounted in every pod. An evicted pod gets SIGTERM and has --grace_seconds to save its
-state. The JobSet then restarts all pods, and the run resumes from its last checkpoint.
+The cluster needs the JobSet controller, 0.6 or later. The image is that of the `Containerfile`:
+the repository in its working directory, and jax for the accelerator. On GKE the pods of a TPU slice
+go to the node pool of --tpu_accelerator and --tpu_topology. `build` is one pod without
+accelerators. The volume claim is mounted in every pod. An evicted pod gets SIGTERM and has
+--grace_seconds to save its state. The JobSet then restarts all pods, and the run resumes from its
+last checkpoint; after an error (status 1) it does not.
 """
 
 import math
@@ -33,6 +34,9 @@ from medsam_jax import cli, errors
 PORT = 8476  # on which process 0 accepts the others
 TPU = "google.com/tpu"
 ACCELERATORS = ("nvidia.com/gpu", TPU)
+# A command that ends with an error of its own, status 1, would do so again.
+_ERROR = {"operator": "In", "values": [1]}
+_NO_RESTART = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
 _ONE_POOL = "alpha.jobset.sigs.k8s.io/exclusive-topology"
 
 _NAME = flags.DEFINE_string("name", None, "Of the JobSet.")
@@ -95,6 +99,9 @@ def job_set(arguments: Sequence[str]) -> dict[str, Any]:
         "parallelism": _PODS.value,
         "completions": _PODS.value,
         "backoffLimit": 0,  # one lost pod stops all, and the JobSet restarts all
+        "podFailurePolicy": {
+            "rules": [{"action": "FailJob", "onExitCodes": _ERROR | {"containerName": name}}]
+        },
         "template": {"spec": pod},
     }
     metadata: dict[str, Any] = {"name": _NAME.value}
@@ -105,7 +112,7 @@ def job_set(arguments: Sequence[str]) -> dict[str, Any]:
         "kind": "JobSet",
         "metadata": metadata,
         "spec": {
-            "failurePolicy": {"maxRestarts": _RESTARTS.value},
+            "failurePolicy": {"maxRestarts": _RESTARTS.value, "rules": [_NO_RESTART]},
             "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": job}}],
         },
     }

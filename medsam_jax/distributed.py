@@ -106,6 +106,7 @@ class _Watch:
 
         self._process, self._count = state.process_id, state.num_processes
         self._others: dict[socket.socket, int] = {}  # their processes
+        self._failing = False  # all may fail alike, and each says why
         if self._process == 0:
             self._accept(state.client)
         else:
@@ -117,7 +118,8 @@ class _Watch:
         for connection in self._others:
             _keep_alive(connection)
         atexit.register(self._tell, "done")  # not where `cli.leave_at_once` ends the process
-        cli.before_failure.append(self._failed)
+        if self._others:
+            cli.before_failure.append(self._failed)
         threading.Thread(target=self._run, daemon=True, name="lost processes").start()
 
     def _accept(self, store) -> None:
@@ -141,7 +143,7 @@ class _Watch:
                         selector.unregister(key.fileobj)
 
     def _read(self, connection: socket.socket) -> bool:
-        """Reads a message, and ends this process unless it is "done"; returns whether it is."""
+        """Reads a message; returns whether it is the last one to follow, or ends this process."""
         try:
             words = connection.recv(100).decode().split()[:2]
         except OSError:
@@ -149,6 +151,8 @@ class _Watch:
         if words[:1] == ["done"]:
             return True
         kind, process = words or ("lost", str(self._others[connection]))
+        if kind == "failed" and self._failing:
+            return True
         self._tell(f"{kind} {process}", besides=connection)
         name = f"process {process} of {self._count}"
         if kind == "lost":
@@ -159,6 +163,7 @@ class _Watch:
         cli.leave_at_once(status)
 
     def _failed(self) -> None:
+        self._failing = True
         time.sleep(_SETTLE)
         self._tell(f"failed {self._process}")
 

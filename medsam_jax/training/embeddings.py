@@ -40,7 +40,8 @@ def fill_cache(config: ml_collections.ConfigDict) -> None:
     check_compatible(info, configured(stored_config, config).preprocessing)
     run = set_up(config, stored_config, params=read_params(origin))
     cached_embeddings(config, run.functional, run.labels, run.model_config, info)
-    print(config.embedding_cache)
+    if jax.process_index() == 0:
+        print(config.embedding_cache)
 
 
 def cached_embeddings(
