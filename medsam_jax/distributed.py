@@ -107,14 +107,20 @@ class _Watch:
         self._process, self._count = state.process_id, state.num_processes
         self._others: dict[socket.socket, int] = {}  # their processes
         self._failing = False  # all may fail alike, and each says why
-        if self._process == 0:
-            self._accept(state.client)
-        else:
-            port = state.client.blocking_key_value_get(_KEY, 1000 * _JOIN_SECONDS)
-            host = state.coordinator_address.rpartition(":")[0].strip("[]")
-            connection = socket.create_connection((host, int(port)), timeout=_JOIN_SECONDS)
-            connection.sendall(f"{self._process}\n".encode())
-            self._others[connection] = 0
+        try:
+            if self._process == 0:
+                self._accept(state.client)
+            else:
+                port = state.client.blocking_key_value_get(_KEY, 1000 * _JOIN_SECONDS)
+                host = state.coordinator_address.rpartition(":")[0].strip("[]")
+                connection = socket.create_connection((host, int(port)), timeout=_JOIN_SECONDS)
+                connection.sendall(f"{self._process}\n".encode())
+                self._others[connection] = 0
+        except OSError as error:
+            raise UserError(
+                f"process {self._process} of {self._count}: no connection between it and process 0 "
+                f"({error}); open the network's ports among the hosts"
+            ) from None
         for connection in self._others:
             _keep_alive(connection)
         atexit.register(self._tell, "done")  # not where `cli.leave_at_once` ends the process
@@ -130,8 +136,15 @@ class _Watch:
             store.key_value_set(_KEY, str(server.getsockname()[1]))
             while len(self._others) < self._count - 1:
                 connection, _ = server.accept()
-                with connection.makefile() as lines:
-                    self._others[connection] = int(lines.readline())
+                connection.settimeout(_SETTLE)
+                try:
+                    process = int(connection.recv(100))
+                except (OSError, ValueError):
+                    process = -1  # a stranger on the network
+                if 0 < process < self._count:
+                    self._others[connection] = process
+                else:
+                    connection.close()
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
