@@ -6,6 +6,7 @@ there is no stochastic depth, whose rate is 0 in LiteMedSAM.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -110,16 +111,19 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "n y x c"]) -> Float[Array, "n y x c"]:
         """Applies attention within each of n windows."""
-        windows, heads = len(x), self.num_heads
-        qkv = self.qkv(self.norm(x)).reshape(windows, -1, heads, 3, x.shape[-1] // heads)
+        windows, dim = len(x), x.shape[-1]
+        # A list of tokens: the gradient of a kernel over more axes is slower on a CPU.
+        qkv = self.qkv(self.norm(x.reshape(-1, dim)))
+        qkv = qkv.reshape(windows, -1, self.num_heads, 3, dim // self.num_heads)
         q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
         q, k = q * q.shape[-1] ** -0.5, k.swapaxes(2, 3)
         scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
         scores = scores + self.attention_biases[...][:, self._offsets()]
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # cancels out
+        weights = jnp.exp(scores - most)
         total = weights.sum(axis=-1, keepdims=True)
         out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
-        return self.proj(out.swapaxes(1, 2).reshape(x.shape))
+        return self.proj(out.swapaxes(1, 2).reshape(-1, dim)).reshape(x.shape)
 
     def _offsets(self) -> np.ndarray:
         """Returns the index into `attention_biases` by query and key."""

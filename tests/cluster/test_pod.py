@@ -8,7 +8,7 @@ import sys
 import time
 
 from scripts.kill_test import compare, last_step
-from tests.training.runs import QUICK, ROOT
+from tests.training.runs import ROOT
 
 PROCESSES = 8
 
@@ -24,15 +24,14 @@ def pod(workdir, fields) -> list[str]:
 
 def test_two_of_eight_are_killed_and_the_run_ends_the_same(fields, tmp_path):
     fields = fields | {"num_steps": 30, "eval_every": 15}
-    environment = os.environ | QUICK
     once = subprocess.run(
-        pod(tmp_path / "once", fields), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        pod(tmp_path / "once", fields), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     assert once.returncode == 0, once.stderr
 
     workdir, log = tmp_path / "killed", tmp_path / "log"
     with log.open("w") as file:
-        run = subprocess.Popen(pod(workdir, fields), cwd=ROOT, env=environment, stderr=file)
+        run = subprocess.Popen(pod(workdir, fields), cwd=ROOT, stderr=file)
         try:
             deadline = time.monotonic() + 1800
             while last_step(workdir) < 5 and run.poll() is None and time.monotonic() < deadline:

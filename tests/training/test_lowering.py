@@ -20,6 +20,9 @@ from weights_converter.registry import REGISTRY
 
 ACCELERATORS = ["tpu", "cuda"]
 RECIPES = sorted(pathlib.Path(__file__).parents[2].joinpath("configs").glob("*.py"))
+# The steps of lite_medsam, boxes_and_points and the U-Net once more.
+SAME = ("demo", "boxes_and_points_augmented", "unet_small")
+DISTINCT = [recipe for recipe in RECIPES if recipe.stem not in SAME]
 MESH = AbstractMesh((4, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -52,7 +55,7 @@ def export(plan, cached=False) -> list[jax.export.Exported]:
     return exported
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize("recipe", DISTINCT, ids=lambda recipe: recipe.stem)
 def test_steps_lower_for_one_accelerator(recipe):
     train, evaluate = export(set_up(*load(recipe), platform="tpu"))
     assert train.nr_devices == evaluate.nr_devices == 1
@@ -69,11 +72,6 @@ def shortened(stored):
         return stored
     encoder = dataclasses.replace(stored.encoder, depth=3, global_attn_indexes=(2,))
     return dataclasses.replace(stored, encoder=encoder)
-
-
-# The steps of lite_medsam, boxes_and_points and the U-Net once more.
-SAME = ("demo", "boxes_and_points_augmented", "unet_small")
-DISTINCT = [recipe for recipe in RECIPES if recipe.stem not in SAME]
 
 
 @pytest.mark.parametrize("recipe", DISTINCT, ids=lambda recipe: recipe.stem)

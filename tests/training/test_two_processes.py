@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 
 from medsam_jax.models.checkpoint import read_params
-from tests.training.runs import QUICK, ROOT, command, values
+from tests.training.runs import ROOT, command, values
 
 
 def free_port() -> int:
@@ -22,7 +22,7 @@ def free_port() -> int:
 
 def test_two_processes_train_as_one(fields, undisturbed, tmp_path):
     """The second start of both finds the checkpoints of the first and goes on from there."""
-    devices = f"{QUICK['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     cached = {"embedding_cache": tmp_path / "cache", "embedding_dtype": "float32"}
     for num_steps in (4, 8):
         run = command(tmp_path, fields | cached | {"num_steps": num_steps})
@@ -32,7 +32,7 @@ def test_two_processes_train_as_one(fields, undisturbed, tmp_path):
             subprocess.Popen(
                 [*run, f"--process_id={i}"],
                 cwd=ROOT,
-                env=os.environ | QUICK | {"XLA_FLAGS": devices},
+                env=os.environ | {"XLA_FLAGS": devices},
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
             )
