@@ -2,6 +2,7 @@
 # make test        tests, without torch
 # make test-parity comparison with PyTorch, in an environment of its own
 # make test-docs   the commands of README and docs, on small data
+# make test-cluster a pod of eight processes of which two are killed, and the Containerfile's steps
 # make fuzz        20,000 damaged scans are read (FUZZ_MUTATIONS=...)
 # make lint        ruff check and format
 # make notebook    docs/quickstart.ipynb from top to bottom
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env test test-docs fuzz test-parity lint format demo notebook bench clean
+.PHONY: help env test test-docs test-cluster fuzz test-parity lint format demo notebook bench clean
 
 # The first that runs, is new enough and can make virtual environments: a version manager's shim
 # may be on the path and still fail.
@@ -59,10 +60,13 @@ $(ENV_STAMP):
 	@touch $@
 
 test: $(ENV_STAMP)
-	$(VENV)/bin/python -m pytest tests --ignore=tests/parity --ignore=tests/docs --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest tests --ignore=tests/parity --ignore=tests/docs --ignore=tests/cluster --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-docs: $(ENV_STAMP)
 	$(VENV)/bin/python -m pytest tests/docs --numprocesses 2
+
+test-cluster: $(ENV_STAMP)
+	$(VENV)/bin/python -m pytest tests/cluster
 
 FUZZ_MUTATIONS ?= 20000
 fuzz: $(ENV_STAMP)

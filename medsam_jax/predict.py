@@ -19,6 +19,7 @@ object is followed to both sides (--follow). A JSON file names images and holds 
 Writes NAME_mask in the format and on the grid of the input (a DICOM SEG for a DICOM series),
 NAME_overlay.png, NAME_montage.png for volumes, NAME.json with scores, sizes and diameters, and
 coco.json for pictures. A folder run goes on where it stopped and ends with a list of what failed.
+Several processes (--multihost, see docs/training.md) share a folder, each image once.
 """
 
 from pathlib import Path
@@ -26,6 +27,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from medsam_jax import cli, errors
+from medsam_jax.distributed import define_flags
 from medsam_jax.io.files import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -81,6 +83,7 @@ _FORMAT = flags.DEFINE_string(
     "mask_format", None, "Instead of the input's own: nii.gz, nii, nrrd, mha, png, tif or dcm."
 )
 _GIF = flags.DEFINE_bool("gif", False, "Also write a GIF of a volume's slices.")
+_JOIN_PROCESSES = define_flags()
 
 
 def main(_) -> None:
@@ -90,6 +93,7 @@ def main(_) -> None:
         from medsam_jax.inference.predict_file import Request
         from medsam_jax.inference.predict_folder import predict_path
 
+    _JOIN_PROCESSES()
     predict_path(
         Request(
             checkpoint=_CHECKPOINT.value,

@@ -24,6 +24,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Training config: a file, or the name of one in configs/."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
+_EMBED_ONLY = flags.DEFINE_bool(
+    "embed_only", False, "Fill config.embedding_cache and stop; needs no --workdir."
+)
 _JOIN_PROCESSES = define_flags()
 
 
@@ -42,9 +45,13 @@ def main(_) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax reports every array it writes
     with cli.loading():
         keep_compiled_programs()
+        from medsam_jax.training.embeddings import fill_cache
         from medsam_jax.training.loop import train_and_evaluate
 
     _JOIN_PROCESSES()
+    if _EMBED_ONLY.value:
+        fill_cache(_CONFIG.value)
+        return
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     train_and_evaluate(config, workdir)
     import jax
@@ -59,5 +66,10 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config"])
+    flags.register_validator(
+        "workdir",
+        lambda workdir: workdir is not None or _EMBED_ONLY.value,
+        "Flag --workdir must have a value other than None.",
+    )
     cli.run(main)

@@ -134,7 +134,8 @@ python scripts/parity_table.py --scans demo/scans --output docs/parity.md
 
 ## Tensors
 
-`make test-parity` runs PyTorch beside ours on the same inputs, in float32 on a CPU, and bounds the
+`make test-parity` runs PyTorch beside ours on the same inputs, in float32 on a CPU, with
+`matmul_precision="highest"` (the default of training, `Predictor` and export), and bounds the
 largest difference by a part of the largest value of each tensor:
 
 * LiteMedSAM with its released weights on three real slices, against the PyTorch model in

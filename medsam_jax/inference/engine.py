@@ -9,10 +9,9 @@ images are decoded the same way; prompts of a single image stay on the first dev
 
 import functools
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,7 +29,6 @@ from medsam_jax.models.unet import UNet
 from medsam_jax.ops.compile import jit
 from medsam_jax.ops.form import local_form
 
-T = TypeVar("T")
 Shape = tuple[int, int]
 
 _IMAGES_AT_ONCE = 8  # on each device
@@ -44,12 +42,6 @@ class EncodedImage(NamedTuple):
     valid_shape: Shape  # (h, w), the part of the stored grid that is not padding
 
 
-def one_ahead(launched: Iterable[T]) -> Iterator[T]:
-    """Yields each item once the next one is made: the device works on that while this is read."""
-    for item, _ in itertools.pairwise(itertools.chain(launched, [None])):
-        yield item
-
-
 class Engine:
     """A model's compiled programs, with the way into and out of them.
 
@@ -59,16 +51,17 @@ class Engine:
 
     Args:
       model: a `Sam`, a `UNet`, or another module with their `encode`, `decode` and `config`.
+      matmul_precision: of float32 products, see `ops.form.MATMUL_PRECISIONS`.
     """
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: nnx.Module, matmul_precision: str = "highest"):
         keep_compiled_programs()
         self.model = model
         self.preprocessing = model.config.preprocessing
         self.recipe = get_recipe(self.preprocessing.recipe)
         self.devices = jax.local_devices()
         # On several devices, each runs the program of one on its share.
-        self.form = local_form()
+        self.form = local_form(matmul_precision=matmul_precision)
         self._functional = Functional(model, self.form)
         axis = (AxisType.Auto,)
         mesh = jax.make_mesh((len(self.devices),), ("data",), axis, devices=self.devices)

@@ -96,7 +96,8 @@ def set_up(
       params: the checkpoint's arrays by dotted path; None for shapes alone.
       platform: the platform to make the steps for, such as "cpu" or "tpu"; None for this process's.
     """
-    form = form_for(platform, mesh.size) if platform else local_form(mesh.size)
+    devices = mesh.size, config.matmul_precision
+    form = form_for(platform, *devices) if platform else local_form(*devices)
     model_config = configured(stored_config, config)
     if params is None:
         model = abstract_model(model_config)

@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
+    "profile_steps",
     "early_stop_evals",
 )
 
@@ -151,6 +152,14 @@ def record_start(
     write_json(workdir / "run.json", starts)
 
 
+def record_end(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Adds facts to the record of this start in `run.json`, in process 0 alone."""
+    if jax.process_index() == 0:
+        starts = _starts(workdir)
+        starts[-1] |= facts
+        write_json(workdir / "run.json", starts)
+
+
 def finished_run(workdir: Path) -> dict[str, Any]:
     """Returns the last entry of `run.json` of a run that came to its end.
 
@@ -179,10 +188,7 @@ def record_best(workdir: Path, progress: Mapping[str, Any]) -> str:
     """
     best = progress.get("best", {"score": progress["best_score"]})
     best = best | {"no_better_than_the_start": best.get("step") == 0}
-    if jax.process_index() == 0:
-        starts = _starts(workdir)
-        starts[-1]["best"] = best
-        write_json(workdir / "run.json", starts)
+    record_end(workdir, {"best": best})
     return describe_best(best)
 
 
