@@ -4,8 +4,8 @@
     make accelerators ONLY="encoder lite_medsam" CHIPS=v5e,h100
     python -m benchmarks.accelerators --program "train medsam_v2, batch 4" --chips v5e
 
-`--list` prints the rows. Each program is compiled in a process of its own, so a crash of a compiler,
-or one that takes longer than `--limit`, gives a row with the reason. Rows are kept in
+`--list` prints the rows. Each program is compiled in a process of its own, so a compiler that
+crashes, or takes longer than `--limit`, gives a row with the reason. Rows are kept in
 `docs/accelerators.json`; a run replaces the rows that it compiles, and writes the tables of
 docs/performance.md and docs/training.md. The exit status is 1 if a step does not fit its device.
 """

@@ -30,7 +30,8 @@ _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*)$")
-_CALLED = re.compile(r"\b(calls|body|to_apply|\w+_computations?)=(\{[^}]*\}|[^\s,]+)")
+_NAME = r"%([^\s,(){}]+)"
+_CALLED = re.compile(r"\b(calls|body|condition|to_apply|\w+_computations?)=(\{[^}]*\}|[^\s,]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
@@ -74,7 +75,11 @@ class Instruction:
     @property
     def operands(self) -> list[str]:
         """Names of the operands, each once."""
-        return list(dict.fromkeys(re.findall(r"%([^\s,(){}]+)", self.arguments)))
+        return list(dict.fromkeys(re.findall(_NAME, self.arguments)))
+
+    def operand(self, number: int) -> str:
+        """Name of an operand."""
+        return re.findall(_NAME, self.arguments)[number]
 
     @property
     def called(self) -> dict[str, list[str]]:
@@ -171,10 +176,9 @@ def _of_instruction(
     if opcode in _FREE or opcode.endswith("-done") or instruction.target in _FREE_CALLS:
         return Counts(), 1
     if opcode == "while":
-        trips = _TRIPS.search(instruction.attributes)
-        counts, times = Counts(), int(trips[1]) if trips else 1
-        counts.add(of("body"), times)
-        counts.add(Counts(loops=1, unknown_trips=int(trips is None)))
+        trips = _trips(instruction, around, computations)
+        counts = Counts(loops=1, unknown_trips=int(trips is None))
+        counts.add(of("body"), 1 if trips is None else trips)
         return counts, 1
     if opcode == "conditional":
         branches = [name for key in called if "comp" in key for name in called[key]]
@@ -190,6 +194,31 @@ def _of_instruction(
     if opcode.removesuffix("-start") in _COLLECTIVES:
         counts.collectives, counts.collective_bytes = 1, between
     return counts, 1
+
+
+def _trips(
+    loop: Instruction, around: Computation, computations: dict[str, Computation]
+) -> int | None:
+    """Returns a loop's trips: as XLA states them, or by a counter that is compared to a constant.
+
+    None if neither tells: the loop ends when its data say so.
+    """
+    if stated := _TRIPS.search(loop.attributes):
+        return int(stated[1])
+    condition = computations[loop.called["condition"][0]]
+    compares = [i for i in condition.values() if i.opcode == "compare"]
+    if len(compares) != 1 or "direction=LT" not in compares[0].attributes:
+        return None
+    counter, limit = (condition[name] for name in compares[0].operands)
+    place = re.search(r"index=(\d+)", counter.attributes)
+    if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
+        return None
+    start = around[loop.operands[0]]
+    if start.opcode == "tuple":
+        start = around[start.operand(int(place[1]))]
+    while start.opcode in ("copy", "bitcast"):
+        start = around[start.operands[0]]
+    return int(limit.arguments) - int(start.arguments) if start.opcode == "constant" else None
 
 
 def _bytes(
@@ -220,7 +249,7 @@ def _bytes(
         read[names[0]], written = 0, min(written, read[names[1]])
     elif body is not None:
         for number, parameter in _parameters(body).items():
-            name = _name_of_operand(instruction, number)
+            name = instruction.operand(number)
             touched = _touched(parameter, body)
             if touched is not None:
                 read[name] = min(read[name], touched)
@@ -235,10 +264,6 @@ def _hbm(results: Iterable[Buffer]) -> int:
 def _parameters(body: Computation) -> dict[int, str]:
     """Returns the names of a computation's parameters by number."""
     return {int(i.arguments): i.name for i in body.values() if i.opcode == "parameter"}
-
-
-def _name_of_operand(instruction: Instruction, number: int) -> str:
-    return re.findall(r"%([^\s,(){}]+)", instruction.arguments)[number]
 
 
 def _touched(name: str, body: Computation) -> int | None:
