@@ -242,7 +242,7 @@ def _bytes(
     read = {name: _hbm(buffers) for name, buffers in operands.items()}
     written = _hbm(results)
     between = max(sum(read.values()), written)
-    whole = sum(buffer.bytes for buffer in results)
+    whole = max((buffer.bytes for buffer in results), default=0)
     if opcode in (*_SLICES, "slice-start"):
         read[names[0]] = min(read[names[0]], whole)
     elif opcode == "dynamic-update-slice":
