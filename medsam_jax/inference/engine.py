@@ -50,6 +50,19 @@ def one_ahead(launched: Iterable[T]) -> Iterator[T]:
         yield item
 
 
+def embed_arrays(functional: Functional, arrays, images, valid_shape) -> Array:
+    """Encodes slices on the recipe's grid: the program of `Engine.embed` on one device."""
+    return functional.bind(arrays).encode(images, valid_shape)
+
+
+def decode_arrays(
+    functional: Functional, arrays, embeddings, prompts, multimask_output
+) -> tuple[Array, Array]:
+    """Decodes the prompts of `pack`: the program of `Engine.decode` on one device."""
+    model = functional.bind(arrays)
+    return model.decode(embeddings, multimask_output=multimask_output, **prompts)
+
+
 class Engine:
     """A model's compiled programs, with the way into and out of them.
 
@@ -77,7 +90,9 @@ class Engine:
         self._arrays = jax.device_put(self._functional.arrays, everywhere)
         # The same buffers, as arrays of the first device alone.
         self._arrays_of_first = {name: x.addressable_data(0) for name, x in self._arrays.items()}
-        self._embed = jit(self._on_each_device(self._embed_arrays), self.form)
+        embed = functools.partial(embed_arrays, self._functional)
+        self._embed = jit(self._on_each_device(embed), self.form)
+        self._decode_arrays = functools.partial(decode_arrays, self._functional)
         self._decode = jit(self._decode_arrays, self.form, static_argnums=3)
         self._decode_split = jit(self._decode_arrays_split, self.form, static_argnums=3)
 
@@ -188,13 +203,6 @@ class Engine:
             for x in (prompts.coords, prompts.boxes)
         )
         return prompts._replace(coords=coords, boxes=boxes)
-
-    def _embed_arrays(self, arrays, images, valid_shape):
-        return self._functional.bind(arrays).encode(images, valid_shape)
-
-    def _decode_arrays(self, arrays, embeddings, prompts, multimask_output):
-        model = self._functional.bind(arrays)
-        return model.decode(embeddings, multimask_output=multimask_output, **prompts)
 
     def _decode_arrays_split(self, arrays, embeddings, prompts, multimask_output):
         decode = functools.partial(self._decode_arrays, multimask_output=multimask_output)

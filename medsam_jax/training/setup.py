@@ -80,6 +80,14 @@ class Setup:
             shapes["boxes_valid"] = (prompts, jnp.bool_)
         return {name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()}
 
+    def eval_batch(self, cached: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a tune batch: one object a slice, with one point if points are trained."""
+        config = self.config.copy_and_resolve_references()
+        config.update({"prompts_per_image": 1, "positive_points": 1, "negative_points": 0})
+        config.batch_size = config.eval_batch_size
+        shapes = dataclasses.replace(self, config=config).train_batch(cached)
+        return {name: shape for name, shape in shapes.items() if name != "boxes_valid"}
+
 
 def set_up(
     config: ml_collections.ConfigDict,

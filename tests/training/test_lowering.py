@@ -33,19 +33,10 @@ def load(recipe: pathlib.Path):
     return config, known_config(config.checkpoint) if known else UNetConfig()
 
 
-def eval_batch(plan, cached) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a tune batch: one object a slice, with one point if points are trained."""
-    config = plan.config.copy_and_resolve_references()
-    config.update({"prompts_per_image": 1, "positive_points": 1, "negative_points": 0})
-    config.batch_size = config.eval_batch_size
-    shapes = dataclasses.replace(plan, config=config).train_batch(cached)
-    return {name: shape for name, shape in shapes.items() if name != "boxes_valid"}
-
-
 def export(plan, cached=False) -> list[jax.export.Exported]:
     steps = (
         (plan.train_step, plan.state, plan.train_batch(cached)),
-        (plan.eval_step, plan.state.evaluated(), eval_batch(plan, cached)),
+        (plan.eval_step, plan.state.evaluated(), plan.eval_batch(cached)),
     )
     exported = [jax.export.export(step, platforms=ACCELERATORS)(*args) for step, *args in steps]
     assert all(one.platforms == ("tpu", "cuda") for one in exported)
