@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.ops import attention
-from medsam_jax.ops.form import ACCELERATOR, CPU, PLAIN, Form
+from medsam_jax.ops.form import ACCELERATOR, CPU, PLAIN
 
 
 def random_inputs(batch, rows, columns, heads, head_dim):
@@ -45,29 +45,8 @@ def test_strips_equal_whole_scores(monkeypatch, shape, scores_bytes):
     np.testing.assert_allclose(attention.grid_attention(*inputs, CPU), whole(*inputs), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_bias_inside_a_dot_product(monkeypatch, shape):
-    """The vectors that the flash kernel gets, through a plain attention."""
-
-    def plain(q, k, v):
-        assert q.shape[-1] % 8 == 0
-        return jax.nn.dot_product_attention(q, k, v, scale=1.0)
-
-    monkeypatch.setattr(attention, "_cudnn", plain)
-    inputs = [x.astype(jnp.bfloat16) for x in random_inputs(*shape)]
-    form = Form("accelerator", cudnn=True, cudnn_head_dim=256)
-    found = attention.grid_attention(*inputs, form)
-    assert found.dtype == jnp.bfloat16
-    # queries, keys, values, scores' bias and the answer are rounded to 8 bits each
-    np.testing.assert_allclose(found.astype(jnp.float32), whole(*inputs), atol=0.06)
-    longer = Form("accelerator", cudnn=True, cudnn_head_dim=8)  # than the kernel takes
-    monkeypatch.setattr(attention, "_cudnn", None)
-    np.testing.assert_allclose(
-        attention.grid_attention(*inputs, longer).astype(jnp.float32), whole(*inputs), atol=0.06
-    )
-
-
-def test_gradients_of_strips(monkeypatch):
+@pytest.mark.parametrize("form", [CPU, ACCELERATOR], ids=lambda form: form.device)
+def test_gradients_of_strips(monkeypatch, form):
     monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (1 << 12,) * 2)
     inputs = random_inputs(1, 6, 6, 2, 4)
 
@@ -79,7 +58,7 @@ def test_gradients_of_strips(monkeypatch):
         return jnp.einsum("bnyxij,bijnd->byxnd", weights, v)
 
     def in_strips(*inputs):
-        return attention.grid_attention(*inputs, CPU)
+        return attention.grid_attention(*inputs, form)
 
     def loss(attend):
         return lambda *inputs: (jnp.sin(attend(*inputs)) ** 2).sum()
