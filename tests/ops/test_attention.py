@@ -16,6 +16,12 @@ def random_inputs(batch, rows, columns, heads, head_dim):
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
+def attend(q, k, v, rel_h, rel_w, form):
+    """`grid_attention` of separate arrays [b, y, x, heads, d]."""
+    qkv = jnp.stack([q, k, v], axis=3).reshape(len(q), -1, 3, *q.shape[3:])
+    return attention.grid_attention(qkv, rel_h, rel_w, form).reshape(q.shape)
+
+
 def whole(q, k, v, rel_h, rel_w):
     """Computes scores and bias of every pair of positions in float64, as in SAM's code."""
     q, k, v, rel_h, rel_w = (np.asarray(x, np.float64) for x in (q, k, v, rel_h, rel_w))
@@ -34,7 +40,7 @@ SHAPES = [(2, 14, 14, 3, 8), (1, 5, 7, 2, 16), (1, 32, 32, 1, 8)]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_plain_form_and_accelerators(shape, form):
     inputs = random_inputs(*shape)
-    np.testing.assert_allclose(attention.grid_attention(*inputs, form), whole(*inputs), atol=1e-5)
+    np.testing.assert_allclose(attend(*inputs, form), whole(*inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("scores_bytes", [1, 1 << 15, 1 << 28])
@@ -42,7 +48,7 @@ def test_plain_form_and_accelerators(shape, form):
 def test_strips_equal_whole_scores(monkeypatch, shape, scores_bytes):
     monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (scores_bytes,) * 2)
     inputs = random_inputs(*shape)
-    np.testing.assert_allclose(attention.grid_attention(*inputs, CPU), whole(*inputs), atol=1e-5)
+    np.testing.assert_allclose(attend(*inputs, CPU), whole(*inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("form", [CPU, ACCELERATOR], ids=lambda form: form.device)
@@ -58,7 +64,7 @@ def test_gradients_of_strips(monkeypatch, form):
         return jnp.einsum("bnyxij,bijnd->byxnd", weights, v)
 
     def in_strips(*inputs):
-        return attention.grid_attention(*inputs, form)
+        return attend(*inputs, form)
 
     def loss(attend):
         return lambda *inputs: (jnp.sin(attend(*inputs)) ** 2).sum()
@@ -75,7 +81,7 @@ def test_never_holds_all_scores(form):
     """Twelve heads of 4096 tokens: whole scores would be 805 MB."""
     shapes = [(1, 64, 64, 12, 64)] * 3 + [(64, 64, 64)] * 2
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    compiled = jax.jit(attention.grid_attention, static_argnums=5).lower(*inputs, form).compile()
+    compiled = jax.jit(attend, static_argnums=5).lower(*inputs, form).compile()
     assert (
         compiled.memory_analysis().temp_size_in_bytes
         < {"cpu": 200e6, "accelerator": 700e6}[form.device]
