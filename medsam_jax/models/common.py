@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medsam_jax.ops.activation import gelu
+from medsam_jax.ops.activation import dense_gelu, gelu
 from medsam_jax.ops.convolution import conv3x3, convolution, depthwise_conv3x3
 from medsam_jax.ops.form import PLAIN
 from medsam_jax.ops.layer_norm import layer_norm
@@ -93,6 +93,8 @@ def neck(features: int, out_features: int, *, dtype, rngs: nnx.Rngs) -> Sequenti
 class MLPBlock(nnx.Module):
     """Two linear layers with an activation between (segment_anything/modeling/common.py)."""
 
+    form = PLAIN
+
     def __init__(
         self,
         embedding_dim: int,
@@ -107,7 +109,12 @@ class MLPBlock(nnx.Module):
         self.act = act
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        return self.lin2(self.act(self.lin1(x)))
+        """Returns `lin2(act(lin1(x)))`."""
+        if self.act is not gelu:
+            return self.lin2(self.act(self.lin1(x)))
+        dtype = self.lin1.dtype or x.dtype
+        kernel, bias = self.lin1.kernel[...].astype(dtype), self.lin1.bias[...].astype(dtype)
+        return self.lin2(dense_gelu(x.astype(dtype), kernel, bias, self.form))
 
 
 class BatchNorm(nnx.Module):

@@ -5,11 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from medsam_jax.ops import flash_tpu, flash_triton
-from medsam_jax.ops.form import ACCELERATOR, Form
+from medsam_jax.ops.form import ACCELERATOR, AnyMesh, Form
+from medsam_jax.ops.kernels import run_kernel
 
 # Bytes of scores in memory at a time: of one head, of all heads. On a CPU the scores of a head fit
 # a core's cache: 128 queries over 4096 keys. All heads of a row of windows are one batch of small
@@ -46,18 +46,7 @@ def grid_attention(
         return jnp.einsum("bnqk,bknd->bqnd", weights.reshape(*scores.shape[:3], -1), v)
     if form.cpu or not form.kernels or max(rows, columns) > flash_triton.LONGEST_SIDE:
         return _strips(qkv, *position_bias(qkv, rel_h, rel_w), form)
-    attend = _flash
-    if form.mesh is not None and form.mesh.size > 1:
-        # The compiler cannot split a kernel: without this, every device would attend for all.
-        share, whole = PartitionSpec(form.mesh.axis_names), PartitionSpec()
-        attend = jax.shard_map(
-            attend,
-            mesh=form.mesh,
-            in_specs=(share, whole, whole),
-            out_specs=share,
-            check_vma=False,
-        )
-    return attend(qkv, rel_h, rel_w)
+    return _flash(form.mesh, qkv, rel_h, rel_w)
 
 
 _FLOAT32 = {"preferred_element_type": jnp.float32}
@@ -74,12 +63,14 @@ def position_bias(
     return tuple(x.reshape(batch, -1, heads, x.shape[-1]) for x in (bias_h, bias_w))
 
 
-@jax.custom_vjp
-def _flash(qkv: Array, rel_h: Array, rel_w: Array) -> Array:
-    return _flash_forward(qkv, rel_h, rel_w)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _flash(mesh: AnyMesh, qkv: Array, rel_h: Array, rel_w: Array) -> Array:
+    return _flash_forward(mesh, qkv, rel_h, rel_w)[0]
 
 
-def _flash_forward(qkv: Array, rel_h: Array, rel_w: Array) -> tuple[Array, tuple[Array, ...]]:
+def _flash_forward(
+    mesh: AnyMesh, qkv: Array, rel_h: Array, rel_w: Array
+) -> tuple[Array, tuple[Array, ...]]:
     """Runs the kernel of the platform that is compiled for; strips where there is none."""
 
     def strips(qkv: Array, bias_h: Array, bias_w: Array) -> tuple[Array, Array]:
@@ -87,24 +78,23 @@ def _flash_forward(qkv: Array, rel_h: Array, rel_w: Array) -> tuple[Array, tuple
         sums = jnp.zeros((batch, heads, tokens))  # recomputed in the backward pass
         return _strips(qkv, bias_h, bias_w, ACCELERATOR), sums
 
-    bias = jax.lax.platform_dependent(
-        qkv, rel_h, rel_w, cuda=flash_triton.position_bias, default=position_bias
-    )
-    kernels = {"tpu": flash_tpu.forward, "cuda": flash_triton.forward}
-    out, sums = jax.lax.platform_dependent(qkv, *bias, default=strips, **kernels)
+    kernels = {"cuda": flash_triton.position_bias, "default": position_bias}
+    bias = run_kernel(kernels, mesh, qkv, shared=(rel_h, rel_w))
+    kernels = {"tpu": flash_tpu.forward, "cuda": flash_triton.forward, "default": strips}
+    out, sums = run_kernel(kernels, mesh, qkv, *bias)
     return out, (qkv, rel_h, rel_w, *bias, out, sums)
 
 
-def _flash_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:
+def _flash_backward(
+    mesh: AnyMesh, saved: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array, Array]:
     def strips(qkv, bias_h, bias_w, out, sums, gradient):
         _, pull_back = jax.vjp(partial(_strips, form=ACCELERATOR), qkv, bias_h, bias_w)
         return pull_back(gradient)
 
     qkv, rel_h, rel_w, *inner = saved
-    kernels = {"tpu": flash_tpu.backward, "cuda": flash_triton.backward}
-    by_scores, *by_bias = jax.lax.platform_dependent(
-        qkv, *inner, gradient, default=strips, **kernels
-    )
+    kernels = {"tpu": flash_tpu.backward, "cuda": flash_triton.backward, "default": strips}
+    by_scores, *by_bias = run_kernel(kernels, mesh, qkv, *inner, gradient)
     _, pull_back = jax.vjp(position_bias, qkv, rel_h, rel_w)
     by_qkv, by_rel_h, by_rel_w = pull_back(tuple(by_bias))
     return by_scores + by_qkv, by_rel_h, by_rel_w

@@ -10,6 +10,8 @@ import dataclasses
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
+AnyMesh = Mesh | AbstractMesh | None
+
 
 @dataclasses.dataclass(frozen=True)
 class Form:
@@ -18,7 +20,7 @@ class Form:
     device: str = "plain"  # "plain", "cpu" or "accelerator"
     image_by_image: bool = False  # encode the images of a batch one after another
     kernels: bool = True  # use the platform's Pallas kernels in programs for accelerators
-    mesh: Mesh | AbstractMesh | None = None  # devices that the batch is sharded over
+    mesh: AnyMesh = None  # devices that the batch is sharded over
 
     @property
     def cpu(self) -> bool:
