@@ -82,7 +82,7 @@ class _Model:
         derived = nnx.state(model, Derived)
         nnx.update(model, jax.tree.map(_some_values, derived))
         self.form = form_for(target.chip.platform, target.devices)
-        self.functional = Functional(model, self.form)
+        self.functional = Functional(model, self.form).for_inference()
         self.mesh = target.mesh()
         self.on_all = NamedSharding(self.mesh, PartitionSpec())
         self.by_item = NamedSharding(self.mesh, PartitionSpec("data"))

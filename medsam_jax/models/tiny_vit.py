@@ -101,6 +101,8 @@ class Mlp(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention within a window, with a learned bias per head and absolute offset."""
 
+    form = PLAIN
+
     def __init__(self, dim: int, num_heads: int, window_size: int, *, dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
@@ -115,17 +117,23 @@ class Attention(nnx.Module):
         q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
         q, k = q * q.shape[-1] ** -0.5, k.swapaxes(2, 3)
         scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-        scores = scores + self.attention_biases[...][:, self._offsets()]
+        scores = scores + self.biases()
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         total = weights.sum(axis=-1, keepdims=True)
         out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
         return self.proj(out.swapaxes(1, 2).reshape(x.shape))
 
-    def _offsets(self) -> np.ndarray:
-        """Returns the index into `attention_biases` by query and key."""
+    def biases(self) -> Float[Array, "heads n n"]:
+        """Returns the bias of each head by query and key."""
+        if self.form.folded:
+            return self.attention_biases[...]
         row, column = np.divmod(np.arange(self.window_size**2), self.window_size)
         rows, columns = np.abs(row[:, None] - row), np.abs(column[:, None] - column)
-        return rows * self.window_size + columns
+        return self.attention_biases[...][:, rows * self.window_size + columns]
+
+    def fold(self) -> None:
+        """Replaces the biases by offset with those by query and key."""
+        self.attention_biases.set_value(self.biases())
 
 
 class TinyViTBlock(nnx.Module):

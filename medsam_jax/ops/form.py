@@ -16,6 +16,7 @@ class Form:
 
     device: str = "plain"  # "plain", "cpu" or "accelerator"
     image_by_image: bool = False  # encode the images of a batch one after another
+    folded: bool = False  # the arrays are those of `Functional.for_inference`
     cudnn: bool = False  # use cuDNN's kernel for attention in half precision
     cudnn_head_dim: int = 0  # longest vectors that the kernel accepts
 
