@@ -1,11 +1,15 @@
 """Self-attention of SAM's ViT: a grid of tokens with decomposed relative positions."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from medsam_jax.ops.form import Form
+from medsam_jax.ops import flash_tpu, flash_triton
+from medsam_jax.ops.form import ACCELERATOR, Form
 
 # Bytes of scores in memory at a time: of one head, of all heads. On a CPU the scores of a head fit
 # a core's cache: 128 queries over 4096 keys. All heads of a row of windows are one batch of small
@@ -27,7 +31,7 @@ def grid_attention(
     The score of query (y, x) and key (y', x') is `scale * q.k + q.Rh[y, y'] + q.Rw[x, x']`
     (`add_decomposed_rel_pos` of segment_anything/modeling/image_encoder.py). Plain form: the first
     lines. The scores of one head at 1024 pixels take 64 MB. The other forms therefore compute them
-    in parts, or pass the bias to cuDNN's flash kernel in longer vectors.
+    in parts: TPUs and NVIDIA GPUs in a flash kernel, which has no forward-mode derivative.
 
     Queries are not yet scaled by ``d ** -0.5``. `rel_h` and `rel_w` are relative position vectors
     by (query row, key row) and (query column, key column).
@@ -41,32 +45,46 @@ def grid_attention(
         scores += jnp.moveaxis(bias_h, 3, 1)[..., None] + jnp.moveaxis(bias_w, 3, 1)[..., None, :]
         weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(v.dtype)
         return jnp.einsum("bnyxji,bjind->byxnd", weights, v)
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if form.cudnn and half and q.shape[-1] + sum(q.shape[1:3]) <= form.cudnn_head_dim:
-        return _flash(q, k, v, bias_h, bias_w)
-    return _strips(q, k, v, bias_h, bias_w, form)
+    grid = (q.shape[1], q.shape[2])
+    if form.cpu or not form.kernels or max(grid) > flash_triton.MOST_COLUMNS:
+        return _strips(q, k, v, bias_h, bias_w, form)
+    attend = _flash
+    if form.mesh is not None and form.mesh.size > 1:
+        # The compiler cannot split a kernel: without this, every device would attend for all.
+        share = PartitionSpec(form.mesh.axis_names)
+        attend = jax.shard_map(
+            attend, mesh=form.mesh, in_specs=share, out_specs=share, check_vma=False
+        )
+    return attend(q, k, v, bias_h, bias_w)
 
 
+@jax.custom_vjp
 def _flash(q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array) -> Array:
-    """Runs cuDNN's kernel; a score is `[scale * q, q.Rh, q.Rw] . [k, onehot(y'), onehot(x')]`."""
-    batch, rows, columns, heads, head_dim = k.shape
-    length = -(-(head_dim + rows + columns) // 8) * 8  # the kernel needs a multiple of 8
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    one_hot = np.concatenate([np.eye(rows)[row], np.eye(columns)[column]], axis=1)  # [N, Y + X]
-    position = jnp.asarray(one_hot, k.dtype)[None, :, None]
-    position = jnp.broadcast_to(position, (batch, rows * columns, heads, rows + columns))
-
-    def extend(x: Array, *more: Array) -> Array:
-        parts = [part.reshape(batch, -1, heads, part.shape[-1]) for part in (x, *more)]
-        vectors = jnp.concatenate(parts, axis=-1)
-        return jnp.pad(vectors, ((0, 0), (0, 0), (0, 0), (0, length - vectors.shape[-1])))
-
-    out = _cudnn(extend(q, bias_h, bias_w), extend(k, position), extend(v))
-    return out[..., :head_dim].reshape(q.shape)
+    return _flash_forward(q, k, v, bias_h, bias_w)[0]
 
 
-def _cudnn(q: Array, k: Array, v: Array) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+def _flash_forward(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+    """Runs the kernel of the platform that is compiled for; strips where there is none."""
+
+    def strips(*inputs: Array) -> tuple[Array, Array]:
+        batch, rows, columns, heads, _ = inputs[0].shape
+        return _strips(*inputs, ACCELERATOR), jnp.zeros((batch, heads, rows * columns))
+
+    kernels = {"tpu": flash_tpu.forward, "cuda": flash_triton.forward}
+    out, sums = jax.lax.platform_dependent(*inputs, default=strips, **kernels)
+    return out, (*inputs, out, sums)
+
+
+def _flash_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:
+    def strips(q, k, v, bias_h, bias_w, out, sums, gradient):
+        _, pull_back = jax.vjp(partial(_strips, form=ACCELERATOR), q, k, v, bias_h, bias_w)
+        return pull_back(gradient)
+
+    kernels = {"tpu": flash_tpu.backward, "cuda": flash_triton.backward}
+    return tuple(jax.lax.platform_dependent(*saved, gradient, default=strips, **kernels))
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
 
 
 def _strips(

@@ -105,6 +105,7 @@ def set_up(
       platform: the platform to make the steps for, such as "cpu" or "tpu"; None for this process's.
     """
     form = form_for(platform, mesh.size) if platform else local_form(mesh.size)
+    form = dataclasses.replace(form, mesh=mesh)
     model_config = configured(stored_config, config)
     if params is None:
         model = abstract_model(model_config)
