@@ -16,6 +16,7 @@ from medsam_jax.ops.activation import gelu
 from medsam_jax.ops.convolution import inverted_bottleneck
 from medsam_jax.ops.form import PLAIN
 from medsam_jax.ops.strips import token_wise
+from medsam_jax.ops.window_attention import window_attention
 from medsam_jax.ops.windows import attend_in_windows
 
 
@@ -112,16 +113,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "n y x c"]) -> Float[Array, "n y x c"]:
         """Applies attention within each of n windows."""
-        windows, heads = len(x), self.num_heads
-        qkv = self.qkv(self.norm(x)).reshape(windows, -1, heads, 3, x.shape[-1] // heads)
-        q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
-        q, k = q * q.shape[-1] ** -0.5, k.swapaxes(2, 3)
-        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-        scores = scores + self.biases()
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        total = weights.sum(axis=-1, keepdims=True)
-        out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
-        return self.proj(out.swapaxes(1, 2).reshape(x.shape))
+        heads, head_dim = self.num_heads, x.shape[-1] // self.num_heads
+        qkv = self.qkv(self.norm(x)).reshape(len(x), -1, heads, 3, head_dim)  # [W, N, ...]
+        out = window_attention(qkv, self.biases(), self.form)
+        return self.proj(out.reshape(x.shape))
 
     def biases(self) -> Float[Array, "heads n n"]:
         """Returns the bias of each head by query and key."""
