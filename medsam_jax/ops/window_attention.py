@@ -102,7 +102,7 @@ def _tpu_kernel(qkv_ref, bias_ref, out_ref, *, head_dim: int):
         for head in range(heads):
             starts = (head_dim * (3 * head + i) for i in range(3))
             q, k, v = (qkv[:, start : start + head_dim] for start in starts)
-            scores = _product(q * head_dim**-0.5, k, 1, 1) + bias_ref[head]
+            scores = _product(q, k, 1, 1) * head_dim**-0.5 + bias_ref[head]
             weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
             total = weights.sum(axis=-1, keepdims=True)
             results.append(_product(weights.astype(v.dtype), v, 1, 0) / total)
@@ -149,7 +149,7 @@ def on_gpu(
 def _gpu_kernel(q_ref, k_ref, v_ref, bias_ref, out_ref, *, tokens, head_dim, depth):
     tile, size = pl.program_id(0), _GPU_TILE
 
-    def inside(first: Any, shape: tuple[int, int], *limits: int) -> Array:
+    def inside(first: Any, shape: tuple[int, int], *limits: Any) -> Array:
         """Where the index along each axis, from `first` along the first, is below its limit."""
         row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
         return (row + first < limits[0]) & (column < limits[1])
@@ -158,7 +158,7 @@ def _gpu_kernel(q_ref, k_ref, v_ref, bias_ref, out_ref, *, tokens, head_dim, dep
         mask = inside(first, (size, depth), tokens, head_dim)
         return plgpu.load(ref.at[pl.ds(first, size), :], mask=mask, other=0.0)
 
-    q = load(q_ref, tile * size) * head_dim**-0.5
+    q = load(q_ref, tile * size)
 
     def add_keys(i, carry):
         most, total, out = carry  # [Q], [Q], [Q, D]
@@ -166,7 +166,7 @@ def _gpu_kernel(q_ref, k_ref, v_ref, bias_ref, out_ref, *, tokens, head_dim, dep
         mask = inside(tile * size, (size, size), tokens, tokens - first)
         at = pl.ds(tile * size, size), pl.ds(first, size)
         bias = plgpu.load(bias_ref.at[at], mask=mask, other=_MASKED).astype(jnp.float32)
-        scores = plgpu.dot(q, load(k_ref, first), trans_b=True) + bias
+        scores = plgpu.dot(q, load(k_ref, first), trans_b=True) * head_dim**-0.5 + bias
         higher = jnp.maximum(most, scores.max(axis=1))
         weights, shrink = jnp.exp(scores - higher[:, None]), jnp.exp(most - higher)
         v = load(v_ref, first)
