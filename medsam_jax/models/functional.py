@@ -58,11 +58,10 @@ class Functional:
                         parameter.set_value(parameter[...].astype(part.dtype))
             return Functional(module).arrays
 
+        arrays = jax.eval_shape(fold, self.arrays) if abstract else jax.jit(fold)(self.arrays)
         folded = copy.copy(self)
-        folded.form = form
-        folded.arrays = (
-            jax.eval_shape(fold, self.arrays) if abstract else jax.jit(fold)(self.arrays)
-        )
+        # jax sorts the names of a result; `bind` needs the order of the module.
+        folded.form, folded.arrays = form, {name: arrays[name] for name in self.arrays}
         return folded
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from benchmarks import hlo
+from medsam_jax.models.checkpoint import abstract_model
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.sam import Sam, SamConfig
@@ -66,6 +67,17 @@ def test_prepared_arrays_give_the_same_results(encoder, dtype):
             np.asarray(expected, np.float32) / scale,
             atol=tolerance,
         )
+
+
+def test_prepared_arrays_keep_the_order_of_the_module():
+    """With ten blocks and more, that is not the order of the names."""
+    config = dataclasses.replace(SamConfig.tiny(), encoder=dataclasses.replace(VIT, depth=11))
+    functional = Functional(abstract_model(config), ACCELERATOR)
+    assert list(functional.arrays) != sorted(functional.arrays)
+    folded = functional.for_inference()
+    assert list(folded.arrays) == list(functional.arrays)
+    table = "image_encoder.blocks.10.attn.rel_pos_h"
+    assert (functional.arrays[table].shape, folded.arrays[table].shape) == ((5, 16), (3, 3, 16))
 
 
 def test_prepared_arrays_twice_and_for_a_cpu():
