@@ -54,8 +54,9 @@ class Functional:
                 if hasattr(part, "fold"):
                     part.fold()
                 elif isinstance(part, nnx.Linear | nnx.Conv) and part.dtype is not None:
-                    for parameter in filter(None, (part.kernel, part.bias)):
-                        parameter.set_value(parameter[...].astype(part.dtype))
+                    for parameter in (part.kernel, part.bias):
+                        if parameter is not None:
+                            parameter.set_value(parameter[...].astype(part.dtype))
             return Functional(module).arrays
 
         arrays = jax.eval_shape(fold, self.arrays) if abstract else jax.jit(fold)(self.arrays)
