@@ -81,9 +81,10 @@ class _Model:
         # A loaded model has them as constants.
         derived = nnx.state(model, Derived)
         nnx.update(model, jax.tree.map(_some_values, derived))
-        self.form = form_for(target.chip.platform, target.devices)
-        self.functional = Functional(model, self.form).for_inference()
         self.mesh = target.mesh()
+        form = form_for(target.chip.platform, target.devices)
+        self.form = dataclasses.replace(form, mesh=self.mesh)
+        self.functional = Functional(model, self.form).for_inference()
         self.on_all = NamedSharding(self.mesh, PartitionSpec())
         self.by_item = NamedSharding(self.mesh, PartitionSpec("data"))
         self.arrays = self.shapes(self.functional.arrays)
