@@ -27,6 +27,7 @@ _COLLECTIVES += ("collective-broadcast", "ragged-all-to-all")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
+_LAYOUT = re.compile(r"\{([\d,]*)(?::[^T]*T\(([\d,]+)\))?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*)$")
@@ -55,7 +56,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """An array of a shape's text."""
+    """An array of a shape's text, in bytes of memory."""
 
     dtype: str
     bytes: int
@@ -147,13 +148,24 @@ def buffers(shape: str) -> tuple[Buffer, ...]:
     """Returns the arrays of a shape's text, such as "(f32[2,3]{1,0}, bf16[4]{0:T(128)S(1)})"."""
     found = []
     for dtype, sides, layout in _SHAPE.findall(shape):
-        items = math.prod(int(side.lstrip("<=")) for side in sides.split(",") if side)
+        items = _items([int(side.lstrip("<=")) for side in sides.split(",") if side], layout)
         bits = _ITEM_BITS.get(dtype)
         if bits is None:
             bits = int(re.search(r"\d+", dtype)[0])
         space = _SPACE.search(layout)
         found.append(Buffer(dtype, items * bits // 8, not space or space[1] == "0"))
     return tuple(found)
+
+
+def _items(sides: list[int], layout: str) -> int:
+    """Returns the number of items in memory: a TPU pads the minor axes to whole tiles."""
+    found = _LAYOUT.match(layout)
+    if found and found[2]:
+        tile = [int(side) for side in found[2].split(",")]
+        minor = [int(axis) for axis in found[1].split(",") if axis]
+        for axis, side in zip(minor, reversed(tile), strict=False):
+            sides[axis] = -(-sides[axis] // side) * side
+    return math.prod(sides)
 
 
 def _of_computation(name: str, computations: dict[str, Computation]) -> Counts:

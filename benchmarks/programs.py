@@ -84,7 +84,7 @@ class _Model:
         self.mesh = target.mesh()
         form = form_for(target.chip.platform, target.devices)
         self.form = dataclasses.replace(form, mesh=self.mesh)
-        self.functional = Functional(model, self.form)
+        self.functional = Functional(model, self.form).for_inference()
         self.on_all = NamedSharding(self.mesh, PartitionSpec())
         self.by_item = NamedSharding(self.mesh, PartitionSpec("data"))
         self.arrays = self.shapes(self.functional.arrays)

@@ -83,16 +83,17 @@ class Engine:
         # On several devices, each runs the program of one on its share.
         self.form = local_form()
         self._functional = Functional(model, self.form)
+        inference = self._functional.for_inference()
         axis = (AxisType.Auto,)
         mesh = jax.make_mesh((len(self.devices),), ("data",), axis, devices=self.devices)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        self._arrays = jax.device_put(self._functional.arrays, everywhere)
+        self._arrays = jax.device_put(inference.arrays, everywhere)
         # The same buffers, as arrays of the first device alone.
         self._arrays_of_first = {name: x.addressable_data(0) for name, x in self._arrays.items()}
-        embed = functools.partial(embed_arrays, self._functional)
+        embed = functools.partial(embed_arrays, inference)
         self._embed = jit(self._on_each_device(embed), self.form)
-        self._decode_arrays = functools.partial(decode_arrays, self._functional)
+        self._decode_arrays = functools.partial(decode_arrays, inference)
         self._decode = jit(self._decode_arrays, self.form, static_argnums=3)
         self._decode_split = jit(self._decode_arrays_split, self.form, static_argnums=3)
 

@@ -163,8 +163,16 @@ class Conv2dBN(nnx.Module):
 
     def folded(self, dtype) -> tuple[Float[Array, "kh kw i d"], Float[Array, " d"]]:
         """Returns kernel [kh, kw, c / groups, d] and bias of the equivalent single convolution."""
+        if self.form.folded:
+            return self.c.kernel[...], self.bn.bias[...]
         scale, shift = self.bn.scale_and_shift()
         return (self.c.kernel[...] * scale).astype(dtype), shift.astype(dtype)
+
+    def fold(self) -> None:
+        """Replaces kernel and norm's bias by those of the equivalent single convolution."""
+        kernel, bias = self.folded(self.dtype or self.c.kernel.dtype)
+        self.c.kernel.set_value(kernel)
+        self.bn.bias.set_value(bias)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         dtype = self.dtype or x.dtype
@@ -190,6 +198,11 @@ class ConvTranspose2x2(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (2, 2, out_features, in_features)))
         self.bias = nnx.Param(jnp.zeros((out_features,)))
         self.dtype = dtype
+
+    def fold(self) -> None:
+        """Converts the parameters to the compute dtype."""
+        for parameter in (self.kernel, self.bias):
+            parameter.set_value(parameter[...].astype(self.dtype or parameter.dtype))
 
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... 2*h 2*w d"]:
         height, width = x.shape[-3:-1]

@@ -77,9 +77,19 @@ class Attention(nnx.Module):
         tokens = grid_attention(qkv, rel_h, rel_w, self.form)  # [B, H * W, heads, D]
         return self.proj(tokens.reshape(x.shape))
 
+    def fold(self) -> None:
+        """Expands the tables of relative positions, in the compute dtype."""
+        for table in (self.rel_pos_h, self.rel_pos_w):
+            table.set_value(get_rel_pos(table).astype(self.qkv.dtype or table.dtype))
+
 
 def get_rel_pos(table: nnx.Param) -> Float[Array, "n n d"]:
-    """Returns vectors by (query, key) position from a table [2 * n - 1, d] by their offset."""
+    """Returns vectors by (query, key) position from a table [2 * n - 1, d] by their offset.
+
+    A table [n, n, d] of `Attention.fold` is returned as it is.
+    """
+    if table.ndim == 3:
+        return table[...]
     position = np.arange((table.shape[0] + 1) // 2)
     return table[...][position[:, None] - position + position[-1]]
 

@@ -68,11 +68,19 @@ def depthwise_conv3x3(
 ) -> Float[Array, "b h2 w2 c"]:
     """Depthwise convolution. Plain form: `convolution(x, kernel, stride, groups=c)`.
 
-    The CPU's form adds nine shifted maps, because XLA:CPU processes the groups one by one.
+    The CPU's form adds nine shifted maps, because XLA:CPU processes the groups one by one. So does
+    a GPU's program: unlike cuDNN's convolution, the sums are one kernel with what follows them.
     """
-    if not form.cpu:
+
+    def shifted(x: Array, kernel: Array) -> Array:
+        return depthwise_of_strip(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), kernel, stride)
+
+    def grouped(x: Array, kernel: Array) -> Array:
         return convolution(x, kernel, stride, x.shape[-1])
-    return depthwise_of_strip(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), kernel, stride)
+
+    if form.device == "accelerator":
+        return jax.lax.platform_dependent(x, kernel, cuda=shifted, default=grouped)
+    return shifted(x, kernel) if form.cpu else grouped(x, kernel)
 
 
 def inverted_bottleneck(

@@ -19,6 +19,7 @@ class Form:
 
     device: str = "plain"  # "plain", "cpu" or "accelerator"
     image_by_image: bool = False  # encode the images of a batch one after another
+    folded: bool = False  # the arrays are those of `Functional.for_inference`
     kernels: bool = True  # use the platform's Pallas kernels in programs for accelerators
     mesh: AnyMesh = None  # devices that the batch is sharded over
 

@@ -113,7 +113,7 @@ def set_up(
         model = build_model(model_config, params, config.checkpoint)
     functional = adapted(Functional(model, form), config)
     labels = opt.label_parameters(functional.arrays, parameter_names(model), config.frozen)
-    tx = opt.make_optimizer(config, labels)
+    tx = opt.make_optimizer(config, labels, form)
 
     shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in functional.arrays.items()}
     state = jax.eval_shape(lambda arrays: init_state(arrays, labels, tx, config), shapes)

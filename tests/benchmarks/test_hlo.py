@@ -144,6 +144,15 @@ def test_dtypes_of_less_than_a_byte_and_dynamic_shapes():
     assert sizes == [5, 3, 20, 6]
 
 
+def test_a_tpu_pads_to_whole_tiles():
+    sizes = [
+        b.bytes
+        for b in hlo.buffers("(f32[3,49,49]{2,1,0:T(8,128)}, bf16[5,9]{0,1:T(8,128)(2,1)S(1)})")
+    ]
+    assert sizes == [4 * 3 * 56 * 128, 2 * 128 * 16]
+    assert [b.bytes for b in hlo.buffers("f32[300]{0:T(1024)}")] == [4096]
+
+
 def test_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.count("HloModule jit_f")
