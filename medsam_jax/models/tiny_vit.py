@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medsam_jax.models.common import Conv2dBN, LayerNorm, Sequential, neck
+from medsam_jax.models.common import Conv2dBN, LayerNorm, Sequential, linear_gelu, neck
 from medsam_jax.ops.activation import gelu
 from medsam_jax.ops.convolution import inverted_bottleneck
 from medsam_jax.ops.form import PLAIN
@@ -90,13 +90,16 @@ class PatchMerging(nnx.Module):
 
 
 class Mlp(nnx.Module):
+    form = PLAIN
+
     def __init__(self, dim: int, hidden_dim: int, *, dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(dim, hidden_dim, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        return self.fc2(gelu(self.fc1(self.norm(x))))
+        """Returns `fc2(gelu(fc1(norm(x))))`."""
+        return self.fc2(linear_gelu(self.fc1, self.norm(x), self.form))
 
 
 class Attention(nnx.Module):
