@@ -6,6 +6,7 @@ there is no stochastic depth, whose rate is 0 in LiteMedSAM.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -116,10 +117,12 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "n y x c"]) -> Float[Array, "n y x c"]:
         """Applies attention within each of n windows."""
-        heads, head_dim = self.num_heads, x.shape[-1] // self.num_heads
-        qkv = self.qkv(self.norm(x)).reshape(len(x), -1, heads, 3, head_dim)  # [W, N, ...]
-        out = window_attention(qkv, self.biases(), self.form)
-        return self.proj(out.reshape(x.shape))
+        windows, dim = len(x), x.shape[-1]
+        # A list of tokens: the gradient of a kernel over more axes is slower on a CPU.
+        qkv = self.qkv(self.norm(x.reshape(-1, dim)))
+        qkv = qkv.reshape(windows, -1, self.num_heads, 3, dim // self.num_heads)
+        out = window_attention(qkv, self.biases(), self.form)  # [W, N, heads, D]
+        return self.proj(out.reshape(-1, dim)).reshape(x.shape)
 
     def biases(self) -> Float[Array, "heads n n"]:
         """Returns the bias of each head by query and key."""

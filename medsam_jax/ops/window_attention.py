@@ -39,7 +39,8 @@ def _attend(qkv: Array, biases: Array) -> Array:
     q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
     q, k = q * q.shape[-1] ** -0.5, k.swapaxes(2, 3)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) + biases
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # cancels out
+    weights = jnp.exp(scores - most)
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
     return out.swapaxes(1, 2)
