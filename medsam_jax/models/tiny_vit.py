@@ -6,7 +6,6 @@ there is no stochastic depth, whose rate is 0 in LiteMedSAM.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
