@@ -42,6 +42,19 @@ class EncodedImage(NamedTuple):
     valid_shape: Shape  # (h, w), the part of the stored grid that is not padding
 
 
+def embed_arrays(functional: Functional, arrays, images, valid_shape) -> Array:
+    """Encodes slices on the recipe's grid: the program of `Engine.embed` on one device."""
+    return functional.bind(arrays).encode(images, valid_shape)
+
+
+def decode_arrays(
+    functional: Functional, arrays, embeddings, prompts, multimask_output
+) -> tuple[Array, Array]:
+    """Decodes the prompts of `pack`: the program of `Engine.decode` on one device."""
+    model = functional.bind(arrays)
+    return model.decode(embeddings, multimask_output=multimask_output, **prompts)
+
+
 class Engine:
     """A model's compiled programs, with the way into and out of them.
 
@@ -63,14 +76,17 @@ class Engine:
         # On several devices, each runs the program of one on its share.
         self.form = local_form(matmul_precision=matmul_precision)
         self._functional = Functional(model, self.form)
+        inference = self._functional.for_inference()
         axis = (AxisType.Auto,)
         mesh = jax.make_mesh((len(self.devices),), ("data",), axis, devices=self.devices)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        self._arrays = jax.device_put(self._functional.arrays, everywhere)
+        self._arrays = jax.device_put(inference.arrays, everywhere)
         # The same buffers, as arrays of the first device alone.
         self._arrays_of_first = {name: x.addressable_data(0) for name, x in self._arrays.items()}
-        self._embed = jit(self._on_each_device(self._embed_arrays), self.form)
+        embed = functools.partial(embed_arrays, inference)
+        self._embed = jit(self._on_each_device(embed), self.form)
+        self._decode_arrays = functools.partial(decode_arrays, inference)
         self._decode = jit(self._decode_arrays, self.form, static_argnums=3)
         self._decode_split = jit(self._decode_arrays_split, self.form, static_argnums=3)
 
@@ -181,13 +197,6 @@ class Engine:
             for x in (prompts.coords, prompts.boxes)
         )
         return prompts._replace(coords=coords, boxes=boxes)
-
-    def _embed_arrays(self, arrays, images, valid_shape):
-        return self._functional.bind(arrays).encode(images, valid_shape)
-
-    def _decode_arrays(self, arrays, embeddings, prompts, multimask_output):
-        model = self._functional.bind(arrays)
-        return model.decode(embeddings, multimask_output=multimask_output, **prompts)
 
     def _decode_arrays_split(self, arrays, embeddings, prompts, multimask_output):
         decode = functools.partial(self._decode_arrays, multimask_output=multimask_output)

@@ -67,10 +67,14 @@ def export_model(
         _ENCODER: (Sam.encode, image),
         _DECODER: (_decode, _decoder_arguments(model, prompts, points)),
     }
+    # Kernels for NVIDIA GPUs are stored as Triton's code, for which jax promises no compatibility.
+    triton = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
     with replacing(Path(directory), overwrite=False) as partial:
         for name, (function, arguments) in programs.items():
             program = jax.jit(_by_platform(function, model.config, forms))
-            exported = jax.export.export(program, platforms=tuple(platforms))
+            exported = jax.export.export(
+                program, platforms=tuple(platforms), disabled_checks=[triton]
+            )
             (partial / name).write_bytes(exported(arrays, *arguments).serialize())
         weights = {name: LazyTensor.of(array) for name, array in arrays.items()}
         write_safetensors(str(partial / "weights.safetensors"), weights)

@@ -8,8 +8,11 @@ the model's modules, and they pass it to the operations. No operation queries th
 import dataclasses
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from medsam_jax.errors import UserError
+
+AnyMesh = Mesh | AbstractMesh | None
 
 # Of products and convolutions of float32 arrays, as jax names them. On a TPU they are made of six,
 # three or one bfloat16 products; "high" and "default" are TF32 on Ampere and later GPUs. A CPU
@@ -26,8 +29,9 @@ class Form:
 
     device: str = "plain"  # "plain", "cpu" or "accelerator"
     image_by_image: bool = False  # encode the images of a batch one after another
-    cudnn: bool = False  # use cuDNN's kernel for attention in half precision
-    cudnn_head_dim: int = 0  # longest vectors that the kernel accepts
+    folded: bool = False  # the arrays are those of `Functional.for_inference`
+    kernels: bool = True  # use the platform's Pallas kernels in programs for accelerators
+    mesh: AnyMesh = None  # devices that the batch is sharded over
     matmul_precision: str = "highest"  # one of `MATMUL_PRECISIONS`
 
     def __post_init__(self) -> None:
@@ -63,11 +67,10 @@ def form_for(platform: str, devices: int = 1, matmul_precision: str = "highest")
 
 
 def local_form(devices: int = 1, matmul_precision: str = "highest") -> Form:
-    """Returns the form of programs for this process's devices, with cuDNN's kernel if available."""
+    """Returns the form of programs for this process's devices."""
     form = form_for(jax.default_backend(), devices, matmul_precision)
     try:  # a number on NVIDIA GPUs alone: on ROCm devices it is the name of an architecture
         capability = float(getattr(jax.local_devices()[0], "compute_capability", ""))
     except (TypeError, ValueError):
         return form
-    # cuDNN's attention accepts longer vectors on Hopper and later GPUs.
-    return dataclasses.replace(form, cudnn=True, cudnn_head_dim=256 if capability >= 9 else 128)
+    return dataclasses.replace(form, kernels=capability >= 8)  # Triton needs Ampere or later
