@@ -84,7 +84,7 @@ $(PARITY_STAMP):
 	@touch $@
 
 test-parity: $(PARITY_STAMP)
-	$(PARITY)/bin/python -m pytest tests/parity
+	XLA_FLAGS= $(PARITY)/bin/python -m pytest tests/parity
 
 $(LINT_STAMP): $(ENV_STAMP)
 	$(VENV)/bin/python -m pip install --quiet -e ".[dev]"

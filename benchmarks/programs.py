@@ -196,10 +196,10 @@ SAME = {
 }
 # Settings of the recipes' steps on one device; the others take the batch of their config.
 _ON_ONE_DEVICE = {
-    "lite_medsam": ("cached", ""),
+    "lite_medsam": ("cached", "cached, dtype bfloat16", ""),
     "boxes_and_points": ("cached", ""),
     "medsam_v1": ("cached", ""),
-    "medsam_v2": ("batch 1",),
+    "medsam_v2": ("batch 1", "batch 1, remat off", "batch 4"),
     "lora": ("batch 1", ""),
 }
 # The device that the docs name for a recipe, and settings with which its step must fit.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from medsam_jax.ops.activation import dense_gelu, gelu
 from medsam_jax.ops.convolution import conv3x3, convolution, depthwise_conv3x3
-from medsam_jax.ops.form import PLAIN
+from medsam_jax.ops.form import PLAIN, Form
 from medsam_jax.ops.layer_norm import layer_norm
 
 
@@ -90,6 +90,15 @@ def neck(features: int, out_features: int, *, dtype, rngs: nnx.Rngs) -> Sequenti
     )
 
 
+def linear_gelu(
+    linear: nnx.Linear, x: Float[Array, "b *n i"], form: Form
+) -> Float[Array, "b *n o"]:
+    """Returns `gelu(linear(x))`."""
+    dtype = linear.dtype or x.dtype
+    kernel, bias = linear.kernel[...].astype(dtype), linear.bias[...].astype(dtype)
+    return dense_gelu(x.astype(dtype), kernel, bias, form)
+
+
 class MLPBlock(nnx.Module):
     """Two linear layers with an activation between (segment_anything/modeling/common.py)."""
 
@@ -112,9 +121,7 @@ class MLPBlock(nnx.Module):
         """Returns `lin2(act(lin1(x)))`."""
         if self.act is not gelu:
             return self.lin2(self.act(self.lin1(x)))
-        dtype = self.lin1.dtype or x.dtype
-        kernel, bias = self.lin1.kernel[...].astype(dtype), self.lin1.bias[...].astype(dtype)
-        return self.lin2(dense_gelu(x.astype(dtype), kernel, bias, self.form))
+        return self.lin2(linear_gelu(self.lin1, x, self.form))
 
 
 class BatchNorm(nnx.Module):

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medsam_jax.models.common import Conv2dBN, LayerNorm, Sequential, neck
+from medsam_jax.models.common import Conv2dBN, LayerNorm, Sequential, linear_gelu, neck
 from medsam_jax.ops.activation import gelu
 from medsam_jax.ops.convolution import inverted_bottleneck
 from medsam_jax.ops.form import PLAIN
@@ -90,13 +90,16 @@ class PatchMerging(nnx.Module):
 
 
 class Mlp(nnx.Module):
+    form = PLAIN
+
     def __init__(self, dim: int, hidden_dim: int, *, dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(dim, hidden_dim, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        return self.fc2(gelu(self.fc1(self.norm(x))))
+        """Returns `fc2(gelu(fc1(norm(x))))`."""
+        return self.fc2(linear_gelu(self.fc1, self.norm(x), self.form))
 
 
 class Attention(nnx.Module):
@@ -113,10 +116,12 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "n y x c"]) -> Float[Array, "n y x c"]:
         """Applies attention within each of n windows."""
-        heads, head_dim = self.num_heads, x.shape[-1] // self.num_heads
-        qkv = self.qkv(self.norm(x)).reshape(len(x), -1, heads, 3, head_dim)  # [W, N, ...]
-        out = window_attention(qkv, self.biases(), self.form)
-        return self.proj(out.reshape(x.shape))
+        windows, dim = len(x), x.shape[-1]
+        # A list of tokens: the gradient of a kernel over more axes is slower on a CPU.
+        qkv = self.qkv(self.norm(x.reshape(-1, dim)))
+        qkv = qkv.reshape(windows, -1, self.num_heads, 3, dim // self.num_heads)
+        out = window_attention(qkv, self.biases(), self.form)  # [W, N, heads, D]
+        return self.proj(out.reshape(-1, dim)).reshape(x.shape)
 
     def biases(self) -> Float[Array, "heads n n"]:
         """Returns the bias of each head by query and key."""

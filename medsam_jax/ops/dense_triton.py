@@ -9,12 +9,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-_ROWS, _COLUMNS, _DEPTH = 128, 128, 64  # of the tiles of result and factors
+_ROWS, _COLUMNS = 128, 128  # of the tiles of the result
+_DEPTHS = (64, 32)  # of the tiles of the factors
 
 
 def fits(kernel: Float[Array, "c d"]) -> bool:
     """Whether tiles divide the layer's sides."""
-    return kernel.shape[0] % _DEPTH == 0 and kernel.shape[1] % _COLUMNS == 0
+    return kernel.shape[0] % _DEPTHS[-1] == 0 and kernel.shape[1] % _COLUMNS == 0
 
 
 def dense_gelu(
@@ -48,18 +49,19 @@ def dense_gelu(
 
 def _kernel(x_ref, kernel_ref, bias_ref, *result_refs, rows):
     left, partial = rows - pl.program_id(1) * _ROWS, rows % _ROWS != 0
+    depth = next(depth for depth in _DEPTHS if x_ref.shape[1] % depth == 0)
 
     def inside(columns: int) -> Array | None:
         row = jax.lax.broadcasted_iota(jnp.int32, (_ROWS, columns), 0)
         return row < left if partial else None
 
     def add(i, total):
-        at = pl.ds(i * _DEPTH, _DEPTH)
-        x = plgpu.load(x_ref.at[:, at], mask=inside(_DEPTH), other=0.0 if partial else None)
+        at = pl.ds(i * depth, depth)
+        x = plgpu.load(x_ref.at[:, at], mask=inside(depth), other=0.0 if partial else None)
         return total + plgpu.dot(x, plgpu.load(kernel_ref.at[at, :]))
 
     total = jnp.zeros((_ROWS, _COLUMNS), jnp.float32)
-    total = jax.lax.fori_loop(0, x_ref.shape[1] // _DEPTH, add, total)
+    total = jax.lax.fori_loop(0, x_ref.shape[1] // depth, add, total)
     inner = (total + bias_ref[...].astype(jnp.float32)).astype(x_ref.dtype)
     for ref, value in zip(result_refs, (_gelu(inner), inner), strict=False):
         plgpu.store(ref, value, mask=inside(_COLUMNS))

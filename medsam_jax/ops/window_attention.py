@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from medsam_jax.ops.form import Form
+from medsam_jax.ops.form import AnyMesh, Form
+from medsam_jax.ops.kernels import run_kernel
 
 _TPU_TOKENS = 1568  # of the windows of a step
 _GPU_TILE = 64  # queries, and keys, at a time
@@ -32,39 +32,35 @@ def window_attention(
     """
     if form.device != "accelerator" or not form.kernels:
         return _attend(qkv, biases)
-    attend = _in_kernel
-    if form.mesh is not None and form.mesh.size > 1:
-        # The compiler cannot split a kernel: without this, every device would attend for all.
-        share = PartitionSpec(form.mesh.axis_names)
-        specs = share, PartitionSpec()
-        attend = jax.shard_map(
-            attend, mesh=form.mesh, in_specs=specs, out_specs=share, check_vma=False
-        )
-    return attend(qkv, biases)
+    return _in_kernel(form.mesh, qkv, biases)
 
 
 def _attend(qkv: Array, biases: Array) -> Array:
     q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
     q, k = q * q.shape[-1] ** -0.5, k.swapaxes(2, 3)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) + biases
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # cancels out
+    weights = jnp.exp(scores - most)
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
     return out.swapaxes(1, 2)
 
 
-@jax.custom_vjp
-def _in_kernel(qkv: Array, biases: Array) -> Array:
-    """Runs the kernel of the platform that is compiled for; `_attend` where there is none."""
-    kernels = {"tpu": on_tpu, "cuda": on_gpu}
-    return jax.lax.platform_dependent(qkv, biases, default=_attend, **kernels)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_kernel(mesh: AnyMesh, qkv: Array, biases: Array) -> Array:
+    kernels = {"tpu": on_tpu, "cuda": on_gpu, "default": _attend}
+    return run_kernel(kernels, mesh, qkv, shared=(biases,))
 
 
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _forward(mesh: AnyMesh, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _in_kernel(mesh, *inputs), inputs
+
+
+def _backward(mesh: AnyMesh, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
     return jax.vjp(_attend, *saved)[1](gradient)
 
 
-_in_kernel.defvjp(lambda *inputs: (_in_kernel(*inputs), inputs), _backward)
+_in_kernel.defvjp(_forward, _backward)
 
 
 def on_tpu(

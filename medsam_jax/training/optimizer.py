@@ -88,7 +88,7 @@ def make_optimizer(
 def _clip(most: float, form: Form) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm` with the norm of `ops.global_norm`."""
 
-    def clip(updates: Mapping[str, jax.Array], _: Any) -> Mapping[str, jax.Array]:
+    def clip(updates: Any, _: Any) -> Any:  # frozen arrays are masked nodes
         leaves = jax.tree.leaves(updates)
         norm = global_norm({str(i): x for i, x in enumerate(leaves)}, form)
         return jax.tree.map(lambda x: jnp.where(norm < most, x, x / norm * most), updates)

@@ -25,7 +25,6 @@ from tests.tiny import tiny_sam
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 CODE = ("benchmarks", "configs", "datasets", "launch", "medsam_jax", "scripts", "weights_converter")
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling takes longer than computing here
 COMMAND = re.compile(r"(\$ )?(\S*python3?|pip|make|for|tensorboard|\w+=\$?\S*) ", re.MULTILINE)
 
 # Page and a part of a block -> why it is not run.
@@ -180,7 +179,7 @@ def run_commands(block: str, folder: Path) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=folder,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)} | QUICK,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         encoding="utf-8",
     )

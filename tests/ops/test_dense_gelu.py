@@ -10,16 +10,18 @@ from medsam_jax.ops.activation import dense_gelu, gelu
 from medsam_jax.ops.form import ACCELERATOR, PLAIN
 
 
-def layer(rows, dtype):
+def layer(rows, dtype, width=128):
     rng = np.random.default_rng(0)
-    shapes = (1, rows, 128), (128, 256), (256,)
+    shapes = (1, rows, width), (width, 256), (256,)
     x, kernel, bias = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
-    return x, kernel / np.sqrt(128).astype(dtype), bias
+    return x, kernel / np.sqrt(width).astype(dtype), bias
 
 
+@pytest.mark.parametrize("width", [128, 160])  # 160: of LiteMedSAM
 @pytest.mark.parametrize("rows", [128, 200])  # a whole tile, and more
-def test_kernel(rows):
-    x, kernel, bias = layer(rows, jnp.float32)
+def test_kernel(rows, width):
+    x, kernel, bias = layer(rows, jnp.float32, width)
+    assert dense_triton.fits(kernel)
     out, inner = dense_triton.dense_gelu(x, kernel, bias, with_inner=True, interpret=True)
     np.testing.assert_allclose(inner, x @ kernel + bias, atol=1e-5)
     np.testing.assert_allclose(out, gelu(x @ kernel + bias), atol=1e-5)

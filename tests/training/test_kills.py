@@ -3,13 +3,11 @@
 import signal
 
 from scripts.kill_test import Disturbed, compare, finish
-from tests.training.runs import QUICK, command
+from tests.training.runs import command
 
 
-def test_killed_three_times_equals_undisturbed(undisturbed, fields, tmp_path, monkeypatch):
+def test_killed_three_times_equals_undisturbed(undisturbed, fields, tmp_path):
     """At a step, while a checkpoint is written, by SIGTERM; `scripts/kill_test.py` does more."""
-    for name, value in QUICK.items():  # as the undisturbed run was compiled
-        monkeypatch.setenv(name, value)
     workdir = tmp_path / "killed"
     train = command(workdir, fields)
     with (tmp_path / "log").open("w") as log:

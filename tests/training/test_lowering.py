@@ -22,6 +22,9 @@ ACCELERATORS = ["tpu", "cuda"]
 # jax vouches for old programs with TPU kernels, not for those with Triton's.
 TRITON = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
 RECIPES = sorted(pathlib.Path(__file__).parents[2].joinpath("configs").glob("*.py"))
+# The steps of lite_medsam, boxes_and_points and the U-Net once more.
+SAME = ("demo", "boxes_and_points_augmented", "unet_small")
+DISTINCT = [recipe for recipe in RECIPES if recipe.stem not in SAME]
 MESH = AbstractMesh((4, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -48,7 +51,7 @@ def export(plan, cached=False) -> list[jax.export.Exported]:
     return exported
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize("recipe", DISTINCT, ids=lambda recipe: recipe.stem)
 def test_steps_lower_for_one_accelerator(recipe):
     train, evaluate = export(set_up(*load(recipe), platform="tpu"))
     assert train.nr_devices == evaluate.nr_devices == 1
@@ -65,11 +68,6 @@ def shortened(stored):
         return stored
     encoder = dataclasses.replace(stored.encoder, depth=3, global_attn_indexes=(2,))
     return dataclasses.replace(stored, encoder=encoder)
-
-
-# The steps of lite_medsam, boxes_and_points and the U-Net once more.
-SAME = ("demo", "boxes_and_points_augmented", "unet_small")
-DISTINCT = [recipe for recipe in RECIPES if recipe.stem not in SAME]
 
 
 @pytest.mark.parametrize("recipe", DISTINCT, ids=lambda recipe: recipe.stem)

@@ -1,13 +1,12 @@
 """Two processes over loopback train as one: same losses, same scores, one set of files."""
 
-import os
 import socket
 import subprocess
 
 import numpy as np
 
 from medsam_jax.models.checkpoint import read_params
-from tests.training.runs import QUICK, ROOT, command, values
+from tests.training.runs import ROOT, command, values
 
 
 def free_port() -> int:
@@ -26,7 +25,6 @@ def test_two_processes_train_as_one(fields, undisturbed, tmp_path):
             subprocess.Popen(
                 [*run, f"--process_id={i}"],
                 cwd=ROOT,
-                env=os.environ | QUICK,
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
             )
