@@ -57,8 +57,7 @@ def forward(
     batch, tokens, _, heads, head_dim = qkv.shape
     block = 128 if tokens > 1024 else 64
     sizes = _Sizes(bias_h.shape[-1], bias_w.shape[-1], head_dim, block)
-    operands = [sizes.by_token(qkv), sizes.on_grid(qkv)]
-    operands += [sizes.by_token(bias_h), sizes.by_token(bias_w)]
+    operands = [sizes.by_token(x) for x in (qkv, bias_h, bias_w)]
     out = jax.ShapeDtypeStruct((batch, tokens, heads, head_dim), qkv.dtype)
     sums = jax.ShapeDtypeStruct((batch, heads, tokens), jnp.float32)
     results = [sizes.by_token(out), sizes.of_sums(sums)]
@@ -78,16 +77,13 @@ def backward(
     """Returns the gradients of qkv, bias_h and bias_w, from that of `out`."""
     sizes = _Sizes(bias_h.shape[-1], bias_w.shape[-1], qkv.shape[-1], block=64)
     level = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
-    operands = [sizes.by_token(qkv), sizes.on_grid(qkv)]
-    operands += [sizes.by_token(bias_h), sizes.by_token(bias_w), sizes.of_sums(sums)]
-    operands += [sizes.of_sums(level.swapaxes(1, 2)), sizes.by_token(gradient)]
+    operands = [sizes.by_token(x) for x in (qkv, bias_h, bias_w)]
+    operands += [sizes.of_sums(sums), sizes.of_sums(level.swapaxes(1, 2)), sizes.by_token(gradient)]
     results = [sizes.by_token(x) for x in (qkv, bias_h, bias_w)]
     dqkv, *dbias = _call(_query_gradient_kernel, sizes, sizes.blocks, operands, results, interpret)
-    operands.append(sizes.on_grid(dqkv))  # keys and values are added to it
-    [dqkv] = _call(
-        _key_gradient_kernel, sizes, sizes.rows, operands, [sizes.on_grid(qkv)], interpret, True
-    )
-    return dqkv.reshape(qkv.shape), *dbias
+    operands.append(sizes.by_token(dqkv))  # keys and values are added to it
+    [dqkv] = _call(_key_gradient_kernel, sizes, sizes.rows, operands, results[:1], interpret, True)
+    return dqkv, *dbias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +113,9 @@ class _Sizes:
 
     def by_token(self, x: Array | jax.ShapeDtypeStruct) -> _Operand:
         """Operand [B, N, heads, D] or [B, N, 3, heads, D], all tokens of a head."""
-        inner = x.shape[2:-2]
-        return x, _block(self.blocks * self.block, *inner, "head", _padded(x.shape[-1]))
+        last_row = (self.rows - 1) * self.columns
+        tokens = max(self.blocks * self.block, last_row + self.width)
+        return x, _block(tokens, *x.shape[2:-2], "head", _padded(x.shape[-1]))
 
     def of_sums(self, x: Array | jax.ShapeDtypeStruct) -> _Operand:
         """Operand [B, heads, N]."""
@@ -140,8 +137,8 @@ class _Sizes:
         return _tile((*at, slice(None)), (self.block, left), (_padded(size), size))
 
     def keys(self, row: Any, which: Any) -> "_Tile":
-        """A row of keys or values of an operand on the grid."""
-        at = row, slice(None), which, slice(None)
+        """A row of the grid of keys or values of an operand by token."""
+        at = pl.ds(row * self.columns, self.width), which, slice(None)
         return _tile(at, (self.width, self.columns), (self.depth, self.head_dim))
 
 
@@ -237,19 +234,19 @@ def _row_bias(ref: Any, i: Any, row: Any, sizes: _Sizes) -> Float32[Array, "bloc
     return sizes.queries(i, row).load(ref).astype(jnp.float32)[:, None]
 
 
-def _forward_kernel(q_ref, kv_ref, bias_h_ref, bias_w_ref, out_ref, sum_ref, *, sizes):
+def _forward_kernel(qkv_ref, bias_h_ref, bias_w_ref, out_ref, sum_ref, *, sizes):
     i, scale = pl.program_id(0), sizes.head_dim**-0.5
-    q = sizes.queries(i, _Q, size=sizes.head_dim).load(q_ref)
+    q = sizes.queries(i, _Q, size=sizes.head_dim).load(qkv_ref)
     bias_w = _column_bias(bias_w_ref, i, sizes)
 
     def add_row(row, carry):
         most, total, out = carry  # [Q], [Q], [Q, D]
-        scores = plgpu.dot(q, sizes.keys(row, _K).load(kv_ref), trans_b=True) * scale
+        scores = plgpu.dot(q, sizes.keys(row, _K).load(qkv_ref), trans_b=True) * scale
         scores += _row_bias(bias_h_ref, i, row, sizes) + bias_w  # [Q, X]
         higher = jnp.maximum(most, scores.max(axis=1))
         weights = jnp.exp(scores - higher[:, None])
         shrink = jnp.exp(most - higher)
-        v = sizes.keys(row, _V).load(kv_ref)
+        v = sizes.keys(row, _V).load(qkv_ref)
         out = out * shrink[:, None] + plgpu.dot(weights.astype(v.dtype), v)
         return higher, total * shrink + weights.sum(axis=1), out
 
@@ -260,21 +257,21 @@ def _forward_kernel(q_ref, kv_ref, bias_h_ref, bias_w_ref, out_ref, sum_ref, *, 
 
 
 def _query_gradient_kernel(
-    q_ref, kv_ref, bias_h_ref, bias_w_ref, sum_ref, level_ref, gradient_ref,
+    qkv_ref, bias_h_ref, bias_w_ref, sum_ref, level_ref, gradient_ref,
     dqkv_ref, dbias_h_ref, dbias_w_ref, *, sizes,
 ):  # fmt: skip
     i, scale = pl.program_id(0), sizes.head_dim**-0.5
-    q = sizes.queries(i, _Q, size=sizes.head_dim).load(q_ref)
+    q = sizes.queries(i, _Q, size=sizes.head_dim).load(qkv_ref)
     gradient = sizes.queries(i, size=sizes.head_dim).load(gradient_ref)
     level = sizes.queries(i).load(level_ref)[:, None]
     bias_w = _column_bias(bias_w_ref, i, sizes) - sizes.queries(i).load(sum_ref)[:, None]
 
     def add_row(row, carry):
         dq, dbias_w = carry
-        k = sizes.keys(row, _K).load(kv_ref)
+        k = sizes.keys(row, _K).load(qkv_ref)
         scores = plgpu.dot(q, k, trans_b=True) * scale
         weights = jnp.exp(scores + _row_bias(bias_h_ref, i, row, sizes) + bias_w)
-        by_weight = plgpu.dot(gradient, sizes.keys(row, _V).load(kv_ref), trans_b=True)
+        by_weight = plgpu.dot(gradient, sizes.keys(row, _V).load(qkv_ref), trans_b=True)
         by_score = weights * (by_weight - level)  # [Q, X]
         sizes.queries(i, row).store(dbias_h_ref, by_score.sum(axis=1))
         return dq + plgpu.dot(by_score.astype(k.dtype), k), dbias_w + by_score
@@ -286,15 +283,15 @@ def _query_gradient_kernel(
 
 
 def _key_gradient_kernel(
-    q_ref, kv_ref, bias_h_ref, bias_w_ref, sum_ref, level_ref, gradient_ref, _,
+    qkv_ref, bias_h_ref, bias_w_ref, sum_ref, level_ref, gradient_ref, _,
     dqkv_ref, *, sizes,
 ):  # fmt: skip
     row, scale = pl.program_id(0), sizes.head_dim**-0.5
-    k, v = (sizes.keys(row, which).load(kv_ref) for which in (_K, _V))
+    k, v = (sizes.keys(row, which).load(qkv_ref) for which in (_K, _V))
 
     def add_queries(i, carry):
         dk, dv = carry
-        q = sizes.queries(i, _Q, size=sizes.head_dim).load(q_ref)
+        q = sizes.queries(i, _Q, size=sizes.head_dim).load(qkv_ref)
         gradient = sizes.queries(i, size=sizes.head_dim).load(gradient_ref)
         level = sizes.queries(i).load(level_ref)[:, None]
         bias = _row_bias(bias_h_ref, i, row, sizes) + _column_bias(bias_w_ref, i, sizes)

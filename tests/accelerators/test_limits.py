@@ -17,7 +17,7 @@ LIMIT = 1200  # seconds, on a busy machine
         ("decoder lite_medsam, boxes 1", "h100", 150, 0.25),
         ("decoder lite_medsam, boxes 64", "h100", 200, 9),
         ("encoder lite_medsam, batch 1", "h100", 250, 2.5),
-        ("encoder vit_b, batch 1", "h100", 520, 28),
+        ("encoder vit_b, batch 1", "h100", 140, 3.5),
         ("decoder lite_medsam, boxes 1", "v5e", None, 0.25),
     ],
 )
