@@ -2,7 +2,7 @@
 # make test        tests, without torch
 # make test-parity comparison with PyTorch, in an environment of its own
 # make test-docs   the commands of README and docs, on small data
-# make test-cluster a pod of eight processes of which two are killed, and the Containerfile's steps
+# make test-cluster runs of several devices and processes, some of them killed; the Containerfile's steps
 # make fuzz        20,000 damaged scans are read (FUZZ_MUTATIONS=...)
 # make lint        ruff check and format
 # make notebook    docs/quickstart.ipynb from top to bottom

@@ -125,7 +125,7 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
 
 def config_file(name: str) -> str:
     """Returns `name`, or the path of the package's config of that name if there is no such file."""
-    if not os.path.exists(name) and name.isidentifier():
+    if not os.path.isfile(name) and name.isidentifier():
         config = importlib.util.find_spec(f"medsam_jax.configs.{name}")
         return config.origin if config else name
     return name

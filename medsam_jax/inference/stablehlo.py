@@ -7,6 +7,7 @@ them for six months of jax releases. Shapes are fixed: one image, `prompts` prom
 `points` points each; what a prompt lacks is marked as padding and leaves no trace in the answer.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -58,7 +59,14 @@ def export_model(
         raise UserError(f"platforms: {unknown[0]} given; use some of {', '.join(PLATFORMS)}")
     if prompts < 1 or points < 1:
         raise UserError(f"prompts, points: {prompts}, {points} given; use 1 or more of each")
-    forms = {name: form_for(name, matmul_precision=matmul_precision) for name in platforms}
+    # A program for several platforms cannot hold the kernels of one of them.
+    kernels = len(platforms) == 1
+    forms = {
+        name: dataclasses.replace(
+            form_for(name, matmul_precision=matmul_precision), kernels=kernels
+        )
+        for name in platforms
+    }
     _require_flatbuffers()
     arrays = {name: np.asarray(array) for name, array in Functional(model).arrays.items()}
     stored = get_recipe(model.config.preprocessing.recipe).size

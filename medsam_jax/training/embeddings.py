@@ -20,6 +20,7 @@ from medsam_jax.inference.engine import Engine
 from medsam_jax.models.checkpoint import read_config, read_params
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import SamConfig
+from medsam_jax.models.unet import UNetConfig
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.config import augmentation_of, validate
 from medsam_jax.training.lora import Adapted
@@ -48,7 +49,7 @@ def cached_embeddings(
     config: ml_collections.ConfigDict,
     functional: Functional | Adapted,
     labels: Mapping[str, str],
-    model_config: SamConfig,
+    model_config: SamConfig | UNetConfig,
     info: DatasetInfo,
 ) -> dict[str, Embeddings | Chosen | None]:
     """Returns the embeddings of both splits, computing missing ones; None without a cache.

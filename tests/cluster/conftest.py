@@ -1,5 +1,6 @@
-"""The small model and the data set of the training tests."""
+"""The small model and the data set of the training tests; the model of the inference tests."""
 
-from tests.training.conftest import fields, tiny_checkpoint
+from tests.inference.conftest import model
+from tests.training.conftest import fields, tiny_checkpoint, undisturbed
 
-__all__ = ["fields", "tiny_checkpoint"]
+__all__ = ["fields", "model", "tiny_checkpoint", "undisturbed"]

@@ -61,7 +61,7 @@ NOT_RUN = {
     ("docs/results.md", "runs/unet/box_0_mr"): "hours",
     ("docs/training.md", "python -m medsam_jax.train"): "5000 steps",
     ("docs/training.md", "config.optimizer"): "lines of a config; tests/training/test_optimizer.py",
-    ("docs/training.md", "python scripts/kill_test.py"): "minutes; tests/training/test_kills.py",
+    ("docs/training.md", "python scripts/kill_test.py"): "minutes; tests/cluster/test_kills.py",
     ("docs/performance.md", "make accelerators"): "libtpu, the CUDA plugin, and hours",
     ("docs/training.md", "benchmarks.accelerators"): "libtpu and the CUDA plugin",
     ("docs/weights.md", "python -m weights_converter.convert --input sam_vit_b"): "files of 375 MB",

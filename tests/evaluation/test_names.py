@@ -133,7 +133,7 @@ def test_data_set_route_names_the_labels_of_its_record(monkeypatch, tmp_path):
     task = source[0]["task"].decode()
     labels = {str(n): {"original": n, "name": f"organ {n}"} for n in (1, 2)}
     info = SimpleNamespace(**vars(info) | {"record": info.record | {"labels": {task: labels}}})
-    monkeypatch.setattr(score_slices, "open_dataset", lambda data_dir, name: (source, info))
+    monkeypatch.setattr(score_slices, "open_dataset", lambda data_dir, *args: (source, info))
     monkeypatch.setattr(base, "load_model", lambda name: BrightInBox(float(name)))
     protocols = [Protocol("box", 0)]
     route = score_slices.SplitEvaluation("d", "validation", protocols, 2.0, 2, tmp_path / "out")

@@ -1,6 +1,7 @@
 """Arrays prepared for inference on accelerators: the same results, and less to compute."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import hlo
 from medsam_jax.models.checkpoint import abstract_model
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.image_encoder import ViTConfig
@@ -97,9 +97,8 @@ def test_a_program_of_prepared_arrays_folds_nothing():
         def encode(arrays):
             return functional.bind(arrays).encode(images, jnp.full((1, 2), 64, jnp.int32))
 
-        text = jax.jit(encode).lower(functional.arrays).as_text(dialect="hlo")
-        computations, entry = hlo.parse(text)
-        return {i.opcode for computation in computations.values() for i in computation.values()}
+        text = jax.jit(encode).lower(functional.arrays).as_text()
+        return set(re.findall(r"stablehlo\.(\w+)", text))
 
     assert "gather" in used(functional)
     assert "gather" not in used(functional.for_inference())

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +40,9 @@ def train(workdir: Path, fields: dict, devices: int = 1) -> str:
     started = json.loads((workdir / "run.json").read_text())[-1]
     assert started["devices"]["count"] == devices
     return run.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

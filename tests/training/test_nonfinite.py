@@ -9,8 +9,7 @@ import pytest
 
 from medsam_jax.errors import UserError
 from medsam_jax.training.monitor import FiniteWatch
-from tests.training.runs import ROOT
-from tests.training.test_two_processes import free_port
+from tests.training.runs import ROOT, free_port
 
 PROGRAM = """
 import sys

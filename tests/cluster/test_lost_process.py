@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_two_processes import free_port
+from tests.training.runs import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,19 +5,12 @@ Each has two devices. They share the embedding pass, the steps and the evaluatio
 
 import json
 import os
-import socket
 import subprocess
 
 import numpy as np
 
 from medsam_jax.models.checkpoint import read_params
-from tests.training.runs import ROOT, command, values
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+from tests.training.runs import ROOT, command, free_port, values
 
 
 def test_two_processes_train_as_one(fields, undisturbed, tmp_path):
