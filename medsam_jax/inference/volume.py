@@ -114,6 +114,24 @@ class VolumePredictor:
             raise UserError(f"{path}: made of another volume; encode this one again")
         self._encoded = dict(zip(notes["slices"].tolist(), self.predictor.images, strict=True))
 
+    def encode(self, index: int) -> EncodedImage:
+        """Returns the slice's embedding, encoded in a batch with its neighbours and kept."""
+        if index not in self._encoded:
+            first = index - index % self.batch_size
+            block = range(first, min(first + self.batch_size, len(self.slices)))
+            encoded = self.predictor.engine.encode([self.slices[i] for i in block])
+            self._encoded |= dict(zip(block, encoded, strict=True))
+        return self._encoded[index]
+
+    @property
+    def encoded(self) -> list[int]:
+        """The slices whose embeddings are kept."""
+        return sorted(self._encoded)
+
+    def forget(self, index: int) -> None:
+        """Frees the embedding of a slice; a prompt that needs it encodes the slice again."""
+        self._encoded.pop(index, None)
+
     def add_prompt(
         self, slice_index: int, point_coords: Any = None, point_labels: Any = None, box: Any = None
     ) -> None:
@@ -241,18 +259,9 @@ class VolumePredictor:
         return mask, scores
 
     def _predict(self, index: int, prompt: dict[str, Any]) -> tuple[np.ndarray, float]:
-        self.predictor.use([self._encode(index)])
+        self.predictor.use([self.encode(index)])
         masks, scores, _ = self.predictor.predict(**prompt, multimask_output=False)
         return masks[0], float(scores[0])
-
-    def _encode(self, index: int) -> EncodedImage:
-        """Returns the slice's embedding, encoded in a batch with its neighbours and kept."""
-        if index not in self._encoded:
-            first = index - index % self.batch_size
-            block = range(first, min(first + self.batch_size, len(self.slices)))
-            encoded = self.predictor.engine.encode([self.slices[i] for i in block])
-            self._encoded |= dict(zip(block, encoded, strict=True))
-        return self._encoded[index]
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray]:
         """Mask and scores to fill in. Raises UserError where there is no volume or no prompt."""
