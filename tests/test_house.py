@@ -27,6 +27,7 @@ ORDER = (
     "weights_converter",
     "medsam_jax.hub",
     "medsam_jax.inference",
+    "medsam_jax.serving",
     "medsam_jax.training",
     "medsam_jax.evaluation",
     "datasets",
@@ -34,8 +35,9 @@ ORDER = (
     "medsam_jax.evaluate",
     "medsam_jax.predict",
     "medsam_jax.export",
+    "medsam_jax.serve",
 )
-MAINS = ORDER[-4:]
+MAINS = ORDER[-5:]
 LONGEST_FILE = 400
 LONGEST_CLASS = 150
 REASON = "Longer than other classes here"  # what a longer class says before it says why

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class VolumePredictor:
       most_growth: propagation stops where a mask is more than this factor larger than its
         neighbour's.
       batch_size: slices that are encoded together.
+      show_progress: draw bars on stderr.
     """
 
     model: dataclasses.InitVar[nnx.Module | Predictor]
@@ -51,6 +52,7 @@ class VolumePredictor:
     least_overlap: float = 0.5
     most_growth: float = 2.0
     batch_size: int = 8
+    show_progress: bool = True
 
     def __post_init__(self, model: nnx.Module | Predictor):
         self.predictor = Predictor.of(model)
@@ -168,7 +170,7 @@ class VolumePredictor:
     def predict_slices(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Returns masks of the prompted slices only, and their predicted IoU (NaN elsewhere)."""
         mask, scores = self._empty()
-        for index, prompt in progress(self._prompts.items(), "slices"):
+        for index, prompt in self._progress(self._prompts.items(), "slices"):
             mask[index], scores[index] = self._predict(index, prompt)
         return mask, scores
 
@@ -198,9 +200,12 @@ class VolumePredictor:
             for start in sorted(self._prompts)
             for step in (1, -1)
         ]
-        for _ in progress(itertools.zip_longest(*walks), "propagated slices to each side"):
+        for _ in self._progress(itertools.zip_longest(*walks), "propagated slices to each side"):
             pass
         return mask, scores
+
+    def _progress(self, items: Iterable[Any], desc: str) -> Iterable[Any]:
+        return progress(items, desc) if self.show_progress else items
 
     def _walk(
         self, start: int, step: int, mask: np.ndarray, scores: np.ndarray, reached: np.ndarray
@@ -253,7 +258,7 @@ class VolumePredictor:
         if len(keys) < 2 or any("box" not in prompts[key] for key in keys):
             raise UserError("interpolate: give boxes on two slices or more")
         boxes = np.array([prompts[key]["box"] for key in keys], np.float32)
-        for index in progress(range(keys[0], keys[-1] + 1), "slices"):
+        for index in self._progress(range(keys[0], keys[-1] + 1), "slices"):
             box = [np.interp(index, keys, boxes[:, side]) for side in range(4)]
             mask[index], scores[index] = self._predict(index, {"box": box})
         return mask, scores

@@ -59,9 +59,8 @@ def read_point(coords: Any, include: bool, shape: Shape, axis: int) -> Interacti
     if any(not -0.5 <= value < side - 0.5 + 1e-6 for value, side in zip(point, shape, strict=True)):
         raise UserError(f"coordinates: {coords}; the volume has {list(shape)} voxels")
     y, x = (float(np.clip(point[other], 0, shape[other] - 1)) for other in _others(axis))
-    return Interaction(
-        axis, int(np.clip(round(point[axis]), 0, shape[axis] - 1)), include, None, ((x, y),)
-    )
+    index = int(np.clip(round(point[axis]), 0, shape[axis] - 1))
+    return Interaction(axis, index, include, points=((x, y),))
 
 
 def read_stroke(

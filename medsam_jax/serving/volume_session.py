@@ -76,7 +76,7 @@ class VolumeSession:
         if axis not in self._planes:
             order = [axis, *(other for other in range(3) if other != axis)]
             # Slice by slice, so that a click waits for the one that it is on.
-            volume = VolumePredictor(self._predictor, batch_size=1)
+            volume = VolumePredictor(self._predictor, batch_size=1, show_progress=False)
             steps = [self._spacing[other] for other in order]
             moved = np.moveaxis(self._array, axis, 0)
             volume.set_volume(moved, self._modality, None, steps, "image")
@@ -84,7 +84,7 @@ class VolumeSession:
         return self._planes[axis]
 
     def prompt(self, given: Interaction, run: bool = True) -> None:
-        """Takes a prompt and answers all of the object, or with `run` False leaves that to `predict`.
+        """Takes a prompt and, unless `run` is False, answers all prompts of the object.
 
         Raises UserError for points that the weights do not answer, and for what
         `VolumePredictor.add_prompt` refuses; the object is then as before.
