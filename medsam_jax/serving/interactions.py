@@ -89,7 +89,7 @@ def read_stroke(
     voxels = voxels[((voxels >= 0) & (voxels < shape)).all(axis=1)]
     if not len(voxels):
         raise UserError("drawn: no voxel of the volume; draw inside it")
-    axis = _flat_axis(np.ptp(voxels, axis=0) + 1, preferred)
+    axis = _flat_axis((np.ptp(voxels, axis=0) + 1).tolist(), preferred)
     if axis is None:
         raise UserError("drawn: lies in several slices of every plane; draw in one slice")
     pixels = np.zeros([shape[other] for other in _others(axis)], bool)

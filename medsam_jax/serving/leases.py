@@ -38,6 +38,8 @@ class Leases:
     Args:
       most: leases at a time.
       idle_seconds: a lease without a request of its user ends after that; heartbeats do not count.
+      yield_seconds: where all are in use, a new one replaces that which has been idle longest, if
+        for longer than this.
       liveness_seconds: a lease without any request ends after that.
       clock: seconds, for tests.
     """
@@ -48,14 +50,20 @@ class Leases:
         idle_seconds: float = 600.0,
         liveness_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        yield_seconds: float = 120.0,
     ):
+        self.yield_seconds = yield_seconds
         self.most, self.idle_seconds, self.liveness_seconds = most, idle_seconds, liveness_seconds
         self._clock = clock
         self._by_token: dict[str, Lease] = {}
 
     def claim(self) -> Lease:
-        """Returns a new lease. Raises FullError where `most` are in use."""
+        """Returns a new lease. Raises FullError where `most` are in use and none is idle."""
         self.expire()
+        oldest = self.all()[-1:]
+        is_full = len(self._by_token) >= self.most
+        if is_full and self._clock() - oldest[0].acted > self.yield_seconds:
+            self.release(oldest[0].token)
         if len(self._by_token) >= self.most:
             raise FullError(f"all {self.most} sessions are in use; try again later")
         now = self._clock()

@@ -10,16 +10,20 @@ import uvicorn
 from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession
 
 from medsam_jax.inference.predictor import Predictor
+from medsam_jax.models.functional import flatten_state
 from medsam_jax.serving.app import Server
 from medsam_jax.serving.guard import Guard
 from medsam_jax.serving.leases import Leases
 from medsam_jax.serving.served_model import ServedModel
-from tests.tiny import tiny_sam
+from tests.tiny import tiny_sam, update_state
 
 
 @pytest.fixture(scope="session")
 def model():
-    served = ServedModel(Predictor(tiny_sam()), "tiny", "Apache-2.0", "MR")
+    sam = tiny_sam()
+    bias = "mask_decoder.iou_prediction_head.layers.2.bias"  # scores that let propagation go on
+    update_state(sam, {bias: np.full_like(flatten_state(sam)[bias][...], 0.9)})
+    served = ServedModel(Predictor(sam), "tiny", "Apache-2.0", "MR")
     served.takes_points = True
     served.warm_up()
     return served

@@ -101,6 +101,22 @@ def test_a_full_server_takes_one_more_after_a_release():
     assert leases.claim().token != first.token
 
 
+def test_the_longest_idle_makes_room_on_a_full_server():
+    clock = Clock()
+    leases = Leases(2, clock=clock, liveness_seconds=1000, yield_seconds=120)
+    first, second = leases.claim(), leases.claim()
+    clock.now = 60
+    leases.get(first.token)
+    clock.now = 120
+    with pytest.raises(FullError):
+        leases.claim()
+    clock.now = 121
+    third = leases.claim()
+    assert {lease.token for lease in leases.all()} == {first.token, third.token}
+    with pytest.raises(GoneError):
+        leases.get(second.token)
+
+
 def test_the_client_is_told_of_a_full_server_and_of_a_lost_lease(model, scan):
     clock = Clock()
     leases = Leases(1, idle_seconds=100, liveness_seconds=1000, clock=clock)
