@@ -12,7 +12,8 @@ from medsam_jax.hub import load_model, resolve
 from medsam_jax.inference.automatic_mask_generator import AutomaticMaskGenerator
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.models.sam import Sam
-from medsam_jax.serving.volume_session import VolumeSession, guess_modality
+from medsam_jax.serving.planes import guess_modality
+from medsam_jax.serving.volume_session import VolumeSession
 
 _PROTOCOL = "2.6.0"  # of the client whose routes these are
 _POINTS_AT_ONCE = (1, 2, 4, 8)

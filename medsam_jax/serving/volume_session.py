@@ -1,7 +1,6 @@
 """One user's volume: its three planes, the prompts of the present object, and their mask."""
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,13 +10,10 @@ from medsam_jax.data.prompts import box_from_mask
 from medsam_jax.errors import UserError
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.prompt_file import arguments
-from medsam_jax.inference.volume import VolumePredictor
 from medsam_jax.serving.interactions import Interaction, slice_prompts, with_rest
-
-log = logging.getLogger(__name__)
+from medsam_jax.serving.planes import Planes
 
 _MOST_UNDO = 20
-_MOST_EMBEDDINGS = 512 << 20  # bytes of a session
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,13 +52,13 @@ class VolumeSession:
         self.shape = array.shape[:3]
         self.follow = True
         self.takes_points = takes_points
-        self._array, self._spacing, self._modality = array, tuple(spacing), modality
-        self._predictor = predictor
-        self._planes: dict[int, VolumePredictor] = {}
-        self.axis = _slice_axis(self.shape, spacing)
-        self._focus = {self.axis: self.shape[self.axis] // 2}
-        self.plane(self.axis)  # what is wrong with the volume is said now
+        self._planes = Planes(predictor, array, spacing, modality)
         self.reset()
+
+    @property
+    def axis(self) -> int:
+        """The axis across which the last prompt's plane is cut."""
+        return self._planes.axis
 
     def reset(self) -> None:
         """Forgets the object."""
@@ -70,18 +66,6 @@ class VolumeSession:
         self.initial: np.ndarray | None = None
         self.mask = np.zeros(self.shape, bool)
         self._undo: list[_Step] = []
-
-    def plane(self, axis: int) -> VolumePredictor:
-        """Returns the predictor of the slices across an axis."""
-        if axis not in self._planes:
-            order = [axis, *(other for other in range(3) if other != axis)]
-            # Slice by slice, so that a click waits for the one that it is on.
-            volume = VolumePredictor(self._predictor, batch_size=1, show_progress=False)
-            steps = [self._spacing[other] for other in order]
-            moved = np.moveaxis(self._array, axis, 0)
-            volume.set_volume(moved, self._modality, None, steps, "image")
-            self._planes[axis] = volume
-        return self._planes[axis]
 
     def prompt(self, given: Interaction, run: bool = True) -> None:
         """Takes a prompt and, unless `run` is False, answers all prompts of the object.
@@ -101,8 +85,7 @@ class VolumeSession:
         except Exception:
             self.undo()
             raise
-        self.axis = given.axis
-        self._focus[given.axis] = given.index
+        self._planes.look_at(given.axis, given.index)
 
     def set_initial(self, mask: np.ndarray) -> None:
         """Takes a mask that prompts will correct. Raises UserError for another shape."""
@@ -137,7 +120,7 @@ class VolumeSession:
         mask = np.zeros(self.shape, bool) if self.initial is None else self.initial.copy()
         prompts = slice_prompts(self.interactions, self.takes_points)
         for place, (axis, slices) in enumerate(prompts.items()):
-            volume = self.plane(axis)
+            volume = self._planes.plane(axis)
             volume.clear_prompts()
             for index, prompt in slices.items():
                 volume.add_prompt(index, **arguments(prompt))
@@ -151,12 +134,12 @@ class VolumeSession:
             if given.paint is not None:
                 np.moveaxis(mask, given.axis, 0)[given.index][given.paint] = given.include
         self.mask = mask
-        self._limit_embeddings()
+        self._planes.limit_embeddings()
         return True
 
     def _refine(self) -> None:
         """Replaces the initial mask by the answers to its boxes, slice by slice."""
-        volume, mask = self.plane(self.axis), np.moveaxis(self.initial, self.axis, 0)
+        volume, mask = self._planes.plane(self.axis), np.moveaxis(self.initial, self.axis, 0)
         if not mask.any():
             return
         volume.clear_prompts()
@@ -167,50 +150,8 @@ class VolumeSession:
 
     def encode_next(self) -> bool:
         """Encodes the slice nearest to the last prompt in its plane; False where all are ready."""
-        volume, focus = self.plane(self.axis), self._focus[self.axis]
-        ready = set(volume.encoded)
-        near = sorted(range(self.shape[self.axis]), key=lambda index: abs(index - focus))
-        for index in near[: self._most_slices()]:
-            if index not in ready:
-                volume.encode(index)
-                self._limit_embeddings()
-                return True
-        return False
-
-    def _most_slices(self) -> int:
-        for volume in self._planes.values():
-            for index in volume.encoded[:1]:
-                return max(_MOST_EMBEDDINGS // volume.encode(index).embedding.nbytes, 1)
-        return 1
-
-    def _limit_embeddings(self) -> None:
-        """Frees the slices that are farthest from the last prompts, other planes first."""
-        kept = [
-            (axis != self.axis, abs(index - self._focus.get(axis, 0)), axis, index)
-            for axis, volume in self._planes.items()
-            for index in volume.encoded
-        ]
-        for _, _, axis, index in sorted(kept)[self._most_slices() :]:
-            self._planes[axis].forget(index)
+        return self._planes.encode_next()
 
     def _remember(self) -> None:
         step = _Step(self.interactions, self.initial, np.packbits(self.mask))
         self._undo = [*self._undo, step][-_MOST_UNDO:]
-
-
-def guess_modality(array: np.ndarray) -> str | None:
-    """Returns "CT" for values that look like Hounsfield units, and says so in the log."""
-    if array.dtype.kind in "if" and array.min() <= -500 and array.max() <= 32767:
-        log.warning("the values look like Hounsfield units and are taken as CT; see --modality")
-        return "CT"
-    log.warning("the values are not Hounsfield units; percentiles of the scan are used")
-    return None
-
-
-def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
-    """The axis of one voxel, that of the largest spacing by more than 10 %, or the first."""
-    flat = [axis for axis in range(3) if shape[axis] == 1]
-    if flat:
-        return flat[0]
-    order = np.argsort(spacing)
-    return int(order[2]) if spacing[order[2]] > 1.1 * spacing[order[1]] else 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.inference.volume import VolumePredictor
+from medsam_jax.serving import planes
 
 SPACING = (2.5, 1.0, 1.5)
 
@@ -195,3 +196,23 @@ def test_eight_users_are_answered_each_by_his_own_scan(connect, model, scan):
         volume = volume_of(model, one, 0)
         volume.add_prompt(3, box=[4, 3, 20, 15])
         np.testing.assert_array_equal(answer, volume.propagate()[0])
+
+
+def test_embeddings_stay_within_their_limit(model, scan, monkeypatch):
+    made = planes.Planes(model.predictor, scan, SPACING, "MR")
+    made.look_at(0, 5)
+    assert made.encode_next()
+    monkeypatch.setattr(planes, "_MOST_EMBEDDINGS", 3 * made.plane(0).encode(5).embedding.nbytes)
+    while made.encode_next():
+        pass
+    assert made.plane(0).encoded == [4, 5, 6]
+    made.look_at(1, 9)
+    assert made.encode_next()
+    assert made.plane(1).encoded == [9]
+    assert len(made.plane(0).encoded) == 2
+
+
+@pytest.mark.parametrize(("lowest", "found"), [(-1000, "CT"), (-400, None)])
+def test_hounsfield_units_are_recognised(scan, lowest, found):
+    scan[0, 0, 0] = lowest
+    assert planes.guess_modality(scan) == found
