@@ -3,10 +3,14 @@
 # make test-parity comparison with PyTorch, in an environment of its own
 # make test-serve  the server for napari and 3D Slicer, by their client, in an environment of its own
 # make test-docs   the commands of README and docs, on small data
+# make test-cluster a pod of eight processes of which two are killed, and the Containerfile's steps
 # make fuzz        20,000 damaged scans are read (FUZZ_MUTATIONS=...)
 # make lint        ruff check and format
 # make notebook    docs/quickstart.ipynb from top to bottom
 # make bench       side-by-side timings and their tables in docs/performance.md (SUITE=cpu|gpu, NAME=row)
+# make accelerators  programs compiled for TPU and H100, without either; their tables in the docs
+#                  (ONLY=part of a row's name, CHIPS=v5e,v5e-16,h100)
+# make test-accelerators  limits of a few of these programs
 # make env         only the environment in .venv
 #
 # PYTHON=...       the interpreter the environments are made with (3.11 or later)
@@ -14,7 +18,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env test test-serve test-docs fuzz test-parity lint format demo notebook bench clean
+.PHONY: help env test test-serve test-docs test-cluster fuzz test-parity lint format demo notebook \
+	bench accelerators test-accelerators clean
 
 # The first that runs, is new enough and can make virtual environments: a version manager's shim
 # may be on the path and still fail.
@@ -29,6 +34,7 @@ VENV := .venv
 PARITY := .venv-parity
 SERVE := .venv-serve
 BENCH := .venv-bench
+ACCELERATORS := .venv-accelerators
 
 # Stamps carry the hash of what they were installed from, so a changed pyproject.toml reinstalls
 # and a fresh checkout with other file times does not.
@@ -42,6 +48,7 @@ SERVE_FILES := pyproject.toml setup.py tests/serving/requirements.txt
 SERVE_STAMP := $(SERVE)/.installed-$(call hash,$(SERVE_FILES))
 BENCH_FILES := pyproject.toml setup.py $(wildcard benchmarks/requirements.txt)
 BENCH_STAMP := $(BENCH)/.installed-$(call hash,$(BENCH_FILES))
+ACCELERATORS_STAMP := $(ACCELERATORS)/.installed-$(call hash,pyproject.toml setup.py)
 
 define new_venv
 	@if [ -z "$(PYTHON)" ]; then echo "error: no Python 3.11 or later with venv found;" \
@@ -63,10 +70,14 @@ $(ENV_STAMP):
 	@touch $@
 
 test: $(ENV_STAMP)
-	$(VENV)/bin/python -m pytest tests --ignore=tests/parity --ignore=tests/serving --ignore=tests/docs --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest tests --ignore=tests/parity --ignore=tests/docs --ignore=tests/cluster \
+		--ignore=tests/accelerators --ignore=tests/serving --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-docs: $(ENV_STAMP)
 	$(VENV)/bin/python -m pytest tests/docs --numprocesses 2
+
+test-cluster: $(ENV_STAMP)
+	$(VENV)/bin/python -m pytest tests/cluster
 
 FUZZ_MUTATIONS ?= 20000
 fuzz: $(ENV_STAMP)
@@ -81,7 +92,7 @@ $(PARITY_STAMP):
 	@touch $@
 
 test-parity: $(PARITY_STAMP)
-	$(PARITY)/bin/python -m pytest tests/parity
+	XLA_FLAGS= $(PARITY)/bin/python -m pytest tests/parity
 
 $(SERVE_STAMP):
 	$(call new_venv,$(SERVE))
@@ -126,5 +137,18 @@ bench: $(BENCH_STAMP)
 	$(BENCH)/bin/python -m benchmarks.run --suite $(SUITE) $(if $(NAME),--only "$(NAME)")
 	$(BENCH)/bin/python -m benchmarks.report
 
+# libtpu and the plugin for CUDA compile without a device.
+$(ACCELERATORS_STAMP):
+	$(call new_venv,$(ACCELERATORS))
+	$(ACCELERATORS)/bin/python -m pip install --quiet -e ".[test]" "jax[tpu]" "jax[cuda13]"
+	@touch $@
+
+accelerators: $(ACCELERATORS_STAMP)
+	$(ACCELERATORS)/bin/python -m benchmarks.accelerators $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(CHIPS),--chips $(CHIPS))
+
+test-accelerators: $(ACCELERATORS_STAMP)
+	$(ACCELERATORS)/bin/python -m pytest tests/accelerators
+
 clean:
-	rm -rf $(VENV) $(PARITY) $(SERVE) $(BENCH) demo build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) $(SERVE) $(BENCH) $(ACCELERATORS) demo build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,5 +1,20 @@
-"""Build entry point for tools that still call it; everything is declared in pyproject.toml."""
+"""Packages of a distribution; everything else is declared in pyproject.toml.
 
-from setuptools import setup
+`datasets` and `configs` are top-level folders of a clone. A wheel has them in `medsam_jax`: a
+top-level `datasets` would shadow another distribution of that name.
+"""
 
-setup()
+from setuptools import find_packages, setup
+
+MOVED = {"medsam_jax.datasets": "datasets", "medsam_jax.configs": "configs"}
+
+setup(
+    packages=sorted(
+        {
+            *find_packages(include=["medsam_jax*", "weights_converter*"]),
+            *MOVED,
+            *(f"medsam_jax.{name}" for name in find_packages(include=["datasets.*"])),
+        }
+    ),
+    package_dir=MOVED,
+)

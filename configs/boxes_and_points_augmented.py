@@ -17,7 +17,7 @@ Scores:   tune split, means of seed 0, from released weights to step 500: DSC by
 
 import ml_collections
 
-from configs import boxes_and_points
+from medsam_jax.configs import boxes_and_points
 
 
 def get_config() -> ml_collections.ConfigDict:

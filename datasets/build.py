@@ -3,14 +3,14 @@
 The default recipe is that of LiteMedSAM, from which training starts by default.
 
 Example:
-  python -m datasets.build --manifest cases.csv --data_dir data --num_workers 4
+  medsam-jax build --manifest cases.csv --data_dir data --num_workers 4
 """
 
 from collections.abc import Sequence
 
 from absl import flags, logging
 
-from medsam_jax.cli import run
+from medsam_jax.cli import loading, run
 from medsam_jax.data.recipes import DEFAULT_RECIPE, RECIPES
 from medsam_jax.errors import UserError
 
@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
     """Flags, then one call."""
     del argv
     logging.set_verbosity(logging.WARNING)  # TFDS reports each folder that it opens
-    from datasets.medical_slices import building, slices
+    with loading():
+        from .medical_slices import building, slices
 
     if _NUM_WORKERS.value < 0:
         raise UserError(f"--num_workers: {_NUM_WORKERS.value} is negative; use 0 or more")

@@ -4,9 +4,9 @@ Takes a file, a DICOM folder (`FOLDER#SERIES_UID` for one of several series), a 
 a built data set. The exit status is 0 if nothing would be refused.
 
 Examples:
-  python -m datasets.inspect ct.nii.gz --mask liver.nii.gz
-  python -m datasets.inspect scans --json
-  python -m datasets.inspect data --output card
+  medsam-jax inspect ct.nii.gz --mask liver.nii.gz
+  medsam-jax inspect scans --json
+  medsam-jax inspect data --output card
 """
 
 import json
@@ -50,8 +50,9 @@ def _is_data_set(folder: pathlib.Path) -> bool:
 
 
 def _print_card(data_dir: str) -> None:
-    from datasets.medical_slices import card
     from medsam_jax.data.datasets import find_dataset
+
+    from .medical_slices import card
 
     info = find_dataset(data_dir)
     output = pathlib.Path(_OUTPUT.value or "data_card")
@@ -63,7 +64,7 @@ def _print_card(data_dir: str) -> None:
 
 
 def _inspect(path: str) -> None:
-    from datasets import inspection, inspection_figure
+    from . import inspection, inspection_figure
 
     if line := inspection.other_folder(path):
         raise UserError(line)

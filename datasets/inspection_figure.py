@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from datasets.inspection import Inspected
 from medsam_jax.data.modality import is_ct, rule_of
 from medsam_jax.data.recipes import DEFAULT_RECIPE, get_recipe
 from medsam_jax.drawing import TRUTHS, figure_of
 from medsam_jax.errors import UserError
 from medsam_jax.io.files import write_whole
+
+from .inspection import Inspected
 
 _OPPOSITE = dict(zip("LRAPSI", "RLPAIS", strict=True))
 _BINS, _VALUES = 100, 2**22  # of the histogram

@@ -1,9 +1,9 @@
 """Writes a manifest for folders of scans and masks, and reports what it could not pair and why.
 
 Examples:
-  python -m datasets.manifest --images scans --masks segs --modality CT --task liver
-  python -m datasets.manifest --nnunet Dataset003_Liver
-  python -m datasets.manifest --npz MedSAM_train/CT_Abd --modality CT --task abdomen
+  medsam-jax manifest --images scans --masks segs --modality CT --task liver
+  medsam-jax manifest --nnunet Dataset003_Liver
+  medsam-jax manifest --npz MedSAM_train/CT_Abd --modality CT --task abdomen
 """
 
 import os
@@ -33,7 +33,7 @@ _OUTPUT = flags.DEFINE_string("output", "cases.csv", "The manifest; never overwr
 def main(argv: Sequence[str]) -> None:
     """Flags, then one call."""
     del argv
-    from datasets.medical_slices import nnunet, pairing
+    from .medical_slices import nnunet, pairing
 
     output = pathlib.Path(_OUTPUT.value)
     if os.path.lexists(output):

@@ -1,41 +1,102 @@
-"""Functions that the launchers share: training command, checks of flags, submission."""
+"""Functions that the launchers share: the command of a process, checks of flags, submission."""
 
 import importlib.util
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
 from absl import flags
 
+from medsam_jax.cli import config_file
 from medsam_jax.errors import UserError
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe, a file in configs/.")
+# The module of each command. All of them but `build` share their work among processes.
+COMMANDS = {
+    "train": "medsam_jax.train",
+    "embed": "medsam_jax.train",
+    "evaluate": "medsam_jax.evaluate",
+    "predict": "medsam_jax.predict",
+    "build": "datasets.build",
+}
+ARGUMENTS = 10_000  # most arguments after `--`
+
+_COMMAND = flags.DEFINE_enum(
+    "command",
+    "train",
+    list(COMMANDS),
+    "What to start. train and embed, which fills config.embedding_cache, take --config, --data_dir "
+    "and --set; the flags of the others follow after a lone --.",
+)
+_CONFIG = flags.DEFINE_string("config", None, "Recipe: a file, or the name of one in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "As of medsam_jax.train, on a disk all hosts see.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data set, on a disk all hosts see.")
 _SET = flags.DEFINE_multi_string("set", [], "NAME=VALUE of a further config field; repeatable.")
 _PYTHON = flags.DEFINE_string("python", "python", "Interpreter on the hosts.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be submitted, and stop.")
 
-REQUIRED = ("config", "workdir", "data_dir")
+_OF_TRAINING = ("config", "workdir", "data_dir")
 
 
-def training_command(devices: int, more: Sequence[str]) -> list[str]:
-    """Returns the `python -m medsam_jax.train` command; checks its configuration for `devices`.
+def command_name() -> str:
+    """Returns the key of `COMMANDS` that is started."""
+    return _COMMAND.value
+
+
+def command(arguments: Sequence[str], devices: int, place: Sequence[str] = ()) -> list[str]:
+    """Returns the command of a process; checks its flags, and its configuration for `devices`.
 
     Args:
+      arguments: flags of evaluate, predict or build.
       devices: number on all hosts together.
-      more: flags that give a process its rank and the address of process 0.
+      place: flags that give a process its rank and the address of process 0.
 
     Raises:
-      UserError: unknown recipe or field, or a batch size that the devices do not divide.
+      UserError: wrong or missing flags, an unknown config or field, or a batch size that the
+        devices do not divide.
     """
+    name = _COMMAND.value
+    start = [_PYTHON.value, "-m", COMMANDS[name]]
+    if name not in ("train", "embed"):
+        for flag in (*_OF_TRAINING, "set"):
+            if flags.FLAGS[flag].value:
+                raise UserError(f"--{flag}: for train and embed; give flags of {name} after --")
+        _check_flags(name, arguments)
+        return [*start, *arguments, *place]
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}; change config fields with --set")
+    needed = [flag for flag in _OF_TRAINING if (name, flag) != ("embed", "workdir")]
+    if missing := [f"--{flag}" for flag in needed if flags.FLAGS[flag].value is None]:
+        raise UserError(f"command line: {', '.join(sorted(missing))} missing; see --help")
     fields = [f"data_dir={_DATA_DIR.value}", *_SET.value]
-    _check(_read_config(Path(_CONFIG.value)), fields, devices)
-    command = [_PYTHON.value, "-m", "medsam_jax.train", "--config", _CONFIG.value]
-    command += ["--workdir", _WORKDIR.value, *(f"--config.{field}" for field in fields)]
-    return [*command, *more]
+    _check(_read_config(Path(config_file(_CONFIG.value))), fields, devices)
+    start += ["--config", _CONFIG.value]
+    start += ["--embed_only"] if name == "embed" else ["--workdir", _WORKDIR.value]
+    return [*start, *(f"--config.{field}" for field in fields), *place]
+
+
+def dry_run() -> bool:
+    """Returns whether to print what would be started, and stop."""
+    return _DRY_RUN.value
+
+
+def check_one_process(flag: str) -> None:
+    """Raises an error where several of `flag` would start `build` more than once."""
+    if _COMMAND.value == "build" and flags.FLAGS[flag].value > 1:
+        raise UserError(
+            f"--{flag}: {flags.FLAGS[flag].value} given; build is one process, which spreads its "
+            "work by --num_workers or the runner of Beam: give 1"
+        )
+
+
+def _check_flags(name: str, arguments: Sequence[str]) -> None:
+    check = [sys.executable, "-m", COMMANDS[name], *arguments, "--only_check_args"]
+    run = subprocess.run(check, capture_output=True, text=True)
+    if run.returncode:
+        line = run.stderr.strip().splitlines()[-1].removeprefix("error: command line: ")
+        raise UserError(f"{name}: {line}; give its flags after --")
 
 
 def _read_config(path: Path) -> ml_collections.ConfigDict:

@@ -1,7 +1,9 @@
 """Command lines: one-line errors, Ctrl-C, and progress of long loops."""
 
+import contextlib
 import gc
 import grp
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -10,6 +12,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -21,6 +24,9 @@ import medsam_jax
 from medsam_jax.errors import UserError, check_name, disk_space
 
 T = TypeVar("T")
+
+# Called before a main that failed ends the process; the others of a run over several are told so.
+before_failure: list[Callable[[], None]] = []
 
 
 def progress(iterable: Iterable[T], desc: str, total: int | None = None) -> Iterator[T]:
@@ -62,6 +68,19 @@ class _AboveBars(logging.Handler):
                     handler.handle(record)
 
 
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Says on a terminal, until the end, that libraries are loaded, which takes a second or two."""
+    is_shown = sys.stderr.isatty()
+    if is_shown:
+        print("loading libraries", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if is_shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # erases the line
+
+
 def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
     """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1, Ctrl-C 130.
 
@@ -88,7 +107,13 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
             _fail(f"{error.filename}: {error.strerror}; correct the path or its permissions")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            _leave_at_once(130)  # what shells report for SIGINT
+            leave_at_once(130)  # what shells report for SIGINT
+        except Exception:
+            if not before_failure:
+                raise
+            _run_before_failure()
+            traceback.print_exc()
+            leave_at_once(1)
 
     _mend_streams()
     _name_unknown_users()
@@ -96,6 +121,14 @@ def run(main: Callable[[Sequence[str]], None], positional: int = 0) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def config_file(name: str) -> str:
+    """Returns `name`, or the path of the package's config of that name if there is no such file."""
+    if not os.path.exists(name) and name.isidentifier():
+        config = importlib.util.find_spec(f"medsam_jax.configs.{name}")
+        return config.origin if config else name
+    return name
 
 
 class _VersionFlag(flags.BooleanFlag):
@@ -112,12 +145,20 @@ class _VersionFlag(flags.BooleanFlag):
 
 def _fail(message: str) -> NoReturn:
     """Prints one line on stderr, in which names with line breaks are escaped; exits with 1."""
+    _run_before_failure()
     for argument in sys.argv[1:]:
         name = argument.partition("=")[2] if argument.startswith("-") else argument
         if not name.isprintable():
             message = message.replace(name, repr(name)[1:-1])
     print(f"error: {message}", file=sys.stderr)
+    if before_failure:
+        leave_at_once(1)  # at the interpreter's end jax would wait for the other processes
     sys.exit(1)
+
+
+def _run_before_failure() -> None:
+    for call in before_failure:
+        call()
 
 
 class _Stream:
@@ -213,7 +254,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _leave_at_once(status: int) -> None:
+def leave_at_once(status: int) -> None:
     """Ends the process and its children, and does not take the interpreter apart.
 
     Beside threads of XLA that are still at work, that can end in a segmentation fault.

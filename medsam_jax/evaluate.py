@@ -76,8 +76,9 @@ _JOIN_PROCESSES = define_flags()
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
-    keep_compiled_programs()
-    from medsam_jax.evaluation.run import evaluate
+    with cli.loading():
+        keep_compiled_programs()
+        from medsam_jax.evaluation.run import evaluate
 
     _JOIN_PROCESSES()
     evaluate(

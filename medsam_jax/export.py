@@ -22,6 +22,9 @@ _PLATFORMS = flags.DEFINE_list(
 )
 _PROMPTS = flags.DEFINE_integer("prompts", 1, "Places for prompts in one call.")
 _POINTS = flags.DEFINE_integer("points", 8, "Places for points in a prompt.")
+_MATMUL_PRECISION = flags.DEFINE_string(
+    "matmul_precision", "highest", "Of float32 products: highest, high or default."
+)
 
 
 def main(_) -> None:
@@ -29,15 +32,17 @@ def main(_) -> None:
     if os.path.lexists(output):
         raise errors.UserError(f"{output}: exists; choose another --output")
     check_writable(output.parent)
-    from medsam_jax.hub import load_model
-    from medsam_jax.inference.stablehlo import export_model
-    from medsam_jax.models.sam import Sam
+    with cli.loading():
+        from medsam_jax.hub import load_model
+        from medsam_jax.inference.stablehlo import export_model
+        from medsam_jax.models.sam import Sam
 
     model = load_model(_CHECKPOINT.value)
     if not isinstance(model, Sam):
         raise errors.UserError(f"{_CHECKPOINT.value}: a {type(model).__name__}; export takes SAM")
     print(f"tracing the programs of {_CHECKPOINT.value}", flush=True)
-    export_model(model, _OUTPUT.value, _PLATFORMS.value, _PROMPTS.value, _POINTS.value)
+    places = _PROMPTS.value, _POINTS.value
+    export_model(model, _OUTPUT.value, _PLATFORMS.value, *places, _MATMUL_PRECISION.value)
     print(f"{_OUTPUT.value}: written for {', '.join(_PLATFORMS.value)}")
 
 

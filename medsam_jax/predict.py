@@ -19,6 +19,7 @@ object is followed to both sides (--follow). A JSON file names images and holds 
 Writes NAME_mask in the format and on the grid of the input (a DICOM SEG for a DICOM series),
 NAME_overlay.png, NAME_montage.png for volumes, NAME.json with scores, sizes and diameters, and
 coco.json for pictures. A folder run goes on where it stopped and ends with a list of what failed.
+Several processes (--multihost, see docs/training.md) share a folder, each image once.
 """
 
 from pathlib import Path
@@ -26,6 +27,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from medsam_jax import cli, errors
+from medsam_jax.distributed import define_flags
 from medsam_jax.io.files import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -45,7 +47,9 @@ _PROMPT_MASK = flags.DEFINE_string(
     "folder of masks named as the images.",
 )
 _LABELS = flags.DEFINE_list(
-    "labels", [], "Names of the labels of --prompt_mask, e.g. 1=liver,2=tumour."
+    "labels",
+    [],
+    "Names of the labels of --prompt_mask, e.g. 1=liver,2=tumour; by default those of a DICOM SEG.",
 )
 _AUTO = flags.DEFINE_bool("auto", False, "Find all objects of a picture or slice, without prompts.")
 _AUTO_SETTINGS = {
@@ -79,14 +83,17 @@ _FORMAT = flags.DEFINE_string(
     "mask_format", None, "Instead of the input's own: nii.gz, nii, nrrd, mha, png, tif or dcm."
 )
 _GIF = flags.DEFINE_bool("gif", False, "Also write a GIF of a volume's slices.")
+_JOIN_PROCESSES = define_flags()
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every array it reads
-    keep_compiled_programs()
-    from medsam_jax.inference.predict_file import Request
-    from medsam_jax.inference.predict_folder import predict_path
+    with cli.loading():
+        keep_compiled_programs()
+        from medsam_jax.inference.predict_file import Request
+        from medsam_jax.inference.predict_folder import predict_path
 
+    _JOIN_PROCESSES()
     predict_path(
         Request(
             checkpoint=_CHECKPOINT.value,

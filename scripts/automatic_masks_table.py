@@ -3,10 +3,11 @@
     python scripts/automatic_masks_table.py --scans demo/scans --nuclei stardist/data/images \\
         --output docs/images
 
-Writes a table and pictures. An object is found if a mask overlaps it by IoU 0.5, or 0.75. The
-abdominal CT is a slice of the demo's scans; a model labelled its organs, of which those of at least
-50 pixels count. The nuclei are `img2d.tif` and `mask2d.tif` of the package stardist 0.9.2, labelled
-by people. The row "exact boxes" prompts with the box of every object, as an upper bound.
+Prints a table; `--output` also writes pictures. An object is found if a mask overlaps it by IoU
+0.5, or 0.75. The abdominal CT is a slice of the demo's scans; a model labelled its organs, of
+which those of at least 50 pixels count. The nuclei are `img2d.tif` and `mask2d.tif` of the package
+stardist 0.9.2, labelled by people. The row "exact boxes" prompts with the box of every object, as
+an upper bound.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ _MODES = flags.DEFINE_list(
     "modes", ["exact boxes", "points", "boxes", "medical"], "Rows of the table."
 )
 _POINTS = flags.DEFINE_integer("points_per_side", 16, "Of the grid of points.")
-_OUTPUT = flags.DEFINE_string("output", "docs/images", "Folder for the pictures.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the pictures; none by default.")
 
 _REFERENCE = "totalsegmentator-2.18.0/tests/reference_files"
 _ABDOMEN_SLICE, _LEAST_PIXELS = 14, 50
@@ -69,8 +70,9 @@ def main(argv) -> None:
                 f"{(best >= 0.75).sum()} | {len(best)} | {seconds:.0f} |",
                 flush=True,
             )
-            name = f"automatic_{picture.name}_{mode}.png".lower().replace(" ", "_")
-            draw(picture, masks, iou, Path(_OUTPUT.value) / name)
+            if _OUTPUT.value:
+                name = f"automatic_{picture.name}_{mode}.png".lower().replace(" ", "_")
+                draw(picture, masks, iou, Path(_OUTPUT.value) / name)
 
 
 def pictures() -> list[Picture]:

@@ -43,7 +43,7 @@ def main(_) -> None:
         raise errors.UserError(f"--workdir: {workdir} exists; name a new one")
     workdir.mkdir(parents=True)
     train = [sys.executable, "-m", "medsam_jax.train", "--config", _CONFIG.value]
-    train += [f"--config.{field}" for field in _SET.value]
+    train += [f"--config.{field}" for field in ("report=False", *_SET.value)]
     undisturbed, killed = workdir / "undisturbed", workdir / "killed"
     with (workdir / "log").open("w") as log:
         print("undisturbed run", flush=True)

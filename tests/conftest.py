@@ -10,6 +10,11 @@ import pathlib
 import jaxtyping
 import pytest
 
+from tests.quick import XLA_FLAGS
+
+# Commands that tests start inherit them. With `XLA_FLAGS=` tests compile as users do.
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+
 # Shapes, dtypes and types of annotations are checked in every call; an int passes for a float. The
 # hook sees only modules that are imported after it, and each worker of xdist installs its own.
 jaxtyping.install_import_hook(

@@ -92,6 +92,17 @@ def test_too_little_space_is_refused_with_both_sizes(tmp_path, monkeypatch):
         require_space(tmp_path, 2**30, "embeddings")
 
 
+@pytest.mark.parametrize("on_a_terminal", [True, False])
+def test_loading_is_said_on_a_terminal_and_erased(on_a_terminal):
+    reader, writer = os.openpty() if on_a_terminal else os.pipe()
+    program = "import medsam_jax.cli as c\nwith c.loading(): pass\nc.sys.stderr.write('done')"
+    subprocess.run([sys.executable, "-c", program], stderr=writer, cwd=ROOT, check=True)
+    os.close(writer)
+    said = os.read(reader, 1000).decode()
+    os.close(reader)
+    assert said == ("loading libraries\r\x1b[Kdone" if on_a_terminal else "done")
+
+
 PROGRAM = """
 from medsam_jax.cli import progress, run
 def main(_):

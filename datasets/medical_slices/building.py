@@ -14,14 +14,6 @@ from typing import Any
 
 from absl import logging
 
-from datasets.medical_slices import card, metadata, slices
-from datasets.medical_slices.medical_slices_dataset_builder import (
-    Builder,
-    Examples,
-    Plan,
-    build_case,
-)
-from datasets.medical_slices.workers import OrderedMap, workers
 from medsam_jax.cli import progress
 from medsam_jax.data.datasets import find_dataset
 from medsam_jax.data.manifest import (
@@ -37,15 +29,30 @@ from medsam_jax.errors import UserError, disk_space
 from medsam_jax.io.files import check_writable, plain_path, require_space, sha256_of
 from medsam_jax.io.notes import summarise_notes
 
+from . import card, metadata, slices
+from .medical_slices_dataset_builder import (
+    Builder,
+    Examples,
+    Plan,
+    build_case,
+)
+from .workers import OrderedMap, workers
+
 MANIFEST_FILE = "cases.csv"  # of a data set: the rows that it was built from, with their splits
 _OLD = "old"  # in the temporary folder: the data set that is being replaced
 _CACHED = " --config.embedding_cache=runs/embeddings"
-_CONFIGS = {  # for a checkpoint of the recipe
-    "lite": "configs/lite_medsam.py" + _CACHED,
-    "v1": "configs/medsam_v1.py" + _CACHED,
-    "v2": "configs/medsam_v2.py",
-    "sam": "configs/medsam_v1.py --config.preprocessing=sam" + _CACHED,
+_CONFIGS = {  # for a checkpoint of the recipe: its config and further flags
+    "lite": ("lite_medsam", _CACHED),
+    "v1": ("medsam_v1", _CACHED),
+    "v2": ("medsam_v2", ""),
+    "sam": ("medsam_v1", " --config.preprocessing=sam" + _CACHED),
 }
+_INSTALLED = __name__.startswith("medsam_jax.")  # or `datasets` of a clone
+_TRAIN = (
+    "medsam-jax train --config {}"
+    if _INSTALLED
+    else "python -m medsam_jax.train --config configs/{}.py"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +122,8 @@ def report(directory: pathlib.Path, data_dir: str) -> str:
     lines.append(f"the cases with their splits: {directory / MANIFEST_FILE}")
     if set(empty) & set(SEEN):
         return "\n".join(lines)
-    command = f"python -m medsam_jax.train --config {_CONFIGS[info.recipe]} --workdir runs/first"
+    config, more = _CONFIGS[info.recipe]
+    command = f"{_TRAIN.format(config)}{more} --workdir runs/first"
     lines.append(f"next: {command} --config.data_dir={shlex.quote(data_dir)}")
     return "\n".join(lines)
 

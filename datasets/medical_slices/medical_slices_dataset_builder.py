@@ -20,9 +20,10 @@ from tensorflow_datasets.core import splits as splits_lib
 from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.proto import tf_example_pb2
 
-from datasets.medical_slices import slices
 from medsam_jax.data.manifest import SPLITS, Case
 from medsam_jax.data.recipes import RECIPES, get_recipe
+
+from . import slices
 
 SHARD_BYTES = 128 << 20  # a shard's examples are held in memory while it is written
 Examples = list[tuple[str, dict[str, Any]]]
@@ -93,6 +94,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     """Image slices with label maps; training draws boxes from the masks."""
 
     VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = pathlib.Path(__file__).parent  # TFDS would derive it from the package's name
     RELEASE_NOTES = {"1.0.0": "First release."}
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name, description=f"MedSAM protocol {name!r}")

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from datasets.medical_slices import slices
-from datasets.medical_slices.medical_slices_dataset_builder import Plan
 from medsam_jax.data.datasets import RECORD_FILE
 from medsam_jax.data.manifest import SPLITS
 from medsam_jax.data.recipes import get_recipe
 from medsam_jax.io.files import versions
+
+from . import slices
+from .medical_slices_dataset_builder import Plan
 
 TOOLS = ("medsam_jax", "numpy", "scipy", "SimpleITK", "opencv-python-headless", "pillow")
 TOOLS += ("tensorflow-datasets", "array-record")

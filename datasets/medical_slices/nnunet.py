@@ -6,9 +6,11 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from datasets.medical_slices.pairing import Pairing
 from medsam_jax.errors import UserError
 from medsam_jax.io.pictures import SUFFIXES as PICTURE_SUFFIXES
+
+from .pairing import Pairing
+from .patients import doubtful
 
 _IGNORE = "ignore"  # nnU-Net's name for voxels that nobody annotated
 
@@ -65,7 +67,7 @@ def read_nnunet(folder: pathlib.Path, task: str, modality: str = "") -> Pairing:
         rows,
         problems,
         [f"labels: --labels={_label_flag(described.labels)}"],
-        _warnings(described.labels, ignored),
+        _warnings(described.labels, ignored) + list(doubtful(row[0] for row in rows)),
         " ".join(map(str, ignored)),
     )
 

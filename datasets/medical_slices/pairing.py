@@ -7,18 +7,20 @@ import os
 import pathlib
 import unicodedata
 
-from datasets.medical_slices.patients import (
-    MASK_WORDS,
-    Row,
-    cleaned,
-    group_patients,
-    joined,
-    without,
-)
 from medsam_jax.data import manifest
 from medsam_jax.errors import UserError
 from medsam_jax.io.dicom import list_series
 from medsam_jax.io.folders import IMAGE_SUFFIXES, search
+
+from .patients import (
+    MASK_WORDS,
+    Row,
+    cleaned,
+    doubtful,
+    group_patients,
+    joined,
+    without,
+)
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm")
 
@@ -79,7 +81,7 @@ def read_npz(folder: pathlib.Path, modality: str, task: str) -> Pairing:
         raise UserError(f"{folder}: holds no .npz files; see --images for other formats")
     left_out += [f"{file}: is no .npz file; see --images" for file in files if file not in chosen]
     rows = [(_stem(file), str(file), str(file), modality, task) for file in chosen]
-    return Pairing(rows, left_out)
+    return Pairing(rows, left_out, warnings=list(doubtful(row[0] for row in rows)))
 
 
 def write_manifest(path: pathlib.Path, rows: list[Row], ignore: str = "") -> None:

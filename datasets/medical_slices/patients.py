@@ -86,7 +86,7 @@ def group_patients(rows: list[Row], root: pathlib.Path) -> tuple[list[Row], list
     count = len(set(patients))
     if count < len(rows):
         notes.insert(0, f"{len(rows)} scans of {count} patients: a patient's share a split")
-    return grouped, notes, warnings + list(_doubtful(patients))
+    return grouped, notes, warnings + list(doubtful(patients))
 
 
 def _look(row: Row, root: pathlib.Path) -> _Scan:
@@ -188,7 +188,7 @@ def _kind(modality: str) -> str:
     return modality.split()[0].upper() if modality else ""
 
 
-def _doubtful(patients: Iterable[str]) -> Iterator[str]:
+def doubtful(patients: Iterable[str]) -> Iterator[str]:
     """Yields a line for each group of case ids that differ by a modality, a visit or a number."""
     names = sorted(set(patients))
     groups: dict[str, list[str]] = collections.defaultdict(list)

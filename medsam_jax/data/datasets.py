@@ -131,14 +131,14 @@ def find_dataset(data_dir: str | pathlib.Path, recipe: str | None = None) -> Dat
     if not infos:
         raise UserError(
             f"{root}: holds no medical_slices data set; build one with "
-            "python -m datasets.build --manifest cases.csv --data_dir " + str(root)
+            "medsam-jax build --manifest cases.csv --data_dir " + str(root)
         )
     names = ", ".join(info.recipe for info in infos)
     matching = [info for info in infos if recipe in (None, info.recipe)]
     if not matching:
         raise UserError(
             f"{root}: was built with recipe {names}, recipe {recipe} is needed; build it with "
-            f"python -m datasets.build --recipe {recipe}"
+            f"medsam-jax build --recipe {recipe}"
         )
     if len(matching) > 1:
         raise UserError(f"{root}: holds several data sets ({names}); name the folder of one")

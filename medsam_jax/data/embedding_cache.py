@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.distributed import wait_for_all
 from medsam_jax.errors import UserError, disk_space
 from medsam_jax.io.files import require_space, write_json, write_whole
+from medsam_jax.ops.compile import one_ahead
 
 SLICES_PER_SHARD = 32
 KEY_FILE = "key.json"
@@ -69,6 +70,7 @@ def cache_key(
     shape: Sequence[int],
     dtype: str,
     variants: Mapping[str, Any] | None = None,
+    matmul_precision: str = "highest",
 ) -> dict[str, Any]:
     """Returns the key of a cache: encoder weights, preprocessing contract, data set, stored form.
 
@@ -85,6 +87,7 @@ def cache_key(
         "shape": list(shape),
         "dtype": dtype,
         "augmentation of training slices": variants and dict(variants),
+        "matmul precision": matmul_precision,
     }
 
 
@@ -93,7 +96,7 @@ def open_or_build(
     key: Mapping[str, Any],
     records: Sequence[dict[str, Any]],
     split: str,
-    encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    encode: Callable[[np.ndarray, np.ndarray], jax.Array | np.ndarray],
     batch_size: int,
 ) -> Embeddings:
     """Returns the embeddings of a split; computes the shards that are missing.
@@ -105,7 +108,7 @@ def open_or_build(
       key: of `cache_key`.
       records: of the split, or its `Variants`.
       encode: images uint8 [B, S, S, 3] and valid shapes [B, 2] to embeddings [B, h, w, C]; always
-        called with `batch_size` slices.
+        called with `batch_size` slices. Answers are read one call later, so that it need not wait.
 
     Raises:
       UserError: the directory holds embeddings of another encoder, data set, contract or type, or
@@ -138,7 +141,7 @@ def _claim(directory: Path, key: Mapping[str, Any]) -> None:
     """Writes the key into a new cache; refuses a cache with another key."""
     path = directory / KEY_FILE
     if path.exists():
-        found = json.loads(path.read_text())
+        found = {"matmul precision": "highest"} | json.loads(path.read_text())
         different = [name for name in key if found.get(name) != key[name]]
         if different:
             raise UserError(
@@ -152,19 +155,23 @@ def _claim(directory: Path, key: Mapping[str, Any]) -> None:
 def _write_shard(
     records: Sequence[dict[str, Any]],
     positions: range,
-    encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    encode: Callable[[np.ndarray, np.ndarray], jax.Array | np.ndarray],
     batch_size: int,
     desc: str,
     path: Path,
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
+    def launched() -> Iterator[tuple[int, jax.Array | np.ndarray]]:
+        for start in progress(range(0, len(positions), batch_size), desc):
+            batch = [records[position] for position in positions[start : start + batch_size]]
+            filled = batch + [batch[-1]] * (batch_size - len(batch))
+            images = np.stack([record["image"] for record in filled])
+            valid_shape = np.stack([record["valid_shape"] for record in filled])
+            yield len(batch), encode(images, valid_shape)
+
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-    for start in progress(range(0, len(positions), batch_size), desc):
-        batch = [records[position] for position in positions[start : start + batch_size]]
-        filled = batch + [batch[-1]] * (batch_size - len(batch))
-        images = np.stack([record["image"] for record in filled])
-        valid_shape = np.stack([record["valid_shape"] for record in filled])
-        for embedding in encode(images, valid_shape)[: len(batch)]:
+    for count, embeddings in one_ahead(launched()):
+        for embedding in np.asarray(embeddings)[:count]:
             writer.write(np.ascontiguousarray(embedding).tobytes())
     writer.close()

@@ -301,5 +301,5 @@ def check_compatible(dataset_info: Any, preprocessing: Preprocessing) -> None:
         raise UserError(
             f"recipe: the data set was built with {dataset_info.recipe!r}, the checkpoint's "
             f"preprocessing is {preprocessing.recipe!r}; build the data again with "
-            f"python -m datasets.build --recipe {preprocessing.recipe}"
+            f"medsam-jax build --recipe {preprocessing.recipe}"
         )

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.data.recipes import Preprocessing
@@ -23,11 +24,14 @@ from medsam_jax.distributed import wait_for_all
 from medsam_jax.drawing import overlay, window_around
 from medsam_jax.errors import disk_space
 from medsam_jax.evaluation.protocol import Protocol
-from medsam_jax.hub import load_model
+from medsam_jax.hub import load_model, resolve
 from medsam_jax.inference.slice_predictor import SlicePredictor
 from medsam_jax.io.files import sha256_of_json
 from medsam_jax.metrics import mask_scores
 from medsam_jax.metrics.checks import Spacing
+from medsam_jax.models.checkpoint import build_model, read_params
+from medsam_jax.models.sam import SamConfig
+from medsam_jax.models.unet import UNetConfig
 
 PIXELS = (1.0, 1.0)  # spacing of scores in pixels
 _ROWS_VERSION = 4  # raise when the content of rows changes: old journals are then not read
@@ -111,9 +115,9 @@ class Evaluation(abc.ABC):
     """Scores several checkpoints on the same objects with the same prompts.
 
     Args:
-      protocols: how to prompt; all with one `prompt` and seed.
+      protocols: how to prompt; for `write_report`, all with one `prompt` and seed.
       tolerance: of the NSD, in the unit of the scores.
-      batch_size: slices at a time.
+      batch_size: slices at a time; None: 8, on a CPU one, where more gain nothing.
       output: folder; `parts/` in it holds the journals.
     """
 
@@ -123,10 +127,11 @@ class Evaluation(abc.ABC):
     title: str
 
     def __init__(
-        self, protocols: Sequence[Protocol], tolerance: float, batch_size: int, output: Path
+        self, protocols: Sequence[Protocol], tolerance: float, batch_size: int | None, output: Path
     ):
         self.tolerance, self.output = tolerance, output
-        self._protocols, self._batch_size = protocols, batch_size
+        self._protocols = protocols
+        self._batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
         self.slice_rows: list[ObjectScore] = []  # of everything evaluated so far
 
     @abc.abstractmethod
@@ -176,19 +181,24 @@ class Evaluation(abc.ABC):
         """Returns the `short_hash` of each scan of a patient; may read the scans."""
 
     def evaluate(
-        self, checkpoint: str, patients: Collection[str] | None = None
+        self,
+        checkpoint: str,
+        patients: Collection[str] | None = None,
+        model_config: SamConfig | UNetConfig | None = None,
     ) -> list[ObjectScore]:
         """Returns rows of every object in order, those of an earlier run too. Raises as `score`.
 
-        With `patients`, the objects of these alone.
+        With `patients`, the objects of these alone. With `model_config`, the checkpoint's arrays
+        are scored under that config, as at step 0 of a run that set another contract.
         """
 
         def score(items: list[int]) -> Iterator[list[Entry]]:
-            model = load_model(checkpoint)
+            model = _load(checkpoint, model_config)
             self.check(checkpoint, model.config.preprocessing)
             yield from self.score(SlicePredictor(model, self._batch_size), items)
 
-        return self._rows(checkpoint, checkpoint_identity(checkpoint), score, patients)
+        facts = checkpoint_identity(checkpoint) + ([repr(model_config)] if model_config else [])
+        return self._rows(checkpoint, facts, score, patients)
 
     def evaluate_annotators(self) -> list[ObjectScore]:
         """Returns rows of each annotator against each other one; none where there is only one."""
@@ -196,13 +206,7 @@ class Evaluation(abc.ABC):
 
     def picture(self, row: ObjectScore) -> np.ndarray:
         """Draws the surroundings of a row's object with truth, prediction and prompt."""
-        image, truth = self.show(row)
-        prediction = decode_runs(row.runs, truth.shape)
-        rows, columns = window = window_around(np.stack([truth, prediction]))
-        corner = np.array([columns.start, rows.start])
-        box = np.array(row.box) - np.tile(corner, 2) if row.box else None
-        points = np.array(row.points) - corner if row.points else None
-        return overlay(image[window], truth[window], prediction[window], box, points)
+        return draw_object(*self.show(row), [row])[1]
 
     def _rows(
         self,
@@ -256,6 +260,31 @@ class Evaluation(abc.ABC):
             scores=mask_scores(prediction, truth, spacing, self.tolerance),
             **fields,
         )
+
+
+def _load(checkpoint: str, model_config: SamConfig | UNetConfig | None) -> nnx.Module:
+    if model_config is None:
+        return load_model(checkpoint)
+    return build_model(model_config, read_params(resolve(checkpoint)), checkpoint)
+
+
+def draw_object(
+    image: np.ndarray, truth: np.ndarray, rows: Sequence[ObjectScore]
+) -> list[np.ndarray]:
+    """Draws the surroundings of the object of all rows: bare, then with each row's prediction.
+
+    Args:
+      image, truth: of `Evaluation.show`.
+      rows: of the same object and prompt, by several models.
+    """
+    predictions = [decode_runs(row.runs, truth.shape) for row in rows]
+    window = window_around(np.stack([truth, *predictions]))
+    corner = np.array([window[1].start, window[0].start])
+    box = np.array(rows[0].box) - np.tile(corner, 2) if rows[0].box else None
+    points = np.array(rows[0].points) - corner if rows[0].points else None
+    image, truth = image[window], truth[window]
+    drawn = [overlay(image, truth, one[window], box, points) for one in predictions]
+    return [overlay(image), *drawn]
 
 
 def prompt_fields(prompt: Prompt) -> dict[str, Any]:

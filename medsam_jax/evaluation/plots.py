@@ -1,6 +1,6 @@
 """Figures over many results: box plots, paired scatter, box shift, picture grid, overview."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -99,6 +99,37 @@ def score_by_shift(rows: Sequence[ObjectScore]) -> Any:
     axes.set(xlabel="box shift, up to (pixels)", ylabel="DSC", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     figure.legend(**_LEGEND_STYLE)
+    return figure
+
+
+def training_curves(
+    metrics: Mapping[str, Sequence[tuple[int, float]]], best_step: int | None
+) -> Any:
+    """Plots the loss, and the tune split's scores, by step; the best step is a dashed line.
+
+    Args:
+      metrics: steps and values by name, of `monitor.read_metrics`.
+    """
+    figure = figure_of(10.0, 3.4)
+    left, right = figure.subplots(1, 2)
+    steps, losses = zip(*metrics["train/loss"], strict=True)
+    window = max(1, len(losses) // 10)  # one batch is noisier than the progress of many steps
+    smooth = np.convolve(losses, np.full(window, 1 / window), "valid")
+    left.plot(steps, losses, color=COLOURS[0], alpha=0.3, label="loss")
+    left.plot(steps[window - 1 :], smooth, color=COLOURS[0], label=f"mean of the last {window}")
+    left.set(xlabel="step", title="training loss")
+    left.legend()
+    shown = {"dice": "DSC", "nsd": "NSD", "point_dice": "DSC, point", "point_nsd": "NSD, point"}
+    for colour, (name, label) in zip(COLOURS, shown.items(), strict=False):
+        if f"tune/{name}" in metrics:
+            points = zip(*metrics[f"tune/{name}"], strict=True)
+            right.plot(*points, "o-", color=colour, markersize=4, label=label)
+    if best_step is not None:
+        right.axvline(best_step, color="0.5", linestyle="--", label="best")
+    right.set(xlabel="step", title="tune split, jittered boxes")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
     return figure
 
 

@@ -36,13 +36,10 @@ def evaluate(
 ) -> None:
     """Evaluates checkpoints side by side and writes tables and figures to `output`.
 
-    See `medsam_jax.evaluate` for the arguments. Where `batch_size` is None, the model gets 8 slices
-    at a time, on a CPU one: a larger batch gains nothing there and pads the last one. Raises
-    UserError for bad arguments, data, manifest or checkpoint, before any work where possible.
+    See `medsam_jax.evaluate` and `Evaluation` for the arguments. Raises UserError for bad
+    arguments, data, manifest or checkpoint, before any work where possible.
     """
     protocols = [Protocol(prompt, _whole("box_shift", shift), seed) for shift in box_shifts]
-    if batch_size is None:
-        batch_size = 1 if jax.default_backend() == "cpu" else 8
     _check_arguments(checkpoints, protocols, tolerance, batch_size)
     named = by_display_name(checkpoints)
     settings = protocols, tolerance, batch_size, output
@@ -109,7 +106,10 @@ def _whole(flag: str, value: int | str) -> int:
 
 
 def _check_arguments(
-    checkpoints: Sequence[str], protocols: Sequence[Protocol], tolerance: float, batch_size: int
+    checkpoints: Sequence[str],
+    protocols: Sequence[Protocol],
+    tolerance: float,
+    batch_size: int | None,
 ) -> None:
     if not checkpoints or not all(checkpoints):
         raise UserError("--checkpoint: empty; give directories or names, comma-separated")
@@ -117,5 +117,5 @@ def _check_arguments(
         raise UserError("--box_shift: one value is given twice; leave it out")
     if not 0 <= tolerance < float("inf"):
         raise UserError(f"--tolerance: {tolerance} given; use 0 or more (pixels or mm)")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size: {batch_size} given; use 1 or more")

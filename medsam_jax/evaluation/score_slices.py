@@ -20,6 +20,7 @@ from medsam_jax.data.recipes import Preprocessing
 from medsam_jax.data.run_lengths import encode_runs
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation.base import PIXELS, Entry, Evaluation, ObjectScore, prompt_fields
+from medsam_jax.evaluation.statistics import grouped
 from medsam_jax.inference.slice_predictor import SlicePredictor, SliceTask
 
 
@@ -37,6 +38,8 @@ class SplitEvaluation(Evaluation):
     Args:
       data_dir, split: see `open_dataset`, also for the errors raised.
       settings: see `Evaluation`; shifts and tolerance are in pixels of the stored slice.
+      fold, task: see `open_dataset` and `DatasetInfo.objects`.
+      most: number of slices to score at most, evenly from each patient; None: all.
     """
 
     unit, scoring = "px", "slices in 2D, in pixels of the stored grid"
@@ -51,21 +54,40 @@ class SplitEvaluation(Evaluation):
         "predicted_size",
     )
 
-    def __init__(self, data_dir: str, split: str, *settings: Any):
+    def __init__(
+        self,
+        data_dir: str,
+        split: str,
+        *settings: Any,
+        fold: str = "",
+        task: str = "",
+        most: int | None = None,
+    ):
         super().__init__(*settings)
-        self._source, self.info = open_dataset(data_dir, split)
-        self._positions, self._labels = self.info.objects(split)
-        self._split = split
+        self._source, self.info = open_dataset(data_dir, split, fold)
+        self._positions, self._labels = self.info.objects(split, task)
+        self.split, self._most = split, most
         self.title = f"split `{split}` of `{self.info.directory}`, recipe {self.info.recipe}"
 
     def items(self) -> dict[int | str, int]:
-        """Returns the positions in the split of the slices with an object."""
-        return {int(position): int(position) for position in np.unique(self._positions)}
+        """Returns the positions in the split of the slices with an object, `most` at most."""
+        positions = np.unique(self._positions).tolist()
+        if self._most is not None:
+            patients = grouped(positions, self.patient_of).values()
+            share = max(1, self._most // len(patients))
+            shares = [one for members in patients for one in _evenly(members, share)]
+            positions = sorted(_evenly(shares, self._most))
+        return {position: position for position in positions}
+
+    @property
+    def slices(self) -> int:
+        """Number of slices with an object, those beyond `most` too."""
+        return len(np.unique(self._positions))
 
     def identity(self) -> dict[str, Any]:
         """Returns the data set, the split and its cases."""
         directory = str(self.info.directory.resolve())
-        return {"data": [directory, self._split, self.info.record["cases"]]}
+        return {"data": [directory, self.split, self.info.record["cases"]]}
 
     def patients(self) -> dict[str, str]:
         name = self.info.record["name"]
@@ -86,7 +108,7 @@ class SplitEvaluation(Evaluation):
         return {short_hash(case.get("image_sha256", "")) for case in scans}
 
     def _cases(self) -> list[dict[str, Any]]:
-        return [case for case in self.info.record["cases"] if case["split"] == self._split]
+        return [case for case in self.info.record["cases"] if case["split"] == self.split]
 
     def check(self, checkpoint: str, preprocessing: Preprocessing) -> None:
         try:
@@ -99,7 +121,7 @@ class SplitEvaluation(Evaluation):
 
         A note only: such a model is worth scoring beside one that was trained on these slices.
         """
-        shown = self.info.ct_windows(self._split)
+        shown = self.info.ct_windows(self.split)
         trained = preprocessing.ct_windows or (preprocessing.ct_window(),)
         note = f"CT is shown in window {', '.join(shown)}, expected in {', '.join(trained)}"
         return "" if set(shown) <= set(trained) else note
@@ -114,7 +136,7 @@ class SplitEvaluation(Evaluation):
                 yield task
 
         batches = -(-len(items) // predictor.batch_size)
-        for batch in progress(predictor.run(tasks()), f"{self._split} split", batches):
+        for batch in progress(predictor.run(tasks()), f"{self.split} split", batches):
             yield [self._entry(*in_flight.popleft(), masks) for masks in batch]
 
     def show(self, row: ObjectScore) -> tuple[np.ndarray, np.ndarray]:
@@ -158,6 +180,13 @@ class SplitEvaluation(Evaluation):
             for one, mask in zip(objects, masks, strict=True)
         ]
         return Entry(position, rows)
+
+
+def _evenly(items: Sequence[int], most: int) -> list[int]:
+    """Returns at most so many items, from the middles of as many equal parts."""
+    if len(items) <= most:
+        return list(items)
+    return [items[int((part + 0.5) * len(items) / most)] for part in range(most)]
 
 
 def _name(record: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from medsam_jax.cli import progress
 from medsam_jax.data.run_lengths import compress_rle, decode_rle, encode_rle
 from medsam_jax.errors import UserError
 from medsam_jax.inference import mask_records as records
-from medsam_jax.inference.engine import EncodedImage, one_ahead
+from medsam_jax.inference.engine import EncodedImage
 from medsam_jax.inference.mask_filters import (
     FILTERS,
     Filtered,
@@ -32,6 +32,7 @@ from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.prompts import Prompts, bucket
 from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
+from medsam_jax.ops.compile import one_ahead
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle", "label_map"]
 _OUTPUTS: dict[str, Callable[[dict[str, Any]], Any]] = {

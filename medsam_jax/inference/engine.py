@@ -9,10 +9,9 @@ images are decoded the same way; prompts of a single image stay on the first dev
 
 import functools
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,7 +29,6 @@ from medsam_jax.models.unet import UNet
 from medsam_jax.ops.compile import jit
 from medsam_jax.ops.form import local_form
 
-T = TypeVar("T")
 Shape = tuple[int, int]
 
 _IMAGES_AT_ONCE = 8  # on each device
@@ -44,10 +42,17 @@ class EncodedImage(NamedTuple):
     valid_shape: Shape  # (h, w), the part of the stored grid that is not padding
 
 
-def one_ahead(launched: Iterable[T]) -> Iterator[T]:
-    """Yields each item once the next one is made: the device works on that while this is read."""
-    for item, _ in itertools.pairwise(itertools.chain(launched, [None])):
-        yield item
+def embed_arrays(functional: Functional, arrays, images, valid_shape) -> Array:
+    """Encodes slices on the recipe's grid: the program of `Engine.embed` on one device."""
+    return functional.bind(arrays).encode(images, valid_shape)
+
+
+def decode_arrays(
+    functional: Functional, arrays, embeddings, prompts, multimask_output
+) -> tuple[Array, Array]:
+    """Decodes the prompts of `pack`: the program of `Engine.decode` on one device."""
+    model = functional.bind(arrays)
+    return model.decode(embeddings, multimask_output=multimask_output, **prompts)
 
 
 class Engine:
@@ -59,25 +64,29 @@ class Engine:
 
     Args:
       model: a `Sam`, a `UNet`, or another module with their `encode`, `decode` and `config`.
+      matmul_precision: of float32 products, see `ops.form.MATMUL_PRECISIONS`.
     """
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: nnx.Module, matmul_precision: str = "highest"):
         keep_compiled_programs()
         self.model = model
         self.preprocessing = model.config.preprocessing
         self.recipe = get_recipe(self.preprocessing.recipe)
         self.devices = jax.local_devices()
         # On several devices, each runs the program of one on its share.
-        self.form = local_form()
+        self.form = local_form(matmul_precision=matmul_precision)
         self._functional = Functional(model, self.form)
+        inference = self._functional.for_inference()
         axis = (AxisType.Auto,)
         mesh = jax.make_mesh((len(self.devices),), ("data",), axis, devices=self.devices)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        self._arrays = jax.device_put(self._functional.arrays, everywhere)
+        self._arrays = jax.device_put(inference.arrays, everywhere)
         # The same buffers, as arrays of the first device alone.
         self._arrays_of_first = {name: x.addressable_data(0) for name, x in self._arrays.items()}
-        self._embed = jit(self._on_each_device(self._embed_arrays), self.form)
+        embed = functools.partial(embed_arrays, inference)
+        self._embed = jit(self._on_each_device(embed), self.form)
+        self._decode_arrays = functools.partial(decode_arrays, inference)
         self._decode = jit(self._decode_arrays, self.form, static_argnums=3)
         self._decode_split = jit(self._decode_arrays_split, self.form, static_argnums=3)
 
@@ -188,13 +197,6 @@ class Engine:
             for x in (prompts.coords, prompts.boxes)
         )
         return prompts._replace(coords=coords, boxes=boxes)
-
-    def _embed_arrays(self, arrays, images, valid_shape):
-        return self._functional.bind(arrays).encode(images, valid_shape)
-
-    def _decode_arrays(self, arrays, embeddings, prompts, multimask_output):
-        model = self._functional.bind(arrays)
-        return model.decode(embeddings, multimask_output=multimask_output, **prompts)
 
     def _decode_arrays_split(self, arrays, embeddings, prompts, multimask_output):
         decode = functools.partial(self._decode_arrays, multimask_output=multimask_output)

@@ -1,11 +1,19 @@
-"""Runs the predict command on an image, or on a folder, which goes on where it stopped."""
+"""Runs the predict command on an image, or on a folder, which goes on where it stopped.
+
+Of several processes each takes its share of a folder's images; process 0 takes a single image.
+"""
 
 import json
 import sys
 from collections import Counter
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from medsam_jax.cli import progress
+from medsam_jax.distributed import wait_for_all
 from medsam_jax.errors import FatalError, UserError
 from medsam_jax.inference.object_records import COCO_FILE, write_coco
 from medsam_jax.inference.outputs import stem
@@ -25,13 +33,17 @@ def predict_path(request: Request) -> None:
     """
     predictor = FilePredictor(request)
     images, left_out = _search(request.image)
-    if images is None:
+    failed = 0
+    if images is not None:
+        failed = _run_folder(predictor, images, left_out)
+    elif jax.process_index() == 0:
         mask = _mask_of(request, request.image, alone=True)
         for path in predictor.run(request.image, _name(request.image), mask):
             print(path)
-    else:
-        _run_folder(predictor, images, left_out)
-    written = write_coco(request.output)
+    written = write_coco(request.output) if jax.process_index() == 0 else None
+    wait_for_all("predicted")
+    if failed:
+        raise UserError(f"{failed} of {len(images)} images failed; they are named above")
     if written:
         print(written)
 
@@ -80,7 +92,8 @@ def _subfolder(folder: Path) -> tuple[list[str], list[str]]:
     return images, [line] if others else []
 
 
-def _run_folder(predictor: FilePredictor, images: list[str], left_out: list[str]) -> None:
+def _run_folder(predictor: FilePredictor, images: list[str], left_out: list[str]) -> int:
+    """Predicts this process's share and waits for the others; returns how many images failed."""
     request = predictor.request
     if request.output.resolve() == Path(request.image).resolve():
         raise UserError(f"--output: {request.output} is the folder of the images; give another")
@@ -89,11 +102,12 @@ def _run_folder(predictor: FilePredictor, images: list[str], left_out: list[str]
             f"--prompt_mask: {request.prompt_mask} is no folder; give one mask for each image"
         )
     unused = [f"{request.prompts}: {n}: no such image" for n in predictor.without_image(images)]
-    for line in left_out + unused:
+    for line in left_out + unused if jax.process_index() == 0 else ():
         print(f"left out: {line}", file=sys.stderr)
     names = _names(images)
+    share = images[jax.process_index() :: jax.process_count()]
     failures, skipped = [], 0
-    for image in progress(images, "images"):
+    for image in progress(share, "images"):
         try:
             mask = _mask_of(request, image, alone=False)
             if _is_finished(predictor, image, names[image], mask):
@@ -104,14 +118,16 @@ def _run_folder(predictor: FilePredictor, images: list[str], left_out: list[str]
             raise
         except UserError as error:
             failures.append(str(error))
-    failed, done = len(failures), len(images) - skipped - len(failures)
-    counts = f"{done} images done, {skipped} skipped (finished earlier), {failed} failed"
-    print(f"{request.output}: {counts}")
-    if failures:
-        write_coco(request.output)
-        for text in failures:
-            print(f"failed: {text}", file=sys.stderr)
-        raise UserError(f"{len(failures)} of {len(images)} images failed; they are named above")
+    for text in failures:
+        print(f"failed: {text}", file=sys.stderr)
+    counts = np.array([len(share) - skipped - len(failures), skipped, len(failures)])
+    if jax.process_count() > 1:
+        counts = multihost_utils.process_allgather(counts).sum(axis=0)
+    done, skipped, failed = counts.tolist()
+    if jax.process_index() == 0:
+        told = f"{done} images done, {skipped} skipped (finished earlier), {failed} failed"
+        print(f"{request.output}: {told}")
+    return failed
 
 
 def _name(image: str) -> str:

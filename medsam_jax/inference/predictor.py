@@ -40,11 +40,14 @@ class Predictor:
     work is done by its `Engine`, whose compiled programs serve images of every size.
 
     Args:
-      model: a `Sam`, or a `UNet`, which takes boxes only and predicts no IoU (scores are NaN).
+      model: a `Sam`, or a `UNet`, which takes boxes only and predicts no IoU (scores are NaN). Or
+        an engine, with a precision of its own.
+      matmul_precision: of float32 products: "highest", or "high" or "default" for speed on a GPU or
+        TPU, see `ops.form.MATMUL_PRECISIONS`.
     """
 
-    def __init__(self, model: nnx.Module | Engine):
-        self.engine = model if isinstance(model, Engine) else Engine(model)
+    def __init__(self, model: nnx.Module | Engine, matmul_precision: str = "highest"):
+        self.engine = model if isinstance(model, Engine) else Engine(model, matmul_precision)
         self.model = self.engine.model
         self._images: list[EncodedImage] = []
 

@@ -177,6 +177,8 @@ def from_mask(
 ) -> list[ObjectPrompts]:
     """Every label of a mask is an object, prompted by its box on each slice that it is in.
 
+    Its name is that of `names`, or else that of the file, which a DICOM SEG holds.
+
     Raises UserError as `read_mask`, and for labels above 65535.
     """
     mask = read_mask_scan(path, scan)
@@ -184,9 +186,10 @@ def from_mask(
     labels = np.moveaxis(mask.array, axis, 0)
     if labels.max() > _LARGEST_LABEL:
         raise UserError(f"{path}: label {labels.max()}; renumber the labels, 1 to {_LARGEST_LABEL}")
+    known = {**mask.label_names, **(names or {})}
     objects: dict[int, ObjectPrompts] = {}
     for index, plane in enumerate(labels):
         for label in np.unique(plane[plane > 0]).tolist():
-            found = objects.setdefault(label, ObjectPrompts(label, (names or {}).get(label)))
+            found = objects.setdefault(label, ObjectPrompts(label, known.get(label)))
             found.slices[index] = {"box": box_from_mask(plane == label).tolist()}
     return [objects[label] for label in sorted(objects)]

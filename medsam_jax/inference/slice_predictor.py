@@ -11,8 +11,9 @@ from jaxtyping import Bool, UInt8
 
 from medsam_jax.data.prompts import Prompt
 from medsam_jax.errors import UserError
-from medsam_jax.inference.engine import Engine, Shape, one_ahead
+from medsam_jax.inference.engine import Engine, Shape
 from medsam_jax.inference.prompts import Prompts
+from medsam_jax.ops.compile import one_ahead
 
 
 @dataclasses.dataclass(frozen=True)

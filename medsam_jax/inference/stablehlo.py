@@ -28,6 +28,7 @@ from medsam_jax.io.tensors import LazyTensor
 from medsam_jax.models.checkpoint import abstract_model
 from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import Sam, SamConfig
+from medsam_jax.ops.compile import at_precision
 from medsam_jax.ops.form import Form, form_for
 
 FORMAT_VERSION = 1
@@ -41,20 +42,23 @@ def export_model(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     prompts: int = 1,
     points: int = 8,
+    matmul_precision: str = "highest",
 ) -> None:
     """Writes a model's programs and weights to a directory, which appears whole or not at all.
 
     Args:
       platforms: the programs run on, of `PLATFORMS`.
       prompts, points: places for prompts, and for points of each.
+      matmul_precision: of float32 products, as `Predictor` takes it; part of the programs.
 
     Raises:
-      UserError: an unknown platform, no places, or a directory that is there already.
+      UserError: an unknown platform or precision, no places, or a directory that is there already.
     """
     if unknown := [name for name in platforms or ["none"] if name not in PLATFORMS]:
         raise UserError(f"platforms: {unknown[0]} given; use some of {', '.join(PLATFORMS)}")
     if prompts < 1 or points < 1:
         raise UserError(f"prompts, points: {prompts}, {points} given; use 1 or more of each")
+    forms = {name: form_for(name, matmul_precision=matmul_precision) for name in platforms}
     _require_flatbuffers()
     arrays = {name: np.asarray(array) for name, array in Functional(model).arrays.items()}
     stored = get_recipe(model.config.preprocessing.recipe).size
@@ -63,10 +67,14 @@ def export_model(
         _ENCODER: (Sam.encode, image),
         _DECODER: (_decode, _decoder_arguments(model, prompts, points)),
     }
+    # Kernels for NVIDIA GPUs are stored as Triton's code, for which jax promises no compatibility.
+    triton = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
     with replacing(Path(directory), overwrite=False) as partial:
         for name, (function, arguments) in programs.items():
-            program = jax.jit(_by_platform(function, model.config, platforms))
-            exported = jax.export.export(program, platforms=tuple(platforms))
+            program = jax.jit(_by_platform(function, model.config, forms))
+            exported = jax.export.export(
+                program, platforms=tuple(platforms), disabled_checks=[triton]
+            )
             (partial / name).write_bytes(exported(arrays, *arguments).serialize())
         weights = {name: LazyTensor.of(array) for name, array in arrays.items()}
         write_safetensors(str(partial / "weights.safetensors"), weights)
@@ -74,6 +82,7 @@ def export_model(
             "format_version": FORMAT_VERSION,
             "jax_version": jax.__version__,
             "platforms": list(platforms),
+            "matmul_precision": matmul_precision,
             "prompts": prompts,
             "points": points,
             "architecture": model.config.to_dict(),
@@ -89,17 +98,21 @@ def _require_flatbuffers() -> None:
 
 
 def _by_platform(
-    function: Callable[..., Any], config: SamConfig, platforms: Sequence[str]
+    function: Callable[..., Any], config: SamConfig, forms: Mapping[str, Form]
 ) -> Callable[..., Any]:
     """`function(model, ...)` as a program of (weights, ...), in the form of each platform."""
 
     def program_in(form: Form) -> Callable[..., Any]:
         functional = Functional(abstract_model(config), form)
-        return lambda arrays, *arguments: function(functional.bind(arrays), *arguments)
 
-    by_name = {name: program_in(form_for(name)) for name in platforms}
-    if len(platforms) == 1:
-        return by_name[platforms[0]]
+        def program(arrays: Mapping[str, Array], *arguments: Any) -> Any:
+            return function(functional.bind(arrays), *arguments)
+
+        return at_precision(program, form)
+
+    by_name = {name: program_in(form) for name, form in forms.items()}
+    if len(forms) == 1:
+        return next(iter(by_name.values()))
     return lambda *arguments: jax.lax.platform_dependent(*arguments, **by_name)
 
 

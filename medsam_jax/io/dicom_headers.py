@@ -61,7 +61,8 @@ KEYWORDS = (
     ),
     *("SequenceOfUltrasoundRegions", "EstimatedRadiographicMagnificationFactor"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("SegmentationType", "MaximumFractionalValue", "ReferencedSeriesSequence"),
+    *("SegmentationType", "SegmentSequence", "MaximumFractionalValue"),
+    "ReferencedSeriesSequence",
 )
 # Tags by which several slices at one position may differ, the most telling first.
 TELLING = (

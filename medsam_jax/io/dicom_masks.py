@@ -18,7 +18,7 @@ _MOST_EMPTY = 1000  # slices without a frame; more are positions that are damage
 
 
 def read_segmentation(header: Header, path: str, image: Scan) -> Scan:
-    """Returns a label map whose labels are the numbers of segments.
+    """Returns a label map whose labels are the numbers of segments, with their names.
 
     Frames that lie on slices of the image are placed on its grid. Others form a grid of their own:
     a SEG may leave out slices without a label, and those between others are put in.
@@ -44,7 +44,8 @@ def read_segmentation(header: Header, path: str, image: Scan) -> Scan:
         shared += int(np.count_nonzero((labels[place] > 0) & (plane > 0)))
         np.maximum(labels[place], plane, out=labels[place])
     note = f"{shared} voxels are in several segments; they take the highest number of these."
-    return dataclasses.replace(scan, array=labels, notes=(note,) if shared else ())
+    notes = (note,) if shared else ()
+    return dataclasses.replace(scan, array=labels, notes=notes, label_names=_names(header))
 
 
 def _on_slices(frames: list[Frame], image: Scan) -> tuple[np.ndarray, Scan] | None:
@@ -108,6 +109,13 @@ def _stated_step(header: Header) -> float:
         if math.isfinite(value) and value > 0:
             return value
     return 0.0
+
+
+def _names(header: Header) -> dict[int, str]:
+    """Returns the label of each segment that has one."""
+    segments = header.get("SegmentSequence") or ()
+    names = {s.get("SegmentNumber"): str(s.get("SegmentLabel") or "").strip() for s in segments}
+    return {int(number): name for number, name in names.items() if number and name}
 
 
 def _segment(frame: Frame) -> int:

@@ -1,6 +1,7 @@
 """Volume on its grid in patient space: slices, comparison and resampling of grids."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ class Scan:
 
     A picture is a volume of one slice. `affine` holds SimpleITK's origin, spacing and direction in
     x, y, z order; None if the file has no geometry. `notes` has one sentence for each decision
-    that a reader made and that another reader could make otherwise.
+    that a reader made and that another reader could make otherwise. `label_names` are those that
+    the file of a mask holds.
     """
 
     array: np.ndarray  # [Z, Y, X] or [Z, Y, X, 3]
@@ -22,6 +24,7 @@ class Scan:
     affine: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None
     path: str
     notes: tuple[str, ...] = ()
+    label_names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     def to_ras(self) -> np.ndarray:
         """Returns NIfTI's affine [3, 4]: voxel index (x, y, z) to mm, x to the right. Needs one."""

@@ -11,6 +11,7 @@ A directory is written under a temporary name next to its final path, and rename
 """
 
 import datetime
+import functools
 import importlib
 import json
 import os
@@ -235,11 +236,16 @@ def build_model(config: Any, params: Mapping[str, np.ndarray], origin: str) -> n
 
 def abstract_model(config: Any) -> nnx.Module:
     """Returns the model of `config` with shapes and types instead of arrays; needs no memory."""
+    return nnx.merge(*_traced(config))
+
+
+@functools.cache
+def _traced(config: Any) -> tuple[nnx.GraphDef, Any]:
     module, _, model_name = next(
         names for names in _KINDS.values() if names[1] == type(config).__name__
     )
     model_class = getattr(importlib.import_module(module), model_name)
-    return nnx.eval_shape(lambda: model_class(config, rngs=_OneKey()))
+    return nnx.split(nnx.eval_shape(lambda: model_class(config, rngs=_OneKey())))
 
 
 class _OneKey(nnx.Rngs):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medsam_jax.ops.activation import gelu
+from medsam_jax.ops.activation import dense_gelu, gelu
 from medsam_jax.ops.convolution import conv3x3, convolution, depthwise_conv3x3
-from medsam_jax.ops.form import PLAIN
+from medsam_jax.ops.form import PLAIN, Form
 from medsam_jax.ops.layer_norm import layer_norm
 
 
@@ -90,8 +90,19 @@ def neck(features: int, out_features: int, *, dtype, rngs: nnx.Rngs) -> Sequenti
     )
 
 
+def linear_gelu(
+    linear: nnx.Linear, x: Float[Array, "b *n i"], form: Form
+) -> Float[Array, "b *n o"]:
+    """Returns `gelu(linear(x))`."""
+    dtype = linear.dtype or x.dtype
+    kernel, bias = linear.kernel[...].astype(dtype), linear.bias[...].astype(dtype)
+    return dense_gelu(x.astype(dtype), kernel, bias, form)
+
+
 class MLPBlock(nnx.Module):
     """Two linear layers with an activation between (segment_anything/modeling/common.py)."""
+
+    form = PLAIN
 
     def __init__(
         self,
@@ -107,7 +118,10 @@ class MLPBlock(nnx.Module):
         self.act = act
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        return self.lin2(self.act(self.lin1(x)))
+        """Returns `lin2(act(lin1(x)))`."""
+        if self.act is not gelu:
+            return self.lin2(self.act(self.lin1(x)))
+        return self.lin2(linear_gelu(self.lin1, x, self.form))
 
 
 class BatchNorm(nnx.Module):
@@ -156,8 +170,16 @@ class Conv2dBN(nnx.Module):
 
     def folded(self, dtype) -> tuple[Float[Array, "kh kw i d"], Float[Array, " d"]]:
         """Returns kernel [kh, kw, c / groups, d] and bias of the equivalent single convolution."""
+        if self.form.folded:
+            return self.c.kernel[...], self.bn.bias[...]
         scale, shift = self.bn.scale_and_shift()
         return (self.c.kernel[...] * scale).astype(dtype), shift.astype(dtype)
+
+    def fold(self) -> None:
+        """Replaces kernel and norm's bias by those of the equivalent single convolution."""
+        kernel, bias = self.folded(self.dtype or self.c.kernel.dtype)
+        self.c.kernel.set_value(kernel)
+        self.bn.bias.set_value(bias)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         dtype = self.dtype or x.dtype
@@ -183,6 +205,11 @@ class ConvTranspose2x2(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (2, 2, out_features, in_features)))
         self.bias = nnx.Param(jnp.zeros((out_features,)))
         self.dtype = dtype
+
+    def fold(self) -> None:
+        """Converts the parameters to the compute dtype."""
+        for parameter in (self.kernel, self.bias):
+            parameter.set_value(parameter[...].astype(self.dtype or parameter.dtype))
 
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... 2*h 2*w d"]:
         height, width = x.shape[-3:-1]

@@ -1,5 +1,7 @@
 """Variables of a module as arrays by dotted path, for saving, training and `jax.jit`."""
 
+import copy
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -34,6 +36,34 @@ class Functional:
         if self._abstract:
             derive(module)
         return module
+
+    def for_inference(self) -> "Functional":
+        """Returns the same function of arrays from which nothing is left to compute.
+
+        Kernels are in the compute dtype and contain their norm's scale, and tables are expanded.
+        Only for an accelerator's form. A program that takes these arrays computes none of this.
+        """
+        form = dataclasses.replace(self.form, folded=True)
+        abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in self.arrays.values())
+        if form.device != "accelerator" or self.form.folded:
+            return self
+
+        def fold(arrays: Mapping[str, Array]) -> dict[str, Array]:
+            module = self.bind(arrays)
+            for _, part in nnx.iter_modules(module):
+                if hasattr(part, "fold"):
+                    part.fold()
+                elif isinstance(part, nnx.Linear | nnx.Conv) and part.dtype is not None:
+                    for parameter in (part.kernel, part.bias):
+                        if parameter is not None:
+                            parameter.set_value(parameter[...].astype(part.dtype))
+            return Functional(module).arrays
+
+        arrays = jax.eval_shape(fold, self.arrays) if abstract else jax.jit(fold)(self.arrays)
+        folded = copy.copy(self)
+        # jax sorts the names of a result; `bind` needs the order of the module.
+        folded.form, folded.arrays = form, {name: arrays[name] for name in self.arrays}
+        return folded
 
 
 def derive(module: nnx.Module) -> None:

@@ -71,15 +71,25 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Applies attention over all of x, which has the size of the grid."""
-        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, -1)
-        q, k, v = jnp.moveaxis(qkv, 3, 0)  # [B, H, W, heads, D]
+        tokens = x.reshape(len(x), -1, x.shape[-1])  # [B, H * W, C]
+        qkv = self.qkv(tokens).reshape(*tokens.shape[:2], 3, self.num_heads, -1)
         rel_h, rel_w = get_rel_pos(self.rel_pos_h), get_rel_pos(self.rel_pos_w)
-        x = grid_attention(q, k, v, rel_h, rel_w, self.form)
-        return self.proj(x.reshape(*x.shape[:3], -1))
+        tokens = grid_attention(qkv, rel_h, rel_w, self.form)  # [B, H * W, heads, D]
+        return self.proj(tokens.reshape(x.shape))
+
+    def fold(self) -> None:
+        """Expands the tables of relative positions, in the compute dtype."""
+        for table in (self.rel_pos_h, self.rel_pos_w):
+            table.set_value(get_rel_pos(table).astype(self.qkv.dtype or table.dtype))
 
 
 def get_rel_pos(table: nnx.Param) -> Float[Array, "n n d"]:
-    """Returns vectors by (query, key) position from a table [2 * n - 1, d] by their offset."""
+    """Returns vectors by (query, key) position from a table [2 * n - 1, d] by their offset.
+
+    A table [n, n, d] of `Attention.fold` is returned as it is.
+    """
+    if table.ndim == 3:
+        return table[...]
     position = np.arange((table.shape[0] + 1) // 2)
     return table[...][position[:, None] - position + position[-1]]
 

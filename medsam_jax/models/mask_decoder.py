@@ -86,7 +86,8 @@ class MaskDecoder(nnx.Module):
         Returns low_res_logits and iou_predictions; M is 3, 1 or 4.
         """
         masks = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
-        predict = partial(self.predict_masks, image_embeddings, image_pe, masks)
+        image_shared = dense.shape[1] < sparse.shape[1]
+        predict = partial(self.predict_masks, image_embeddings, image_pe, masks, image_shared)
         return one_prompt_after_another(predict, (sparse, sparse_valid, dense), self.form)
 
     def predict_masks(
@@ -94,11 +95,15 @@ class MaskDecoder(nnx.Module):
         image_embeddings: Float[Array, "b h w c"],
         image_pe: Float[Array, "1 h w c"],
         chosen: slice,
+        image_shared: bool,
         sparse: Float[Array, "b p t c"],
         sparse_valid: Bool[Array, "b p t"] | None,
         dense: Float[Array, "b2 p2 h2 w2 c"],
     ) -> tuple[Float[Array, "b p m 4*h 4*w"], Float[Array, "b p m"]]:
-        """Predicts the `chosen` of the four masks and their IoU; other arguments as `__call__`."""
+        """Predicts the `chosen` of the four masks and their IoU; other arguments as `__call__`.
+
+        `image_shared` tells whether other prompts have the same image and mask prompt.
+        """
         # Concatenate output tokens
         output_tokens = jnp.concatenate(
             [self.iou_token.embedding[...], self.mask_tokens.embedding[...]]
@@ -117,7 +122,8 @@ class MaskDecoder(nnx.Module):
 
         # Run the transformer
         mask_tokens = range(1, 1 + self.num_mask_tokens)[chosen]
-        hs, src = self.transformer(src, pos_src, tokens, sparse_valid, mask_tokens.stop)
+        num_outputs = mask_tokens.stop
+        hs, src = self.transformer(src, pos_src, tokens, sparse_valid, num_outputs, image_shared)
         iou_token_out = hs[:, :, 0]
         mask_tokens_out = hs[:, :, mask_tokens.start :]
 

@@ -11,11 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medsam_jax.models.common import Conv2dBN, LayerNorm, Sequential, neck
+from medsam_jax.models.common import Conv2dBN, LayerNorm, Sequential, linear_gelu, neck
 from medsam_jax.ops.activation import gelu
 from medsam_jax.ops.convolution import inverted_bottleneck
 from medsam_jax.ops.form import PLAIN
 from medsam_jax.ops.strips import token_wise
+from medsam_jax.ops.window_attention import window_attention
 from medsam_jax.ops.windows import attend_in_windows
 
 
@@ -89,17 +90,22 @@ class PatchMerging(nnx.Module):
 
 
 class Mlp(nnx.Module):
+    form = PLAIN
+
     def __init__(self, dim: int, hidden_dim: int, *, dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(dim, hidden_dim, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        return self.fc2(gelu(self.fc1(self.norm(x))))
+        """Returns `fc2(gelu(fc1(norm(x))))`."""
+        return self.fc2(linear_gelu(self.fc1, self.norm(x), self.form))
 
 
 class Attention(nnx.Module):
     """Self-attention within a window, with a learned bias per head and absolute offset."""
+
+    form = PLAIN
 
     def __init__(self, dim: int, num_heads: int, window_size: int, *, dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -110,22 +116,24 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "n y x c"]) -> Float[Array, "n y x c"]:
         """Applies attention within each of n windows."""
-        windows, heads = len(x), self.num_heads
-        qkv = self.qkv(self.norm(x)).reshape(windows, -1, heads, 3, x.shape[-1] // heads)
-        q, k, v = (qkv[:, :, :, i].swapaxes(1, 2) for i in range(3))  # [W, heads, N, D]
-        q, k = q * q.shape[-1] ** -0.5, k.swapaxes(2, 3)
-        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-        scores = scores + self.attention_biases[...][:, self._offsets()]
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        total = weights.sum(axis=-1, keepdims=True)
-        out = jnp.matmul(weights.astype(v.dtype), v) / total.astype(v.dtype)
-        return self.proj(out.swapaxes(1, 2).reshape(x.shape))
+        windows, dim = len(x), x.shape[-1]
+        # A list of tokens: the gradient of a kernel over more axes is slower on a CPU.
+        qkv = self.qkv(self.norm(x.reshape(-1, dim)))
+        qkv = qkv.reshape(windows, -1, self.num_heads, 3, dim // self.num_heads)
+        out = window_attention(qkv, self.biases(), self.form)  # [W, N, heads, D]
+        return self.proj(out.reshape(-1, dim)).reshape(x.shape)
 
-    def _offsets(self) -> np.ndarray:
-        """Returns the index into `attention_biases` by query and key."""
+    def biases(self) -> Float[Array, "heads n n"]:
+        """Returns the bias of each head by query and key."""
+        if self.form.folded:
+            return self.attention_biases[...]
         row, column = np.divmod(np.arange(self.window_size**2), self.window_size)
         rows, columns = np.abs(row[:, None] - row), np.abs(column[:, None] - column)
-        return rows * self.window_size + columns
+        return self.attention_biases[...][:, rows * self.window_size + columns]
+
+    def fold(self) -> None:
+        """Replaces the biases by offset with those by query and key."""
+        self.attention_biases.set_value(self.biases())
 
 
 class TinyViTBlock(nnx.Module):

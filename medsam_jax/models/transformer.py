@@ -89,6 +89,7 @@ class TwoWayAttentionBlock(nnx.Module):
         query_pe: Float[Array, "b p t c"],
         key_pe: Float[Array, "1 1 n c"],
         query_valid: Bool[Array, "b p t"] | None,
+        image_shared: bool,
     ) -> tuple[Float[Array, "b p t c"], Float[Array, "b p n c"]]:
         """Updates tokens and image; a shared image becomes one image per prompt."""
         # Self attention block
@@ -101,7 +102,8 @@ class TwoWayAttentionBlock(nnx.Module):
 
         # Cross attention block, tokens attending to image embedding
         q, k = queries + query_pe, keys + key_pe
-        attn_out = tokens_to_image(self.cross_attn_token_to_image, q, k, keys, self.form)
+        attention = self.cross_attn_token_to_image
+        attn_out = tokens_to_image(attention, q, k, keys, image_shared, self.form)
         queries = self.norm2(queries + attn_out)
 
         # MLP block
@@ -137,13 +139,20 @@ class TwoWayTransformer(nnx.Module):
         point_embedding: Float[Array, "b p t c"],
         point_valid: Bool[Array, "b p t"] | None,
         num_outputs: int,
+        image_shared: bool,
     ) -> tuple[Float[Array, "b p t2 c"], Float[Array, "b p n c"]]:
-        """Returns the first `num_outputs` processed tokens and the image of each prompt."""
+        """Returns the first `num_outputs` processed tokens and the image of each prompt.
+
+        `image_shared` tells whether other prompts have the same image.
+        """
         queries, keys = point_embedding, image_embedding
         for layer in self.layers:
-            queries, keys = layer(queries, keys, point_embedding, image_pe, point_valid)
+            queries, keys = layer(
+                queries, keys, point_embedding, image_pe, point_valid, image_shared
+            )
+            image_shared = False
 
         queries, point_embedding = queries[:, :, :num_outputs], point_embedding[:, :, :num_outputs]
         q, k = queries + point_embedding, keys + image_pe
-        attn_out = tokens_to_image(self.final_attn_token_to_image, q, k, keys, self.form)
+        attn_out = tokens_to_image(self.final_attn_token_to_image, q, k, keys, False, self.form)
         return self.norm_final_attn(queries + attn_out), keys

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from medsam_jax.ops.activation import gelu
+from medsam_jax.ops.activation import dense_gelu, gelu
 from medsam_jax.ops.form import Form
 from medsam_jax.ops.strips import join_rows, map_strips, neighbour_rows, rows_of, split_rows
 
@@ -68,11 +68,19 @@ def depthwise_conv3x3(
 ) -> Float[Array, "b h2 w2 c"]:
     """Depthwise convolution. Plain form: `convolution(x, kernel, stride, groups=c)`.
 
-    The CPU's form adds nine shifted maps, because XLA:CPU processes the groups one by one.
+    The CPU's form adds nine shifted maps, because XLA:CPU processes the groups one by one. So does
+    a GPU's program: unlike cuDNN's convolution, the sums are one kernel with what follows them.
     """
-    if not form.cpu:
+
+    def shifted(x: Array, kernel: Array) -> Array:
+        return depthwise_of_strip(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), kernel, stride)
+
+    def grouped(x: Array, kernel: Array) -> Array:
         return convolution(x, kernel, stride, x.shape[-1])
-    return depthwise_of_strip(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), kernel, stride)
+
+    if form.device == "accelerator":
+        return jax.lax.platform_dependent(x, kernel, cuda=shifted, default=grouped)
+    return shifted(x, kernel) if form.cpu else grouped(x, kernel)
 
 
 def inverted_bottleneck(
@@ -88,10 +96,12 @@ def inverted_bottleneck(
     map, x) to the result, each pixel independently. The CPU's form processes a strip of rows at a
     time, because the hidden map has many channels.
     """
-    if not form.cpu:
+    if form.device == "plain":
         return finish(gelu(mix(gelu(expand(x)))), x)
     x = x.astype(expand.dtype or x.dtype)
     (kernel, bias), (mix_kernel, mix_bias) = expand.folded(x.dtype), mix.folded(x.dtype)
+    if form.device == "accelerator":
+        return finish(gelu(mix(dense_gelu(x, kernel[0, 0], bias, form))), x)
     strips = split_rows(x, rows_of(_STRIP_BYTES, x.shape[2], bias.size))
     count, height = strips.shape[1:3]
     # Rows outside the image are zero before the depthwise convolution, so they get no bias.

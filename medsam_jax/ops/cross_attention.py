@@ -25,13 +25,16 @@ def tokens_to_image(
     q: Float[Array, "b p t c"],
     k: Float[Array, "b p2 n c"],
     v: Float[Array, "b p2 n c"],
+    image_shared: bool,
     form: Form,
 ) -> Float[Array, "b p t c"]:
     """Attention of tokens to pixels. Plain form: `attention(q, k, v)`.
 
     `attention` is a `models.transformer.Attention`; `p2` is p, or 1 if the prompts share an image.
+    With `image_shared` other prompts have the same image, and its projections are computed once,
+    outside the loop of `ops.prompt_loop`.
     """
-    if not form.cpu or k.shape[1] < q.shape[1] or q.shape[2] >= attention.head_dim:
+    if not form.cpu or image_shared or q.shape[2] >= attention.head_dim:
         return attention(q, k, v)
     q = attention.separate_heads(attention.q_proj(q))
     k, v = k.astype(q.dtype), v.astype(q.dtype)

@@ -32,7 +32,12 @@ def token_wise(
     """Applies a layer that processes each token independently. Plain form: `layer(x)`."""
     if not form.cpu:
         return layer(x)
-    return join_rows(map_strips(layer, split_rows(x, max(_TOKENS // x.shape[2], 1))))
+
+    def flat(rows: Float[Array, "b r w c"]) -> Float[Array, "b r w d"]:
+        # A list of tokens: the gradient of a kernel over more axes is slower on a CPU.
+        return layer(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:3], -1)
+
+    return join_rows(map_strips(flat, split_rows(x, max(_TOKENS // x.shape[2], 1))))
 
 
 def map_strips(function: Callable[[Any], Array], strips: Any) -> Array:

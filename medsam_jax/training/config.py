@@ -11,6 +11,7 @@ from medsam_jax.data.augment import Augmentation
 from medsam_jax.data.recipes import PREPROCESSING
 from medsam_jax.data.splits import parse_fold
 from medsam_jax.errors import UserError
+from medsam_jax.ops.form import MATMUL_PRECISIONS
 from medsam_jax.training.losses import LOSSES
 from medsam_jax.training.optimizer import learning_rate_schedule, optimizer_from_optax
 
@@ -33,6 +34,8 @@ def base_config() -> ml_collections.ConfigDict:
     # Logits above this are in the mask; 0 is probability 0.5. None: the checkpoint's own.
     config.mask_threshold = config_dict.placeholder(float)
     config.dtype = "float32"  # of the computation: or "bfloat16"; parameters stay float32
+    # Of float32 products on a GPU or TPU: "highest" is float32; "high" and "default" are faster.
+    config.matmul_precision = "highest"
     config.remat = False  # ViT: recompute blocks in the backward pass, for memory
     config.data_dir = ""  # data set written by `python -m datasets.build`
     config.fold = ""  # "2/5": hold out the second of five folds of the patients; "": the splits
@@ -101,6 +104,8 @@ def base_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 100  # steps
     config.keep_checkpoints = 2  # the latest ones; `best/` holds the best model
     config.log_every = 10  # steps
+    config.report = True  # at the end write report.html: before and after on validation slices
+    config.profile_steps = ""  # "10:13": write a trace of the steps 10 to 13; "": none
     config.early_stop_evals = 0  # stop after so many evaluations without a better score; 0: never
     config.lock()
     for name in OPTAX_ARGS:
@@ -120,12 +125,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.data_dir: empty; give --config.data_dir=DIR of a built data set")
     types = ("bfloat16", "float32")
     choices = {"dtype": types, "embedding_dtype": types, "preprocessing": ("", *PREPROCESSING)}
+    choices["matmul_precision"] = MATMUL_PRECISIONS
     for name, allowed in choices.items():
         if config[name] not in allowed:
             shown = ", ".join(allowed)
             raise UserError(f"config.{name}: {config[name]!r} given; use one of {shown}")
     if config.fold:
         parse_fold(config.fold)
+    profile_steps(config)
     for name, least in _LEAST.items():
         if not given[name] >= least:
             raise UserError(f"config.{name}: {given[name]} given; it must be at least {least}")
@@ -189,6 +196,21 @@ def augmentation_of(config: ml_collections.ConfigDict) -> Augmentation | None:
     """Returns the augmentation, None if it changes nothing. Raises UserError out of range."""
     augmentation = Augmentation(**config.augmentation.to_dict())
     return None if augmentation == Augmentation() else augmentation
+
+
+def profile_steps(config: ml_collections.ConfigDict) -> range:
+    """Returns the steps to trace, an empty range for none. Raises UserError outside of the run."""
+    if not config.profile_steps:
+        return range(0)
+    first, _, last = config.profile_steps.partition(":")
+    if not (first.isdecimal() and last.isdecimal()) or not (
+        1 <= int(first) <= int(last) <= config.num_steps
+    ):
+        raise UserError(
+            f"config.profile_steps: {config.profile_steps!r} given; use FIRST:LAST, steps of 1 to "
+            f"{config.num_steps} (config.num_steps)"
+        )
+    return range(int(first), int(last) + 1)
 
 
 def _flat(config: ml_collections.ConfigDict) -> dict[str, object]:

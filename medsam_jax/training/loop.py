@@ -24,9 +24,17 @@ from medsam_jax.hub import resolve
 from medsam_jax.io.files import check_writable
 from medsam_jax.models.checkpoint import read_config, read_params
 from medsam_jax.training.checkpoint import Exporter, TrainCheckpoints
-from medsam_jax.training.config import augmentation_of, validate
+from medsam_jax.training.config import augmentation_of, profile_steps, validate
 from medsam_jax.training.embeddings import cached_embeddings
-from medsam_jax.training.monitor import FiniteWatch, MetricWriter, StepClock, termination
+from medsam_jax.training.feeding import DeviceBatches
+from medsam_jax.training.monitor import (
+    FiniteWatch,
+    Goodput,
+    MetricWriter,
+    StepClock,
+    StepTrace,
+    termination,
+)
 from medsam_jax.training.optimizer import parameter_table
 from medsam_jax.training.setup import (
     check_one_object_a_slice,
@@ -35,9 +43,9 @@ from medsam_jax.training.setup import (
     set_up,
     trained_for,
 )
-from medsam_jax.training.sharding import make_mesh, model_inputs, put_batch
+from medsam_jax.training.sharding import make_mesh
 from medsam_jax.training.validation import TuneEvaluation
-from medsam_jax.training.workdir import check_same_run, record_best, record_start
+from medsam_jax.training.workdir import check_same_run, record_best, record_end, record_start
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +62,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
       SystemExit: 143 after SIGTERM, once the state is saved.
     """
     # --- Check everything before the long work.
+    goodput = Goodput()
     workdir = Path(workdir)
     validate(config)
     check_writable(workdir)
@@ -73,7 +82,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     log.info("parameters\n%s", parameter_table(state.arrays, run.labels, state.opt_state))
     embeddings = cached_embeddings(config, run.functional, run.labels, model_config, info)
     evaluate = TuneEvaluation(config, info, run.eval_step, run.by_item, embeddings["tune"])
-    data = train_loader(
+    loader = train_loader(
         config.data_dir,
         "train",
         batch_size=config.batch_size // jax.process_count(),
@@ -93,6 +102,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         variants=config.embedding_variants,
         fold=config.fold,
     )
+    data = DeviceBatches(loader, run.by_item)
 
     # --- State of an earlier start, if any.
     with contextlib.ExitStack() as stack:
@@ -122,25 +132,38 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
                 record["best"] = {"step": step, "score": result.score, "parts": result.parts}
                 export(workdir / "best", state, step, result.scalars)
 
+        def report(step: int) -> None:
+            shares = goodput.shares()
+            log.info("%s", goodput.line())
+            writer.write_scalars(step, {f"speed/share_of_{n}": x for n, x in shares.items()})
+            record_end(workdir, {"goodput": shares})
+
         # --- Train.
         if not restored:
-            score(0)
+            with goodput.of("evaluation"):
+                score(0)
         watch, clock = FiniteWatch(workdir), StepClock(config.batch_size)
+        trace = StepTrace(profile_steps(config), workdir / "profile")
+        stack.callback(trace.close)
         stop_after = stack.enter_context(termination())
         program = None
         last_step = step if _stops_early(config, record) else config.num_steps
         steps = range(step + 1, last_step + 1)
         for step in progress(steps, "training") if jax.process_index() == 0 else steps:
-            with clock.waiting():
-                host_batch = next(data)
-            batch = put_batch(model_inputs(host_batch), run.by_item)
+            host_batch, batch = data.take()
             if program is None:
                 log.info("compiling the training step")
                 with clock.paused():
                     program = run.train_step.lower(state, batch).compile()
                 clock.measure(program, config.accumulation_steps)
+                goodput.started()
+            trace.begin(step, state)
             state, scalars = program(state, batch)
             last = step == config.num_steps
+            with clock.waiting(), goodput.of("data"):
+                if not last:  # the next step's batch, while the devices work on this step
+                    data.load()
+            trace.end(step, state)
             watch.add(step, scalars, host_batch)
             terminated = stop_after(step)
             if step % config.log_every == 0 or last:
@@ -149,20 +172,25 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
                 writer.write_scalars(step, named | clock.scalars())
             if step % config.eval_every == 0 or last:
                 watch.check()
-                with clock.paused():
+                with clock.paused(), goodput.of("evaluation"):
                     score(step)
             if step % config.checkpoint_every == 0 or last or terminated:
                 watch.check()
-                checkpoints.save(step, state, data, dict(record))
+                with goodput.of("checkpoints"):
+                    checkpoints.save(step, state, data, dict(record))
             if terminated:
+                report(step)
                 log.warning("SIGTERM: saved at step %d; the same command resumes there", step)
                 raise SystemExit(143)
             if _stops_early(config, record):
                 break
 
         # --- Save the last state.
-        checkpoints.save(step, state, data, dict(record))
-        export(workdir / "last", state, step, record["tune"])
+        with goodput.of("checkpoints"):
+            checkpoints.save(step, state, data, dict(record))
+            export(workdir / "last", state, step, record["tune"])
+        if program is not None:
+            report(step)
     log.info("%s; %s holds that model", record_best(workdir, record), workdir / "best")
     return record["tune"]
 

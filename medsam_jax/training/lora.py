@@ -29,7 +29,7 @@ class Adapted:
     """A `Functional` with adapters: `arrays` includes them, `bind` adds them to the kernels."""
 
     def __init__(self, functional: Functional, adapters: Mapping[str, np.ndarray], scale: float):
-        self._functional, self._scale = functional, scale
+        self._functional, self._scale, self.form = functional, scale, functional.form
         self.arrays = {**functional.arrays, **adapters}
 
     def bind(self, arrays: Mapping[str, Leaf]) -> nnx.Module:

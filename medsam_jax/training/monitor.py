@@ -1,4 +1,4 @@
-"""Watching a run: step times, finite losses, metrics on disk, and SIGTERM."""
+"""Watching a run: step times and their shares, traces, finite losses, metrics on disk, SIGTERM."""
 
 import contextlib
 import csv
@@ -92,6 +92,69 @@ class StepClock:
         return found | ({"memory/peak_bytes": max(peaks)} if peaks else {})
 
 
+class Goodput:
+    """Divides the wall time of a start among the steps and everything else."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self._seconds = dict.fromkeys(("startup", "data", "evaluation", "checkpoints"), 0.0)
+
+    @contextlib.contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Counts the time of the block as `name`."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - start
+
+    def started(self) -> None:
+        """Counts the time so far that nothing else was counted for as startup."""
+        self._seconds["startup"] += self._total() - sum(self._seconds.values())
+
+    def shares(self) -> dict[str, float]:
+        """Returns the shares of the time since the start, which sum to 1; `steps` is the rest."""
+        total = self._total()
+        return {
+            "steps": 1 - sum(self._seconds.values()) / total,
+            **{name: seconds / total for name, seconds in self._seconds.items()},
+        }
+
+    def line(self) -> str:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.shares().items())
+        return f"wall time {self._total():.0f} s: {shares}"
+
+    def _total(self) -> float:
+        return time.perf_counter() - self._start
+
+
+class StepTrace:
+    """Traces some steps with `jax.profiler`, in process 0, whose devices stand for all."""
+
+    def __init__(self, steps: range, directory: Path):
+        self._steps = steps if jax.process_index() == 0 else range(0)
+        self._directory = directory
+        self._running = False
+
+    def begin(self, step: int, state: Any) -> None:
+        """Starts the trace before the first of its steps, once earlier ones have ended."""
+        if step in self._steps and not self._running:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+
+    def end(self, step: int, state: Any) -> None:
+        """Writes the trace once the last of its steps has ended."""
+        if self._running and step == self._steps[-1]:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Writes a trace that was begun and not ended."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            log.info("trace of steps in %s", self._directory)
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Returns the dense bfloat16 FLOP/s of a device, None if unknown."""
     starts = [start for start in PEAK_FLOPS if device_kind.startswith(start)]
@@ -173,6 +236,15 @@ class MetricWriter:
         if self._active:
             self._file.close()
             self._tensorboard.close()
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns the steps and values of each name in `metrics.csv`."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
+    return found
 
 
 def _rows_until(path: Path, last_step: int) -> list[list[str]]:

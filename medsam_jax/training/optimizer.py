@@ -12,6 +12,8 @@ import numpy as np
 import optax
 
 from medsam_jax.errors import UserError
+from medsam_jax.ops.form import PLAIN, Form
+from medsam_jax.ops.global_norm import global_norm
 from medsam_jax.training.lora import Leaf, is_adapter, kernel_of, matching
 
 FROZEN, DECAYED, UNDECAYED = "frozen", "decayed", "undecayed"
@@ -69,18 +71,29 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, labels: Mapping[str, str]
+    config: ml_collections.ConfigDict, labels: Mapping[str, str], form: Form = PLAIN
 ) -> optax.GradientTransformation:
     """Returns the optimiser of the trained arrays; frozen ones get no update and no state.
 
     Raises UserError for an optimiser, schedule or argument that optax does not know, and for a
     regex of `config.learning_rates` that is invalid or matches nothing trained.
     """
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = _clip(config.clip_norm, form) if config.clip_norm else optax.identity()
     optimizer = optimizer_from_optax(config, learning_rate_schedule(config), labels)
     trained = {name: "frozen" if label == FROZEN else "trained" for name, label in labels.items()}
     train = optax.chain(clip, optimizer, *_rate_factors(config, labels))
     return optax.partition({"trained": train, "frozen": optax.set_to_zero()}, trained)
+
+
+def _clip(most: float, form: Form) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` with the norm of `ops.global_norm`."""
+
+    def clip(updates: Any, _: Any) -> Any:  # frozen arrays are masked nodes
+        leaves = jax.tree.leaves(updates)
+        norm = global_norm({str(i): x for i, x in enumerate(leaves)}, form)
+        return jax.tree.map(lambda x: jnp.where(norm < most, x, x / norm * most), updates)
+
+    return optax.stateless(clip)
 
 
 def optimizer_from_optax(
@@ -193,6 +206,7 @@ def apply_gradients(
     arrays: Mapping[str, jax.Array],
     gradients: Mapping[str, jax.Array],
     opt_state: optax.OptState,
+    form: Form = PLAIN,
 ) -> tuple[dict[str, jax.Array], optax.OptState, jax.Array]:
     """Returns all arrays after one step, the optimiser's state and the global norm of the update.
 
@@ -203,7 +217,7 @@ def apply_gradients(
     updates, opt_state = tx.update(everything, opt_state, arrays)
     updates = {name: updates[name] for name in gradients}
     trained = optax.apply_updates({name: arrays[name] for name in gradients}, updates)
-    return {**arrays, **trained}, opt_state, optax.tree.norm(updates)
+    return {**arrays, **trained}, opt_state, global_norm(updates, form)
 
 
 def parameter_table(

@@ -80,6 +80,14 @@ class Setup:
             shapes["boxes_valid"] = (prompts, jnp.bool_)
         return {name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()}
 
+    def eval_batch(self, cached: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a tune batch: one object a slice, with one point if points are trained."""
+        config = self.config.copy_and_resolve_references()
+        config.update({"prompts_per_image": 1, "positive_points": 1, "negative_points": 0})
+        config.batch_size = config.eval_batch_size
+        shapes = dataclasses.replace(self, config=config).train_batch(cached)
+        return {name: shape for name, shape in shapes.items() if name != "boxes_valid"}
+
 
 def set_up(
     config: ml_collections.ConfigDict,
@@ -96,7 +104,9 @@ def set_up(
       params: the checkpoint's arrays by dotted path; None for shapes alone.
       platform: the platform to make the steps for, such as "cpu" or "tpu"; None for this process's.
     """
-    form = form_for(platform, mesh.size) if platform else local_form(mesh.size)
+    devices = mesh.size, config.matmul_precision
+    form = form_for(platform, *devices) if platform else local_form(*devices)
+    form = dataclasses.replace(form, mesh=mesh)
     model_config = configured(stored_config, config)
     if params is None:
         model = abstract_model(model_config)
@@ -104,7 +114,7 @@ def set_up(
         model = build_model(model_config, params, config.checkpoint)
     functional = adapted(Functional(model, form), config)
     labels = opt.label_parameters(functional.arrays, parameter_names(model), config.frozen)
-    tx = opt.make_optimizer(config, labels)
+    tx = opt.make_optimizer(config, labels, form)
 
     shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in functional.arrays.items()}
     state = jax.eval_shape(lambda arrays: init_state(arrays, labels, tx, config), shapes)

@@ -17,6 +17,7 @@ from medsam_jax.models.functional import Functional
 from medsam_jax.models.sam import Sam
 from medsam_jax.models.unet import UNet
 from medsam_jax.ops.form import Form
+from medsam_jax.ops.global_norm import global_norm
 from medsam_jax.training import optimizer as opt
 from medsam_jax.training.lora import Adapted
 from medsam_jax.training.losses import LOSSES, answer_weights, score_weights
@@ -155,10 +156,10 @@ def make_train_step(
         trained, frozen = opt.split_frozen(state.arrays, labels)
         gradients, scalars = gradients_of(trained, frozen, batch)
         arrays, opt_state, update_norm = opt.apply_gradients(
-            tx, state.arrays, gradients, state.opt_state
+            tx, state.arrays, gradients, state.opt_state, functional.form
         )
         scalars |= {
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": global_norm(gradients, functional.form),
             "update_norm": update_norm,
             "learning_rate": schedule(state.step),
         }

@@ -1,7 +1,7 @@
 """Scores of the tune split during training, as numbers and as pictures."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from medsam_jax.cli import progress
 from medsam_jax.data.datasets import DatasetInfo
 from medsam_jax.data.input_pipeline import eval_objects
+from medsam_jax.ops.compile import one_ahead
 from medsam_jax.training.sharding import model_inputs, put_batch
 from medsam_jax.training.step import batch_metrics
 
@@ -79,9 +80,8 @@ class TuneEvaluation:
     def __call__(self, arrays: Mapping[str, jax.Array]) -> TuneResult:
         sums = np.zeros((len(self._modalities), len(self._names) + 1))  # the last is the count
         worst = {kind: [] for kind in ("", "point_") if f"{kind}dice" in self._names}
-        for batch in progress(self._objects, "tune split"):
-            inputs = put_batch(model_inputs(batch), self._sharding)
-            scores = {name: _local(x) for name, x in self._eval_step(arrays, inputs).items()}
+        for batch, launched in one_ahead(self._launch(arrays)):
+            scores = {name: _local(x) for name, x in launched.items()}
             for item in np.flatnonzero(batch["weight"]).tolist():
                 row = [scores[name][item] for name in self._names]
                 sums[self._modalities.index(batch["modality"][item])] += *row, 1
@@ -97,6 +97,11 @@ class TuneEvaluation:
             for rank, (_, picture) in enumerate(found)
         }
         return TuneResult(self._means(sums), overlays)
+
+    def _launch(self, arrays: Mapping[str, jax.Array]) -> Iterator[tuple[dict[str, Any], Any]]:
+        """Yields each batch with its scores, which the devices may not have finished."""
+        for batch in progress(self._objects, "tune split"):
+            yield batch, self._eval_step(arrays, put_batch(model_inputs(batch), self._sharding))
 
     def _means(self, sums: np.ndarray) -> dict[str, float]:
         """Divides the sums [modalities, names and count], of all objects and of each modality."""

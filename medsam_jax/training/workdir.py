@@ -33,9 +33,11 @@ MAY_CHANGE = (
     "mesh",
     "eval_every",
     "eval_overlays",
+    "report",
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
+    "profile_steps",
     "early_stop_evals",
 )
 
@@ -150,6 +152,34 @@ def record_start(
     write_json(workdir / "run.json", starts)
 
 
+def record_end(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Adds facts to the record of this start in `run.json`, in process 0 alone."""
+    if jax.process_index() == 0:
+        starts = _starts(workdir)
+        starts[-1] |= facts
+        write_json(workdir / "run.json", starts)
+
+
+def finished_run(workdir: Path) -> dict[str, Any]:
+    """Returns the last entry of `run.json` of a run that came to its end.
+
+    Its `config` has today's names.
+
+    Raises:
+      UserError: there is no run, or its last start has not ended.
+    """
+    starts = _starts(workdir)
+    if not starts:
+        raise UserError(f"{workdir}: holds no training run; give the --workdir of one")
+    if "best" not in starts[-1]:
+        steps = starts[-1]["config"]["num_steps"]
+        raise UserError(
+            f"{workdir}: the run has not come to its last step, {steps}; the command that started "
+            "it (python -m medsam_jax.train) resumes it"
+        )
+    return starts[-1] | {"config": _current(starts[-1]["config"])}
+
+
 def record_best(workdir: Path, progress: Mapping[str, Any]) -> str:
     """Adds the best model's step and scores to this start in `run.json`; returns them as a line.
 
@@ -158,10 +188,12 @@ def record_best(workdir: Path, progress: Mapping[str, Any]) -> str:
     """
     best = progress.get("best", {"score": progress["best_score"]})
     best = best | {"no_better_than_the_start": best.get("step") == 0}
-    if jax.process_index() == 0:
-        starts = _starts(workdir)
-        starts[-1]["best"] = best
-        write_json(workdir / "run.json", starts)
+    record_end(workdir, {"best": best})
+    return describe_best(best)
+
+
+def describe_best(best: Mapping[str, Any]) -> str:
+    """Returns the `best` of a finished run as a line."""
     parts = " and ".join(f"{name} {value:.4f}" for name, value in best.get("parts", {}).items())
     line = f"best tune score {best['score']:.4f}"
     line += f" (mean of {parts})" if " and " in parts else f" ({parts})" if parts else ""

@@ -1,6 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
+import benchmarks.counting
 from benchmarks.counting import least_work
 
 
@@ -51,3 +55,29 @@ def test_forms_for_different_devices_count_once():
         return jax.lax.platform_dependent(a, cpu=lambda a: a @ a, default=lambda a: (a @ a) @ a)
 
     assert operations(either, square) == 2 * (2 * 4**3)
+
+
+def test_products_by_type():
+    half, single = jnp.ones((4, 4), jnp.bfloat16), jnp.ones((4, 4))
+    highest = functools.partial(jnp.matmul, precision="highest")
+    jaxpr = jax.make_jaxpr(lambda a, b: (a @ a, b @ b @ b, highest(b, b)))(half, single)
+    once = 2 * 4**3
+    expected = {"bfloat16": once, "float32": 2 * once, "float32 highest": once}
+    assert benchmarks.counting.operations(jaxpr) == expected
+
+
+def test_kernels_count_once_for_each_part_of_their_grid():
+    def kernel(a, out):
+        out[...] = a[...] @ a[...]
+
+    def call(a):
+        return pl.pallas_call(
+            kernel,
+            out_shape=a,
+            grid=(3, 2),
+            in_specs=[pl.BlockSpec((4, 4), lambda i, j: (i, j))],
+            out_specs=pl.BlockSpec((4, 4), lambda i, j: (i, j)),
+            interpret=True,
+        )(a)
+
+    assert operations(call, jnp.ones((12, 8))) == 3 * 2 * 2 * 4**3

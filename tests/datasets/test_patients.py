@@ -1,13 +1,14 @@
 """Scans of one patient share a case id; modalities come from the files where these say theirs."""
 
 import csv
+import json
 import pathlib
 
 import numpy as np
 import pydicom
 import pytest
 
-from datasets.medical_slices import pairing
+from datasets.medical_slices import nnunet, pairing
 from tests.datasets.test_manifest import run, touch
 from tests.io.test_scans import write_series
 
@@ -76,6 +77,25 @@ def test_names_that_may_be_of_one_patient_are_warned_of(tmp_path, names, doubtfu
     assert len({row[0] for row in found.rows}) == len(names)
     assert [line.partition(": ")[2].partition(";")[0] for line in found.warnings] == doubtful
     assert all(line.startswith("these may be one patient: ") for line in found.warnings)
+
+
+@pytest.mark.parametrize("source", ["npz", "nnunet"])
+def test_names_of_other_folders_are_warned_of_too(tmp_path, source):
+    names = ["smith_1", "smith_2", "jones_1"]
+    if source == "npz":
+        touch(tmp_path, *(f"{name}.npz" for name in names))
+        found = pairing.read_npz(tmp_path, "CT", "t")
+    else:
+        (tmp_path / "dataset.json").write_text(
+            json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {"tumour": 1}})
+        )
+        for name in names:
+            images = (f"imagesTr/{name}_{channel:04d}.nii.gz" for channel in range(2))
+            touch(tmp_path, *images, f"labelsTr/{name}.nii.gz")
+        found = nnunet.read_nnunet(tmp_path, "t")
+    assert {row[0] for row in found.rows} == set(names)
+    (warning,) = found.warnings
+    assert warning.startswith("these may be one patient: smith_1, smith_2; if so, give them one")
 
 
 def series(folder, name, patient, modality):

@@ -25,8 +25,13 @@ from tests.tiny import tiny_sam
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 CODE = ("benchmarks", "configs", "datasets", "launch", "medsam_jax", "scripts", "weights_converter")
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling takes longer than computing here
-COMMAND = re.compile(r"(\$ )?(\S*python3?|pip|make|for|tensorboard|\w+=\$?\S*) ", re.MULTILINE)
+COMMAND = re.compile(
+    r"(\$ )?(\S*python3?|pip|make|for|tensorboard|medsam-jax|\w+=\$?\S*) ", re.MULTILINE
+)
+RUN_ELSEWHERE = {  # page: test
+    "docs/extending.md": "tests/test_extending.py",
+    "docs/first_hour.md": "tests/docs/test_walk.py",
+}
 
 # Page and a part of a block -> why it is not run.
 NOT_RUN = {
@@ -59,7 +64,8 @@ NOT_RUN = {
     ("docs/training.md", "python -m medsam_jax.train"): "5000 steps",
     ("docs/training.md", "config.optimizer"): "lines of a config; tests/training/test_optimizer.py",
     ("docs/training.md", "python scripts/kill_test.py"): "minutes; tests/training/test_kills.py",
-    ("docs/training.md", "python scripts/memory_table.py"): "plans ViT-B for minutes",
+    ("docs/performance.md", "make accelerators"): "libtpu, the CUDA plugin, and hours",
+    ("docs/training.md", "benchmarks.accelerators"): "libtpu and the CUDA plugin",
     ("docs/weights.md", "python -m weights_converter.convert --input sam_vit_b"): "files of 375 MB",
     ("docs/weights.md", "--output tuned.safetensors"): "a ViT-B; tests/weights_converter",
 }
@@ -77,8 +83,8 @@ def is_code(language: str, block: str) -> bool:
 
 
 def reason(page: str, block: str) -> str | None:
-    if page == "docs/extending.md":
-        return "tests/test_extending.py runs them"
+    if page in RUN_ELSEWHERE:
+        return f"{RUN_ELSEWHERE[page]} runs them"
     found = [why for (of, part), why in NOT_RUN.items() if of == page and part in block]
     return found[0] if found else None
 
@@ -90,7 +96,7 @@ def test_every_block_is_found():
     """Commands do not hide in blocks that are taken for something else."""
     text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     for block in re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        if re.search(r"^ *(\S*python|make|pip) ", block, re.MULTILINE):
+        if re.search(r"^ *(\S*python|make|pip|medsam-jax) ", block, re.MULTILINE):
             assert is_code("", block), block
 
 
@@ -181,7 +187,7 @@ def run_commands(block: str, folder: Path) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=folder,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)} | QUICK,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         encoding="utf-8",
     )

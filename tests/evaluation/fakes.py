@@ -85,7 +85,7 @@ def fake_dataset(records: list[dict], directory: Path, recipe: str = "lite"):
         directory=directory,
         recipe=recipe,
         record={"cases": [f"{len(records)} records"]},
-        objects=lambda split: (positions, labels),
+        objects=lambda split, task: (positions, labels),
         ct_windows=lambda split: ("wide",),
     )
     return records, info

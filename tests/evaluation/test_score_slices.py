@@ -1,5 +1,6 @@
 """The data set route: scores of a known model, resuming, refusals."""
 
+import collections
 import csv
 import dataclasses
 import itertools
@@ -45,7 +46,7 @@ def models(monkeypatch):
 def make(monkeypatch, tmp_path):
     def make(records=None, shifts=(0,), tolerance=2.0, prompt="box", batch_size=2):
         dataset = fake_dataset(records or discs(), tmp_path)
-        monkeypatch.setattr(score_slices, "open_dataset", lambda data_dir, name: dataset)
+        monkeypatch.setattr(score_slices, "open_dataset", lambda *_: dataset)
         protocols = [Protocol(prompt, shift) for shift in shifts]
         output = tmp_path / "out"
         return score_slices.SplitEvaluation(
@@ -302,3 +303,28 @@ def test_bad_arguments_are_refused(make, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         run.evaluate(**given | arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bounded_number_of_slices_is_spread_over_patients(tmp_path, built):
+    settings = [Protocol()], 2.0, 1, tmp_path
+    whole = score_slices.SplitEvaluation(str(built), "train", *settings)
+    patients = {whole.patient_of(item) for item in whole.items()}
+    most = 2 * len(patients)
+    assert whole.slices == len(whole.items()) > most
+    part = score_slices.SplitEvaluation(str(built), "train", *settings, most=most)
+    items = list(part.items())
+    assert set(items) < set(whole.items())
+    assert items == sorted(items)
+    assert part.slices == whole.slices
+    counts = collections.Counter(map(part.patient_of, items))
+    assert counts.keys() == patients
+    assert max(counts.values()) == 2
+    one = score_slices.SplitEvaluation(str(built), "train", *settings, most=1)
+    assert len(one.items()) == 1, "fewer slices than patients"
+
+
+def test_a_task_alone_is_scored(tmp_path, built):
+    settings = [Protocol()], 2.0, 1, tmp_path
+    part = score_slices.SplitEvaluation(str(built), "train", *settings, task="mass")
+    assert len(part.items()) == 2
+    assert {part.task(item)[0][0].fields["task"] for item in part.items()} == {"mass"}

@@ -27,6 +27,7 @@ from medsam_jax.models.checkpoint import save_model
 from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import PREPROCESSING
 
+FOUR = "--xla_force_host_platform_device_count=4"
 ON_FOUR = """
 import sys
 import jax, numpy as np
@@ -64,7 +65,7 @@ def test_four_devices_give_the_answers_of_one(model, tmp_path):
     save_model(tmp_path / "model", flatten_state(model), model.config, {})
     subprocess.run(
         [sys.executable, "-c", ON_FOUR, str(tmp_path / "model"), str(tmp_path / "four.npz")],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {FOUR}"},
         check=True,
     )
     with np.load(tmp_path / "four.npz") as four:

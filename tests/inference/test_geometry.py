@@ -4,10 +4,12 @@ import json
 import sys
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
 from medsam_jax.errors import UserError
+from medsam_jax.inference.dicom_seg import write_dicom_seg
 from medsam_jax.inference.predict_file import Request
 from medsam_jax.inference.predict_folder import predict_path
 from medsam_jax.io.scans import read_scan
@@ -155,6 +157,34 @@ def test_dicom_seg_reads_back_the_same_voxels(bright, tmp_path, name):
     record = json.loads((tmp_path / "out" / "ct.json").read_text())
     assert record["modality"] == "CT"  # from the files
     assert [o["voxels"] for o in record["objects"]] == [4 * 6 * 11, 4 * 8 * 5]
+
+
+def test_names_in_a_dicom_seg_of_prompts_stay(bright, tmp_path):
+    highdicom = pytest.importorskip("highdicom", reason="extra dicom is not installed")
+    labels = objects()
+    orientation, spacing = GEOMETRIES["anisotropic"]
+    write_series(
+        tmp_path / "ct", np.where(labels, 900, -400).astype(np.int16), orientation, spacing
+    )
+    files = sorted(str(path) for path in (tmp_path / "ct").iterdir())
+    files.sort(key=lambda path: int(pydicom.dcmread(path).InstanceNumber))
+    numbers = np.array([0, 0, 0, 1, 0, 0, 0, 2])[labels]
+    write_dicom_seg(tmp_path / "rough.dcm", numbers, files, {1: "left kidney", 2: "cyst"}, "m")
+    for flags, second in (([], "cyst"), (["2=tumour"], "tumour")):
+        output = tmp_path / second
+        predict_path(
+            Request(
+                *("m", str(tmp_path / "ct"), output),
+                prompt_mask=str(tmp_path / "rough.dcm"),
+                label_names=flags,
+                follow="off",
+            )
+        )
+        record = json.loads((output / "ct.json").read_text())
+        assert [found["name"] for found in record["objects"]] == ["left kidney", second]
+        seg = highdicom.seg.segread(output / "ct_mask.dcm")
+        names = [seg.get_segment_description(number).segment_label for number in (1, 2)]
+        assert names == ["left kidney", second]
 
 
 def test_dicom_without_highdicom(bright, tmp_path, monkeypatch):

@@ -64,8 +64,9 @@ def test_the_seg_that_is_written(tmp_path, upside_down):
     files = sorted(folder.iterdir(), key=lambda file: int(file.stem) * step)
     names = {1: "liver", 2: "tumour"}
     write_dicom_seg(tmp_path / "s.dcm", labels().astype(int), [str(f) for f in files], names, "m")
-    found = read_mask(tmp_path / "s.dcm", scan)
-    np.testing.assert_array_equal(found, labels())
+    found = read_mask_scan(tmp_path / "s.dcm", scan)
+    np.testing.assert_array_equal(found.array, labels())
+    assert found.label_names == names
 
 
 def test_frames_of_segments(tmp_path):

@@ -44,14 +44,21 @@ def fake_slurm(tmp_path):
         script.write_text(f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/calls\nexit {status}\n')
         script.chmod(0o755)
 
-    def run(text: str, status: int) -> tuple[int, list[str]]:
+    def run(text: str, status: int, restarts: int = 0) -> tuple[int, list[str]]:
         (tmp_path / "calls").write_text("")
         env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
-        env["STATUS"] = str(status)
+        env |= {"STATUS": str(status), "SLURM_RESTART_COUNT": str(restarts)}
         ended = subprocess.run(["bash", "-c", text], env=env, capture_output=True).returncode
         return ended, (tmp_path / "calls").read_text().splitlines()
 
     return run
+
+
+def test_a_config_is_checked_by_its_name():
+    _, text = dry_run("slurm", "--config=demo", "--set=num_steps=1")
+    assert "medsam_jax.train --config demo --workdir" in text
+    wrong = launch("slurm", "--config=demo", "--set=steps=1")
+    assert wrong.stderr == "error: --set: 'steps=1' names no field of demo; give NAME=VALUE\n"
 
 
 def test_one_slurm_node(fake_slurm):
@@ -71,6 +78,7 @@ def test_one_slurm_node(fake_slurm):
     assert calls[1:] == ["scontrol requeue 17"]
     for status in (0, 1):
         assert fake_slurm(text, status) == (status, calls[:1])
+    assert fake_slurm(text, 143, restarts=100) == (143, calls[:1]), "no more than --max_restarts"
 
 
 def test_many_slurm_nodes():
@@ -96,7 +104,7 @@ def test_tpu_slice():
     assert subprocess.run(["bash", "-n"], input=remote, text=True).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["slurm", "tpu_vm", "jobset"])
+@pytest.mark.parametrize("name", ["slurm", "tpu_vm", "jobset", "local"])
 def test_the_examples_of_the_help_are_right(name):
     source = (ROOT / "launch" / f"{name}.py").read_text(encoding="utf-8")
     text = ast.get_docstring(ast.parse(source), clean=False).replace("\\\n", "")
@@ -108,7 +116,7 @@ def test_the_examples_of_the_help_are_right(name):
             [sys.executable, "-m", *shlex.split(example)], cwd=ROOT, capture_output=True, text=True
         )
         assert (run.returncode, run.stderr) == (0, "")
-        assert run.stdout.startswith("# would run: ")
+        assert run.stdout.startswith("# would run")
 
 
 def test_jobset_of_gpus():
@@ -121,6 +129,9 @@ def test_jobset_of_gpus():
     (job,) = whole["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert (spec["parallelism"], spec["completions"], spec["completionMode"]) == (2, 2, "Indexed")
+    assert whole["spec"]["failurePolicy"]["maxRestarts"] == 100
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"] == {"operator": "In", "values": [1], "containerName": "train"}
     pod = spec["template"]["spec"]
     assert pod["nodeSelector"] == {"pool": "a100"}
     (container,) = pod["containers"]
@@ -138,6 +149,81 @@ def test_jobset_of_gpus():
     )
     assert echoed.stdout.splitlines()[-1] == "--process_id=1"
     assert "/shared/run 1" in echoed.stdout.splitlines()
+
+
+def start(name: str, *arguments: str) -> str:
+    """What a launcher prints, without the flags of training."""
+    command = [sys.executable, "-m", f"launch.{name}", "--dry_run", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
+PREDICT = ["--command=predict", "--", "--checkpoint=m", "--image=a b", "--output=o", "--auto"]
+BUILD = ["--command=build", "--", "--manifest=cases.csv", "--data_dir=d", "--beam_runner=Flink"]
+
+
+def test_every_command_on_a_cluster():
+    masks = "python -m medsam_jax.predict --checkpoint=m '--image=a b' --output=o --auto"
+    assert f"--kill-on-bad-exit=1 {masks} --multihost\n" in start("slurm", "--nodes=2", *PREDICT)
+    text = start("slurm", "--gpus_per_node=4", *BUILD)
+    built = "python -m datasets.build --manifest=cases.csv --data_dir=d --beam_runner=Flink"
+    assert f"--kill-on-bad-exit=1 {built}\n" in text
+    assert slurm_options(text).get("gpus-per-node") is None
+    assert slurm_options(text)["cpus-per-task"] == "32"
+    text = start("tpu_vm", *TPU, *BUILD)
+    assert "--worker=0 " in text
+    assert f"exec {built}'" in text
+    embed = ["--command=embed", *COMMON[::2], "--set=embedding_cache=/shared/cache"]
+    cached = "--embed_only --config.data_dir=/shared/data --config.embedding_cache=/shared/cache"
+    text = start("tpu_vm", *TPU, *embed)
+    assert f"medsam_jax.train --config configs/demo.py {cached} --multihost'" in text
+    scores = ["--command=evaluate", "--", "--checkpoint=m", "--data_dir=d", "--output=o"]
+    text = start("jobset", *JOBSET, "--pods=2", *scores)
+    assert "medsam_jax.evaluate --checkpoint=m --data_dir=d --output=o --coordinator=" in text
+
+
+def test_jobset_of_a_tpu_slice():
+    tpu = ["--accelerator=google.com/tpu", "--tpu_accelerator=tpu-v5p-slice", "--pods=2"]
+    text = start("jobset", *JOBSET, *tpu, "--tpu_topology=2x2x2", "--devices_per_pod=4", *PREDICT)
+    whole = yaml.safe_load(text.partition("\n")[2])
+    pools = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    assert whole["metadata"] == {"name": "run", "annotations": pools}
+    pod = whole["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+        "cloud.google.com/gke-tpu-topology": "2x2x2",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert container["command"][2].endswith(" --auto --multihost")
+
+
+SLICE = ["--accelerator=google.com/tpu", "--tpu_accelerator=tpu-v5p-slice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("slurm", ["--nodes=2", *BUILD], "--nodes: 2 given; build is one process"),
+        ("slurm", PREDICT[:3], "predict: --image, --output missing"),
+        ("slurm", ["--config=configs/demo.py", *PREDICT], "--config: for train and embed; give"),
+        ("slurm", [*COMMON, "--", "--prompt=box"], "unexpected argument '--prompt=box'"),
+        ("jobset", [*JOBSET, *SLICE, *PREDICT], "--tpu_topology: tpu-v5p-slice, None given"),
+        (
+            "jobset",
+            [*JOBSET, *SLICE, "--tpu_topology=2x2x2", *PREDICT],
+            "--tpu_topology: 2x2x2 has 8 chips, --pods x --devices_per_pod is 1",
+        ),
+        ("jobset", [*JOBSET, *SLICE, "--tpu_topology=4", *PREDICT], "--tpu_topology: '4' given"),
+    ],
+)
+def test_other_commands_are_checked_before(name, arguments, message):
+    command = [sys.executable, "-m", f"launch.{name}", "--dry_run", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

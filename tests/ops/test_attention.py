@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.ops import attention
-from medsam_jax.ops.form import ACCELERATOR, CPU, PLAIN, Form
+from medsam_jax.ops.form import ACCELERATOR, CPU, PLAIN
 
 
 def random_inputs(batch, rows, columns, heads, head_dim):
@@ -14,6 +14,12 @@ def random_inputs(batch, rows, columns, heads, head_dim):
     shapes = [(batch, rows, columns, heads, head_dim)] * 3
     shapes += [(rows, rows, head_dim), (columns, columns, head_dim)]
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def attend(q, k, v, rel_h, rel_w, form):
+    """`grid_attention` of separate arrays [b, y, x, heads, d]."""
+    qkv = jnp.stack([q, k, v], axis=3).reshape(len(q), -1, 3, *q.shape[3:])
+    return attention.grid_attention(qkv, rel_h, rel_w, form).reshape(q.shape)
 
 
 def whole(q, k, v, rel_h, rel_w):
@@ -34,7 +40,7 @@ SHAPES = [(2, 14, 14, 3, 8), (1, 5, 7, 2, 16), (1, 32, 32, 1, 8)]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_plain_form_and_accelerators(shape, form):
     inputs = random_inputs(*shape)
-    np.testing.assert_allclose(attention.grid_attention(*inputs, form), whole(*inputs), atol=1e-5)
+    np.testing.assert_allclose(attend(*inputs, form), whole(*inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("scores_bytes", [1, 1 << 15, 1 << 28])
@@ -42,32 +48,11 @@ def test_plain_form_and_accelerators(shape, form):
 def test_strips_equal_whole_scores(monkeypatch, shape, scores_bytes):
     monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (scores_bytes,) * 2)
     inputs = random_inputs(*shape)
-    np.testing.assert_allclose(attention.grid_attention(*inputs, CPU), whole(*inputs), atol=1e-5)
+    np.testing.assert_allclose(attend(*inputs, CPU), whole(*inputs), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_bias_inside_a_dot_product(monkeypatch, shape):
-    """The vectors that the flash kernel gets, through a plain attention."""
-
-    def plain(q, k, v):
-        assert q.shape[-1] % 8 == 0
-        return jax.nn.dot_product_attention(q, k, v, scale=1.0)
-
-    monkeypatch.setattr(attention, "_cudnn", plain)
-    inputs = [x.astype(jnp.bfloat16) for x in random_inputs(*shape)]
-    form = Form("accelerator", cudnn=True, cudnn_head_dim=256)
-    found = attention.grid_attention(*inputs, form)
-    assert found.dtype == jnp.bfloat16
-    # queries, keys, values, scores' bias and the answer are rounded to 8 bits each
-    np.testing.assert_allclose(found.astype(jnp.float32), whole(*inputs), atol=0.06)
-    longer = Form("accelerator", cudnn=True, cudnn_head_dim=8)  # than the kernel takes
-    monkeypatch.setattr(attention, "_cudnn", None)
-    np.testing.assert_allclose(
-        attention.grid_attention(*inputs, longer).astype(jnp.float32), whole(*inputs), atol=0.06
-    )
-
-
-def test_gradients_of_strips(monkeypatch):
+@pytest.mark.parametrize("form", [CPU, ACCELERATOR], ids=lambda form: form.device)
+def test_gradients_of_strips(monkeypatch, form):
     monkeypatch.setattr(attention, "_CPU_SCORES_BYTES", (1 << 12,) * 2)
     inputs = random_inputs(1, 6, 6, 2, 4)
 
@@ -79,7 +64,7 @@ def test_gradients_of_strips(monkeypatch):
         return jnp.einsum("bnyxij,bijnd->byxnd", weights, v)
 
     def in_strips(*inputs):
-        return attention.grid_attention(*inputs, CPU)
+        return attend(*inputs, form)
 
     def loss(attend):
         return lambda *inputs: (jnp.sin(attend(*inputs)) ** 2).sum()
@@ -96,7 +81,7 @@ def test_never_holds_all_scores(form):
     """Twelve heads of 4096 tokens: whole scores would be 805 MB."""
     shapes = [(1, 64, 64, 12, 64)] * 3 + [(64, 64, 64)] * 2
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    compiled = jax.jit(attention.grid_attention, static_argnums=5).lower(*inputs, form).compile()
+    compiled = jax.jit(attend, static_argnums=5).lower(*inputs, form).compile()
     assert (
         compiled.memory_analysis().temp_size_in_bytes
         < {"cpu": 200e6, "accelerator": 700e6}[form.device]

@@ -151,7 +151,7 @@ def test_the_forms_are_the_attention_module(tokens, shared):
     pixels = jnp.asarray(draw(2, 1 if shared else 3, 20, 32))
     places, words = jnp.asarray(draw(1, 1, 20, 32)), jnp.asarray(draw(2, 3, tokens, 32))
     valid = jnp.asarray(np.arange(2 * 3 * tokens).reshape(2, 3, tokens) % 5 != 1)
-    found = tokens_to_image(attention, words, pixels + places, pixels, CPU)
+    found = tokens_to_image(attention, words, pixels + places, pixels, shared, CPU)
     np.testing.assert_allclose(found, attention(words, pixels + places, pixels), atol=1e-5)
     found = image_to_tokens(attention, pixels + places, words, words + 1, valid, CPU)
     expected = attention(pixels + places, words, words + 1, valid)

@@ -143,16 +143,12 @@ def test_a_batch_that_is_spread_over_cpus_stays_whole():
 
 
 @pytest.mark.parametrize(
-    ("capability", "head_dim"), [("9.0", 256), ("8.6", 128), ("gfx942", 0), (None, 0)]
+    ("capability", "kernels"), [("9.0", True), ("7.5", False), ("gfx942", True), (None, True)]
 )
-def test_cudnn_where_it_runs(monkeypatch, capability, head_dim):
-    """ROCm names an architecture where CUDA has a number."""
+def test_kernels_where_they_run(monkeypatch, capability, kernels):
+    """Triton needs Ampere. ROCm names an architecture where CUDA has a number."""
     device = SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     form = local_form()
-    assert (form.device, form.cudnn, form.cudnn_head_dim) == (
-        "accelerator",
-        head_dim > 0,
-        head_dim,
-    )
+    assert (form.device, form.kernels) == ("accelerator", kernels)

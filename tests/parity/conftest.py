@@ -6,6 +6,7 @@ Prompt encoder, mask decoder and input size are SAM's own.
 import dataclasses
 import functools
 
+import jax
 import pytest
 import torch
 from flax import nnx
@@ -17,6 +18,8 @@ from tests.tiny import update_state
 
 with stub_torchvision():
     from segment_anything import modeling
+
+jax.config.update("jax_default_matmul_precision", "highest")  # as docs/parity.md says
 
 ENCODER = ViTConfig(32, 2, 2, (1,))
 

@@ -117,3 +117,11 @@ def test_without_a_page_the_tables_go_to_the_output(tmp_path):
     assert text.startswith(results.BEGIN)
     assert "| a | `none` |" in text
     assert (ROOT / "docs/results.md").read_bytes() == page
+
+
+@pytest.mark.parametrize("script", ["parity_table", "automatic_masks_table"])
+def test_scripts_write_into_docs_only_where_they_are_told(script):
+    """In a process of its own, since scripts share the names of their flags."""
+    code = f"from scripts import {script}; print({script}._OUTPUT.default)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    assert done.stdout == b"None\n"

@@ -35,6 +35,7 @@ def fields(tiny_checkpoint, built) -> dict:
         "checkpoint_every": 2,
         "log_every": 1,
         "eval_overlays": 2,
+        "report": False,
     }
 
 

@@ -7,18 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-
 ROOT = Path(__file__).parents[2]
-
-# Runs of a tiny model compile for longer than they run: a quarter of the processor time. Tests that
-# train in their own process compile as users do.
-# From 0.11 on jaxlib may not know the second flag, and ends where it does not.
-QUICK_OPTIONS = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-    QUICK_OPTIONS["xla_cpu_use_fusion_emitters"] = False
-_FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK_OPTIONS.items()]
-QUICK = {"XLA_FLAGS": " ".join(_FLAGS), "JAX_PLATFORMS": "cpu"}
 
 
 def values(workdir: Path, name: str) -> dict[int, float]:
@@ -38,11 +27,11 @@ def command(workdir: Path, fields: dict) -> list[str]:
 
 def train(workdir: Path, fields: dict, devices: int = 1) -> str:
     """Runs the command on that many forced devices; returns what it said."""
-    flags = f"{QUICK['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     run = subprocess.run(
         command(workdir, fields),
         cwd=ROOT,
-        env=os.environ | QUICK | {"XLA_FLAGS": flags, "JAX_LOG_COMPILES": "1"},
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_LOG_COMPILES": "1"},
         capture_output=True,
         encoding="utf-8",
     )

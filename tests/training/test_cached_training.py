@@ -1,4 +1,4 @@
-"""Fifty steps from cached embeddings give the losses of fifty steps with the encoder."""
+"""Twenty steps from cached embeddings give the losses of twenty steps with the encoder."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from medsam_jax.training.setup import set_up
 from medsam_jax.training.sharding import make_mesh, model_inputs
 
 
-def fifty_losses(config) -> np.ndarray:
+def twenty_losses(config) -> np.ndarray:
     model_config = read_config(config.checkpoint)
     run = set_up(config, model_config, make_mesh(config), read_params(config.checkpoint))
     state = run.first_state()
@@ -27,7 +27,7 @@ def fifty_losses(config) -> np.ndarray:
         embeddings=embeddings,
     )
     losses = []
-    for _ in range(50):
+    for _ in range(20):
         state, scalars = run.train_step(state, model_inputs(next(data)))
         losses.append(scalars["loss"])
     return np.array(losses)
@@ -46,13 +46,13 @@ def make_config(tiny_checkpoint, built):
 
 @pytest.fixture(scope="module")
 def encoded(make_config) -> np.ndarray:
-    return fifty_losses(make_config())
+    return twenty_losses(make_config())
 
 
 # bfloat16 keeps 8 bits of an embedding, a relative error of up to 0.004 in each number of it.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-3)])
-def test_fifty_cached_steps_equal_fifty_encoded(make_config, encoded, tmp_path, dtype, tolerance):
+def test_twenty_cached_steps_equal_twenty_encoded(make_config, encoded, tmp_path, dtype, tolerance):
     config = make_config(embedding_cache=str(tmp_path / "cache"), embedding_dtype=dtype)
-    cached = fifty_losses(config)
+    cached = twenty_losses(config)
     assert encoded[-5:].mean() < 0.9 * encoded[:5].mean(), "it learns, so that there is a course"
     np.testing.assert_allclose(cached, encoded, rtol=tolerance)

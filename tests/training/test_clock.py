@@ -5,7 +5,7 @@ import types
 import pytest
 
 from medsam_jax.training import monitor
-from medsam_jax.training.monitor import StepClock, peak_flops
+from medsam_jax.training.monitor import Goodput, StepClock, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,23 @@ def test_seconds_are_split_and_utilisation_is_flops_over_peak(monkeypatch):
             "speed/mfu": 0.2,
             "memory/peak_bytes": 7,
         }
+    )
+
+
+def test_the_shares_of_the_wall_time_sum_to_one(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: now[0])
+    goodput = Goodput()
+    now[0] += 3  # reading the checkpoint
+    for name, seconds in (("evaluation", 2), ("data", 1), ("checkpoints", 2)):
+        with goodput.of(name):
+            now[0] += seconds
+        if name == "evaluation":
+            now[0] += 1  # compiling the step
+            goodput.started()
+    now[0] += 7
+    expected = {"steps": 7, "startup": 4, "data": 1, "evaluation": 2, "checkpoints": 2}
+    assert goodput.shares() == pytest.approx({name: x / 16 for name, x in expected.items()})
+    assert goodput.line() == (
+        "wall time 16 s: steps 43.8%, startup 25.0%, data 6.2%, evaluation 12.5%, checkpoints 12.5%"
     )

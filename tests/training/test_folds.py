@@ -10,8 +10,13 @@ from medsam_jax.data.manifest import case_hash
 from medsam_jax.data.splits import ALL, SPLITS
 from medsam_jax.errors import UserError
 from medsam_jax.evaluation import run
-from medsam_jax.models.checkpoint import read_metadata
+from medsam_jax.inference.engine import Engine
+from medsam_jax.models.checkpoint import read_config, read_metadata, read_params
+from medsam_jax.training.config import augmentation_of
+from medsam_jax.training.embeddings import cached_embeddings
 from medsam_jax.training.loop import train_and_evaluate
+from medsam_jax.training.setup import set_up
+from medsam_jax.training.sharding import make_mesh
 
 
 def slices(source):
@@ -58,10 +63,10 @@ def test_a_run_in_a_fold_keeps_its_patients_apart_and_is_evaluated_on_them(
 ):
     config.update({"num_steps": 1, "eval_every": 1, "log_every": 1, "checkpoint_every": 1})
     config.embedding_cache = str(tmp_path / "cache")
-    for fold in (1, 2, 3):
-        config.fold = f"{fold}/3"
+    for fold in (1, 2):
+        config.fold = f"{fold}/2"
         train_and_evaluate(config, tmp_path / f"fold{fold}")
-    info = find_dataset(built).in_fold("2/3")
+    info = find_dataset(built).in_fold("2/2")
     training = read_metadata(tmp_path / "fold2" / "best")["training"]
     splits = {case["case_id"]: case["split"] for case in info.record["cases"]}
     hashes = {
@@ -72,13 +77,44 @@ def test_a_run_in_a_fold_keeps_its_patients_apart_and_is_evaluated_on_them(
     assert training["held_out"] == hashes["validation"]
 
     pattern, output = str(tmp_path / "fold{}" / "best"), tmp_path / "out"
-    run.evaluate([pattern], output, data_dir=str(built), folds=3)
+    run.evaluate([pattern], output, data_dir=str(built), folds=2)
     lines = (output / "per_object.csv").read_text().splitlines()[1:]
     assert {line.split(",")[4] for line in lines} == set(splits), "every patient"
     assert len(lines) == len(list(eval_objects(built, ALL, batch_size=1)))
     checkpoint = str(tmp_path / "fold2" / "best")
-    with pytest.raises(UserError, match=f"6 patients to score, 4 were .*{checkpoint} has 3 in tr"):
+    with pytest.raises(UserError, match=f"6 patients to score, 3 were .*{checkpoint} has 2 in tr"):
         run.evaluate([checkpoint], tmp_path / "no", data_dir=str(built), split=ALL)
+
+
+def test_folds_share_the_embeddings_of_augmented_slices(config, built, tmp_path):
+    config.update({"num_steps": 2, "eval_every": 2, "log_every": 1, "checkpoint_every": 2})
+    config.update({"embedding_cache": str(tmp_path / "cache"), "embedding_variants": 2})
+    config.embedding_dtype = "float32"
+    config.augmentation.update({"flip": 0.5, "rotation": 20.0})
+    files = []
+    for fold in ("1/3", "2/3"):
+        config.fold = fold
+        train_and_evaluate(config, tmp_path / fold[0])
+        shards = (tmp_path / "cache").iterdir()
+        files.append({path.name: path.stat().st_mtime_ns for path in shards})
+    assert files[0] == files[1], "the second fold encodes nothing"
+
+    stored = read_config(config.checkpoint)
+    training = set_up(config, stored, make_mesh(config), read_params(config.checkpoint))
+    model = training.functional.bind(training.functional.arrays)
+    tuning, info = open_dataset(built, "tune", config.fold)
+    cached = cached_embeddings(config, training.functional, training.labels, stored, info)
+    settings = {"batch_size": 8, "seed": 0, "box_jitter": 0, "fold": config.fold}
+    settings |= {"augmentation": augmentation_of(config), "variants": 2}
+    batch = next(train_loader(built, "train", embeddings=cached["train"], **settings))
+    images, valid = batch["image"], batch["valid_shape"]
+    originals = {record["image"].tobytes() for record in open_dataset(built, "train", "2/3")[0]}
+    assert 0 < sum(image.tobytes() in originals for image in images) < len(images)
+    expected = Engine(model).embed(images, valid)
+    np.testing.assert_allclose(batch["embedding"], expected, rtol=1e-4, atol=1e-5)
+    images, valid = (np.stack([r[name] for r in tuning]) for name in ("image", "valid_shape"))
+    found = np.stack([cached["tune"][position] for position in range(len(tuning))])
+    np.testing.assert_allclose(found, Engine(model).embed(images, valid), rtol=1e-4, atol=1e-5)
 
 
 def test_a_loader_gives_embeddings_of_the_slices_of_its_fold(built):

@@ -14,6 +14,7 @@ from medsam_jax.hub import load_model
 from medsam_jax.models.checkpoint import read_metadata, read_params, save_model
 from medsam_jax.models.functional import flatten_state
 from medsam_jax.models.sam import SamConfig
+from medsam_jax.training.embeddings import fill_cache
 from medsam_jax.training.loop import train_and_evaluate
 from tests.tiny import tiny_sam
 from tests.training.runs import ROOT, command, values
@@ -28,6 +29,13 @@ def test_what_a_run_leaves(undisturbed, tiny_checkpoint):
     best = read_metadata(undisturbed / "best")
     assert best["training"]["tune"]["tune/dice"] == max(dice.values())
     assert best["licence"] == "Apache-2.0"
+    (start,) = json.loads((undisturbed / "run.json").read_text())
+    assert start["config"]["matmul_precision"] == "highest"
+    shares = start["goodput"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0
+    for name, share in shares.items():
+        assert values(undisturbed, f"speed/share_of_{name}") == {8: share}
     events = list((undisturbed / "tensorboard").iterdir())
     assert any(b"tune/worst_0" in event.read_bytes() for event in events)
 
@@ -43,7 +51,10 @@ def test_what_a_run_leaves(undisturbed, tiny_checkpoint):
 
 
 def test_a_damaged_latest_checkpoint_is_set_aside(config, tmp_path, undisturbed):
+    """And the traces of steps that are made again do not stand in the way."""
+    config.profile_steps = "6:7"
     train_and_evaluate(config, tmp_path)
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
     before = values(tmp_path, "train/loss")
     latest = tmp_path / "checkpoints" / "8"
     for file in latest.rglob("*"):
@@ -55,14 +66,23 @@ def test_a_damaged_latest_checkpoint_is_set_aside(config, tmp_path, undisturbed)
 
 
 def test_cached_embeddings_equal_encoding(config, tmp_path, undisturbed):
+    with pytest.raises(UserError, match="config.embedding_cache: empty"):
+        fill_cache(config)
     config.embedding_cache, config.embedding_dtype = str(tmp_path / "cache"), "float32"
+    fill_cache(config)
+    filled = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert any("tune" in path.name for path in filled)
     train_and_evaluate(config, tmp_path / "run")
+    assert filled == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     for name in ("train/loss", "tune/dice"):
         expected, cached = (values(path, name) for path in (undisturbed, tmp_path / "run"))
         np.testing.assert_allclose(list(cached.values()), list(expected.values()), rtol=1e-5)
 
     config.embedding_dtype = "bfloat16"
     with pytest.raises(UserError, match="cache: made with another dtype"):
+        train_and_evaluate(config, tmp_path / "other")
+    config.embedding_dtype, config.matmul_precision = "float32", "default"
+    with pytest.raises(UserError, match="cache: made with another matmul precision"):
         train_and_evaluate(config, tmp_path / "other")
     config.frozen = (r"prompt_encoder\..*",)
     with pytest.raises(UserError, match="arrays of the image encoder are trained"):

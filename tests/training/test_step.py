@@ -23,7 +23,7 @@ from medsam_jax.training.sharding import make_mesh, model_inputs
 from medsam_jax.training.step import make_eval_step, make_loss, parts_of_batch
 from medsam_jax.training.validation import TuneResult
 from tests.tiny import tiny_sam
-from tests.training.runs import QUICK_OPTIONS, values
+from tests.training.runs import values
 
 BOX, ONE, TWO = [-2, -2], [1, -2], [1, 0]
 
@@ -100,7 +100,7 @@ def test_accumulation_equals_one_batch(config, built):
         state = run.first_state()
         lowered = run.train_step.lower(state, batches[0])
         programs.append(lowered.as_text())
-        step = lowered.compile(QUICK_OPTIONS)
+        step = lowered.compile()
         losses.append([])
         for batch in batches:
             state, scalars = step(state, jax.device_put(batch, run.by_item))

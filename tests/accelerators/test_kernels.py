@@ -1,0 +1,71 @@
+"""Attention's kernels as the compilers for TPU and H100 make them, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks.hlo import count
+from benchmarks.targets import Target, prepare
+
+prepare()
+
+from medsam_jax.ops.attention import grid_attention  # noqa: E402
+from medsam_jax.ops.form import Form  # noqa: E402
+
+
+def compiled(target, batch, side, heads, head_dim, dtype, gradient):
+    """Compiles attention over a square grid, its batch sharded over the target's devices."""
+    target = Target.named(target)
+    mesh = target.mesh()
+    form = Form("accelerator", mesh=mesh)
+
+    def shape(*sides, spec=()):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(sides, dtype, sharding=sharding)
+
+    def attend(qkv, rel_h, rel_w):
+        return grid_attention(qkv, rel_h, rel_w, form)
+
+    def gradients(*given):
+        return jax.grad(lambda *given: attend(*given).astype(jnp.float32).sum(), (0, 1, 2))(*given)
+
+    qkv = shape(batch, side * side, 3, heads, head_dim, spec=("data",))
+    tables = [shape(side, side, head_dim)] * 2
+    traced = jax.jit(gradients if gradient else attend).trace(qkv, *tables)
+    lowered = traced.lower(lowering_platforms=(target.chip.platform,))
+    return lowered.compile(compiler_options=dict(target.compiler_options))
+
+
+GRIDS = [  # batch, side, heads, head_dim
+    (1, 64, 12, 64),
+    (1, 64, 16, 80),  # vit_h
+    (25, 14, 12, 64),
+    (2, 50, 2, 64),  # 2500 tokens fill no whole number of blocks
+]
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["value", "gradient"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("target", ["h100", "v5e", "v6e", "v5p"])
+def test_no_scores_in_memory(target, grid, dtype, gradient):
+    batch, side, heads, _ = grid
+    program = compiled(target, *grid, dtype, gradient)
+    assert "grid_attention" in program.as_text()
+    assert count(program.as_text()).loops == 0
+    if side > 14:  # the scores of a window are no larger than its vectors
+        scores = batch * heads * side**4 * jnp.dtype(dtype).itemsize
+        assert program.memory_analysis().temp_size_in_bytes < scores / 2
+
+
+def test_each_device_attends_for_its_share():
+    text = compiled("v5e-4", 8, 64, 12, 64, jnp.bfloat16, gradient=False).as_text()
+    assert count(text).collectives == 0
+    assert "bf16[2,12,64,4096]" in text  # the attention of two of eight items
+
+
+def test_gradients_of_the_shares_are_added():
+    work = count(compiled("v5e-4", 8, 64, 12, 64, jnp.bfloat16, gradient=True).as_text())
+    tables = 2 * 64 * 64 * 64 * 4
+    assert 0 < work.collective_bytes <= 2 * tables  # those of the position vectors alone
