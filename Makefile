@@ -1,6 +1,7 @@
 # make demo        environment, weights, real scans, data set, fine-tuning, evaluation, report
 # make test        tests, without torch
 # make test-parity comparison with PyTorch, in an environment of its own
+# make test-serve  the server for napari and 3D Slicer, by their client, in an environment of its own
 # make test-docs   the commands of README and docs, on small data
 # make test-cluster runs of several devices and processes, some of them killed; the Containerfile's steps
 # make fuzz        20,000 damaged scans are read (FUZZ_MUTATIONS=...)
@@ -17,8 +18,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env test test-docs test-cluster fuzz test-parity lint format demo notebook bench \
-	accelerators test-accelerators clean
+.PHONY: help env test test-serve test-docs test-cluster fuzz test-parity lint format demo notebook \
+	bench accelerators test-accelerators clean
 
 # The first that runs, is new enough and can make virtual environments: a version manager's shim
 # may be on the path and still fail.
@@ -31,6 +32,7 @@ TORCH ?= torch==2.13.0
 
 VENV := .venv
 PARITY := .venv-parity
+SERVE := .venv-serve
 BENCH := .venv-bench
 ACCELERATORS := .venv-accelerators
 
@@ -42,6 +44,8 @@ NOTEBOOK_STAMP := $(VENV)/.notebook-$(call hash,pyproject.toml setup.py)
 LINT_STAMP := $(VENV)/.lint-$(call hash,pyproject.toml setup.py)
 PARITY_FILES := pyproject.toml setup.py $(wildcard tests/parity/requirements.txt)
 PARITY_STAMP := $(PARITY)/.installed-$(call hash,$(PARITY_FILES))
+SERVE_FILES := pyproject.toml setup.py tests/serving/requirements.txt
+SERVE_STAMP := $(SERVE)/.installed-$(call hash,$(SERVE_FILES))
 BENCH_FILES := pyproject.toml setup.py $(wildcard benchmarks/requirements.txt)
 BENCH_STAMP := $(BENCH)/.installed-$(call hash,$(BENCH_FILES))
 ACCELERATORS_STAMP := $(ACCELERATORS)/.installed-$(call hash,pyproject.toml setup.py)
@@ -67,7 +71,7 @@ $(ENV_STAMP):
 
 test: $(ENV_STAMP)
 	$(VENV)/bin/python -m pytest tests --ignore=tests/parity --ignore=tests/docs --ignore=tests/cluster \
-		--ignore=tests/accelerators --numprocesses auto --maxprocesses 4 --dist loadfile
+		--ignore=tests/accelerators --ignore=tests/serving --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-docs: $(ENV_STAMP)
 	$(VENV)/bin/python -m pytest tests/docs --numprocesses 2
@@ -89,6 +93,14 @@ $(PARITY_STAMP):
 
 test-parity: $(PARITY_STAMP)
 	XLA_FLAGS= $(PARITY)/bin/python -m pytest tests/parity
+
+$(SERVE_STAMP):
+	$(call new_venv,$(SERVE))
+	$(SERVE)/bin/python -m pip install --quiet -e ".[test,serve]" -r tests/serving/requirements.txt
+	@touch $@
+
+test-serve: $(SERVE_STAMP)
+	$(SERVE)/bin/python -m pytest tests/serving
 
 $(LINT_STAMP): $(ENV_STAMP)
 	$(VENV)/bin/python -m pip install --quiet -e ".[dev]"
@@ -139,4 +151,4 @@ test-accelerators: $(ACCELERATORS_STAMP)
 	$(ACCELERATORS)/bin/python -m pytest tests/accelerators
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BENCH) $(ACCELERATORS) demo build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) $(SERVE) $(BENCH) $(ACCELERATORS) demo build dist *.egg-info .pytest_cache .ruff_cache

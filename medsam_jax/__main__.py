@@ -13,6 +13,7 @@ COMMANDS = {  # name: (module, summary)
     "report": ("medsam_jax.report", "write the report of a finished training run again"),
     "evaluate": ("medsam_jax.evaluate", "score checkpoints: tables and figures"),
     "predict": ("medsam_jax.predict", "segment pictures, slices and volumes"),
+    "serve": ("medsam_jax.serve", "let napari and 3D Slicer prompt a model"),
     "export": ("medsam_jax.export", "write StableHLO programs that need no library"),
     "convert": ("weights_converter.convert", "convert checkpoints, or show what one holds"),
     "init": ("weights_converter.init", "write a checkpoint with random weights"),

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class VolumePredictor:
       most_growth: propagation stops where a mask is more than this factor larger than its
         neighbour's.
       batch_size: slices that are encoded together.
+      show_progress: draw bars on stderr.
     """
 
     model: dataclasses.InitVar[nnx.Module | Predictor]
@@ -51,6 +52,7 @@ class VolumePredictor:
     least_overlap: float = 0.5
     most_growth: float = 2.0
     batch_size: int = 8
+    show_progress: bool = True
 
     def __post_init__(self, model: nnx.Module | Predictor):
         self.predictor = Predictor.of(model)
@@ -114,6 +116,24 @@ class VolumePredictor:
             raise UserError(f"{path}: made of another volume; encode this one again")
         self._encoded = dict(zip(notes["slices"].tolist(), self.predictor.images, strict=True))
 
+    def encode(self, index: int) -> EncodedImage:
+        """Returns the slice's embedding, encoded in a batch with its neighbours and kept."""
+        if index not in self._encoded:
+            first = index - index % self.batch_size
+            block = range(first, min(first + self.batch_size, len(self.slices)))
+            encoded = self.predictor.engine.encode([self.slices[i] for i in block])
+            self._encoded |= dict(zip(block, encoded, strict=True))
+        return self._encoded[index]
+
+    @property
+    def encoded(self) -> list[int]:
+        """The slices whose embeddings are kept."""
+        return sorted(self._encoded)
+
+    def forget(self, index: int) -> None:
+        """Frees the embedding of a slice; a prompt that needs it encodes the slice again."""
+        self._encoded.pop(index, None)
+
     def add_prompt(
         self, slice_index: int, point_coords: Any = None, point_labels: Any = None, box: Any = None
     ) -> None:
@@ -150,7 +170,7 @@ class VolumePredictor:
     def predict_slices(self) -> tuple[Bool[np.ndarray, "z h w"], Float[np.ndarray, " z"]]:
         """Returns masks of the prompted slices only, and their predicted IoU (NaN elsewhere)."""
         mask, scores = self._empty()
-        for index, prompt in progress(self._prompts.items(), "slices"):
+        for index, prompt in self._progress(self._prompts.items(), "slices"):
             mask[index], scores[index] = self._predict(index, prompt)
         return mask, scores
 
@@ -180,9 +200,12 @@ class VolumePredictor:
             for start in sorted(self._prompts)
             for step in (1, -1)
         ]
-        for _ in progress(itertools.zip_longest(*walks), "propagated slices to each side"):
+        for _ in self._progress(itertools.zip_longest(*walks), "propagated slices to each side"):
             pass
         return mask, scores
+
+    def _progress(self, items: Iterable[Any], desc: str) -> Iterable[Any]:
+        return progress(items, desc) if self.show_progress else items
 
     def _walk(
         self, start: int, step: int, mask: np.ndarray, scores: np.ndarray, reached: np.ndarray
@@ -235,24 +258,15 @@ class VolumePredictor:
         if len(keys) < 2 or any("box" not in prompts[key] for key in keys):
             raise UserError("interpolate: give boxes on two slices or more")
         boxes = np.array([prompts[key]["box"] for key in keys], np.float32)
-        for index in progress(range(keys[0], keys[-1] + 1), "slices"):
+        for index in self._progress(range(keys[0], keys[-1] + 1), "slices"):
             box = [np.interp(index, keys, boxes[:, side]) for side in range(4)]
             mask[index], scores[index] = self._predict(index, {"box": box})
         return mask, scores
 
     def _predict(self, index: int, prompt: dict[str, Any]) -> tuple[np.ndarray, float]:
-        self.predictor.use([self._encode(index)])
+        self.predictor.use([self.encode(index)])
         masks, scores, _ = self.predictor.predict(**prompt, multimask_output=False)
         return masks[0], float(scores[0])
-
-    def _encode(self, index: int) -> EncodedImage:
-        """Returns the slice's embedding, encoded in a batch with its neighbours and kept."""
-        if index not in self._encoded:
-            first = index - index % self.batch_size
-            block = range(first, min(first + self.batch_size, len(self.slices)))
-            encoded = self.predictor.engine.encode([self.slices[i] for i in block])
-            self._encoded |= dict(zip(block, encoded, strict=True))
-        return self._encoded[index]
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray]:
         """Mask and scores to fill in. Raises UserError where there is no volume or no prompt."""
