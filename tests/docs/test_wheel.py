@@ -21,6 +21,7 @@ FLAGS = {  # a flag of each command's own
     "train": "--workdir",
     "report": "--[no]version",
     "evaluate": "--folds",
+    "serve": "--port",
     "predict": "--prompt_mask",
     "export": "--platforms",
     "convert": "--naming",
