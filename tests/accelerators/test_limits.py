@@ -40,7 +40,7 @@ def test_a_cached_step_fits_its_device():
 
 
 def test_a_program_that_does_not_fit_is_a_row_with_the_reason():
-    row = compile_apart("decoder lite_medsam, boxes 8192", "h100", LIMIT)
+    row = compile_apart("decoder lite_medsam, boxes 32768", "h100", LIMIT)
     assert "GiB, the device has 79.1" in row["error"]
 
 

@@ -1,13 +1,10 @@
 """The Containerfile's steps, in a clean virtual environment: no container engine is needed."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,25 +31,20 @@ def test_the_steps_are_those_that_are_run_here():
     assert dict(steps())["FROM"].startswith("docker.io/library/python:3.")
 
 
-@pytest.mark.parametrize("jax", ["tpu", "cuda13"])
-def test_the_steps_run(jax, tmp_path):
-    """CUDA's libraries are gigabytes: their versions are resolved, and they are not fetched."""
+def test_the_steps_run(tmp_path):
+    """For a TPU: CUDA's libraries are gigabytes, and the steps are the same."""
     environment, work = tmp_path / "environment", tmp_path / "work"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     work.mkdir()
     path = f"{environment / 'bin'}:{os.environ['PATH']}"
     variables = {name: x for name, x in os.environ.items() if not name.startswith("PYTHON")}
-    variables |= {"PATH": path, "JAX": jax, "JAX_PLATFORMS": "cpu"}
+    variables |= {"PATH": path, "JAX": "tpu", "JAX_PLATFORMS": "cpu"}
     for name, what in steps()[3:]:
         if name == "COPY":
             *sources, target = what.split()
             assert target in (".", "./")
             copy(sources, work)
         elif name == "RUN":
-            if "cuda" in jax:
-                what, installs = re.subn("pip install", "pip install --dry-run", what)
-                if not installs and "python" in what:
-                    continue  # needs what was not installed
             run = subprocess.run(
                 ["sh", "-ec", what], cwd=work, env=variables, capture_output=True, text=True
             )
