@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from medsam_jax.ops import dense_triton
 from medsam_jax.ops.form import AnyMesh, Form
 from medsam_jax.ops.kernels import run_kernel
 
@@ -26,20 +25,23 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def dense_gelu(
     x: Float[Array, "b *n c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"], form: Form
 ) -> Float[Array, "b *n d"]:
-    """Linear layer, then GELU. Plain form: the first line.
+    """Linear layer, then GELU. Plain form: the last line.
 
     cuBLAS has no exact GELU, so that on NVIDIA GPUs the hidden layer would be written, read and
     written again; a kernel does both in half precision. It has no forward-mode derivative.
     """
-    if form.device != "accelerator" or not form.kernels or x.dtype.itemsize != 2:
-        return gelu(x @ kernel + bias)
-    if not dense_triton.fits(kernel):
-        return gelu(x @ kernel + bias)
-    return _dense_gelu(form.mesh, x, kernel, bias)
+    if form.device == "accelerator" and form.kernels and x.dtype.itemsize == 2:
+        from medsam_jax.ops import dense_triton
+
+        if dense_triton.fits(kernel):
+            return _dense_gelu(form.mesh, x, kernel, bias)
+    return gelu(x @ kernel + bias)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dense_gelu(mesh: AnyMesh, x: Array, kernel: Array, bias: Array) -> Array:
+    from medsam_jax.ops import dense_triton
+
     def default(x: Array, kernel: Array, bias: Array) -> tuple[Array]:
         return (gelu(x @ kernel + bias),)
 
@@ -48,6 +50,8 @@ def _dense_gelu(mesh: AnyMesh, x: Array, kernel: Array, bias: Array) -> Array:
 
 
 def _forward(mesh: AnyMesh, x: Array, kernel: Array, bias: Array):
+    from medsam_jax.ops import dense_triton
+
     def default(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
         inner = x @ kernel + bias
         return gelu(inner), inner

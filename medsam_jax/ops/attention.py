@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from medsam_jax.ops import flash_tpu, flash_triton
 from medsam_jax.ops.form import ACCELERATOR, AnyMesh, Form
 from medsam_jax.ops.kernels import run_kernel
 
@@ -16,6 +15,7 @@ from medsam_jax.ops.kernels import run_kernel
 # products.
 _CPU_SCORES_BYTES = (1 << 21, 1 << 24)
 _ACCELERATOR_SCORES_BYTES = (1 << 28, 1 << 28)
+_LONGEST_SIDE = 128  # of a grid that the flash kernels take: a row of keys is one block for a GPU
 
 
 def grid_attention(
@@ -44,7 +44,7 @@ def grid_attention(
         scores += jnp.moveaxis(bias_h, 2, 1)[..., None] + jnp.moveaxis(bias_w, 2, 1)[..., None, :]
         weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(v.dtype)
         return jnp.einsum("bnqk,bknd->bqnd", weights.reshape(*scores.shape[:3], -1), v)
-    if form.cpu or not form.kernels or max(rows, columns) > flash_triton.LONGEST_SIDE:
+    if form.cpu or not form.kernels or max(rows, columns) > _LONGEST_SIDE:
         return _strips(qkv, *position_bias(qkv, rel_h, rel_w), form)
     return _flash(form.mesh, qkv, rel_h, rel_w)
 
@@ -72,6 +72,7 @@ def _flash_forward(
     mesh: AnyMesh, qkv: Array, rel_h: Array, rel_w: Array
 ) -> tuple[Array, tuple[Array, ...]]:
     """Runs the kernel of the platform that is compiled for; strips where there is none."""
+    from medsam_jax.ops import flash_tpu, flash_triton
 
     def strips(qkv: Array, bias_h: Array, bias_w: Array) -> tuple[Array, Array]:
         batch, tokens, _, heads, _ = qkv.shape
@@ -88,6 +89,8 @@ def _flash_forward(
 def _flash_backward(
     mesh: AnyMesh, saved: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, Array, Array]:
+    from medsam_jax.ops import flash_tpu, flash_triton
+
     def strips(qkv, bias_h, bias_w, out, sums, gradient):
         _, pull_back = jax.vjp(partial(_strips, form=ACCELERATOR), qkv, bias_h, bias_w)
         return pull_back(gradient)

@@ -13,6 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
+from medsam_jax.ops.kernels import product
+
 _QUERIES = 512  # per step, if that divides their number
 _KEYS = 512  # per turn of the loop within a step
 _TOKENS = 4096  # of all heads of a step: small windows share a step
@@ -146,11 +148,6 @@ def _params(*semantics: str) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=_VMEM_BYTES)
 
 
-def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Float32[Array, "m n"]:
-    dimensions = ((axis_a,), (axis_b,)), ((), ())
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
-
 def _chunks(length: int) -> tuple[int, int]:
     """Returns the number of chunks of keys and the length of each."""
     chunk = _KEYS
@@ -170,13 +167,13 @@ def _forward_kernel(q_ref, k_ref, v_ref, bias_ref, codes_ref, out_ref, sum_ref):
             most, total, out = carry  # [1, Q], [1, Q], [D, Q]
             at = _part(i, count, chunk)
             k = jnp.concatenate([k_ref[head, :, at], codes_ref[:, at]], axis=0)  # [D + R, K]
-            scores = _dot(k, q, 0, 0)  # [K, Q]
+            scores = product(k, q, 0, 0)  # [K, Q]
             higher = jnp.maximum(most, scores.max(axis=0, keepdims=True))
             weights = jnp.exp(scores - higher)
             shrink = jnp.exp(most - higher)
             total = total * shrink + weights.sum(axis=0, keepdims=True)
             v = v_ref[head, :, at]
-            return higher, total, out * shrink + _dot(v, weights.astype(v.dtype), 1, 0)
+            return higher, total, out * shrink + product(v, weights.astype(v.dtype), 1, 0)
 
         start = (
             jnp.full((1, queries), -jnp.inf),
@@ -213,12 +210,12 @@ def _backward_kernel(
         def add_keys(i, dq):  # [D + R, Q]
             at = _part(i, count, chunk)
             k = jnp.concatenate([k_ref[head, :, at], codes_ref[:, at]], axis=0)
-            weights = jnp.exp(_dot(k, q, 0, 0) - sums)  # [K, Q]
-            by_weight = _dot(v_ref[head, :, at], gradient, 0, 0)
+            weights = jnp.exp(product(k, q, 0, 0) - sums)  # [K, Q]
+            by_weight = product(v_ref[head, :, at], gradient, 0, 0)
             by_score = (weights * (by_weight - level)).astype(k.dtype)
-            dv_sum[head, :, at] += _dot(gradient, weights.astype(k.dtype), 1, 1)
-            dk_sum[head, :, at] += _dot(q[:head_dim], by_score, 1, 1)
-            return dq + _dot(k, by_score, 1, 0)
+            dv_sum[head, :, at] += product(gradient, weights.astype(k.dtype), 1, 1)
+            dk_sum[head, :, at] += product(q[:head_dim], by_score, 1, 1)
+            return dq + product(k, by_score, 1, 0)
 
         dq = _loop(count, add_keys, jnp.zeros((head_dim + factors, queries)))
         scaled = dq[:head_dim] * head_dim**-0.5

@@ -17,7 +17,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Float32
 
-LONGEST_SIDE = 128  # of the grid: a row of keys is one block
 _Q, _K, _V = np.arange(3, dtype=np.int32)  # places in `qkv`
 _Operand = tuple[Array | jax.ShapeDtypeStruct, pl.BlockSpec]
 

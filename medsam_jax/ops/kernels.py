@@ -1,11 +1,15 @@
-"""Runs kernels: that of the platform that is compiled for, by each device on its share."""
+"""Runs kernels: that of the platform that is compiled for, by each device on its share.
+
+Kernels are in modules of their own, which are imported where they run: Pallas is slow to import.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float32
 
 from medsam_jax.ops.form import AnyMesh
 
@@ -35,3 +39,18 @@ def run_kernel(
         specs = (share,) * len(by_item) + (whole,) * len(shared)
         run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)
     return run(*by_item, *shared)
+
+
+def product(a: Array, b: Array, axis_a: int, axis_b: int) -> Float32[Array, "m n"]:
+    """Returns the sums of products of two matrices over an axis of each, in a kernel for TPUs.
+
+    The program's precision is that of float32 matrices. Mosaic knows no other product of bfloat16
+    ones than the exact one.
+    """
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((axis_a,), (axis_b,)), ((), ())),
+        precision=None if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )

@@ -14,18 +14,15 @@ from benchmarks.targets import Target, prepare
 prepare()
 
 from medsam_jax.ops.attention import grid_attention  # noqa: E402
+from medsam_jax.ops.compile import at_precision  # noqa: E402
 from medsam_jax.ops.form import Form  # noqa: E402
+from medsam_jax.ops.window_attention import window_attention  # noqa: E402
 
 
 def compiled(target, batch, side, heads, head_dim, dtype, gradient):
     """Compiles attention over a square grid, its batch sharded over the target's devices."""
     target = Target.named(target)
-    mesh = target.mesh()
-    form = Form("accelerator", mesh=mesh)
-
-    def shape(*sides, spec=()):
-        sharding = NamedSharding(mesh, PartitionSpec(*spec))
-        return jax.ShapeDtypeStruct(sides, dtype, sharding=sharding)
+    form = Form("accelerator", mesh=target.mesh())
 
     def attend(qkv, rel_h, rel_w):
         return grid_attention(qkv, rel_h, rel_w, form)
@@ -33,9 +30,20 @@ def compiled(target, batch, side, heads, head_dim, dtype, gradient):
     def gradients(*given):
         return jax.grad(lambda *given: attend(*given).astype(jnp.float32).sum(), (0, 1, 2))(*given)
 
-    qkv = shape(batch, side * side, 3, heads, head_dim, spec=("data",))
-    tables = [shape(side, side, head_dim)] * 2
-    traced = jax.jit(gradients if gradient else attend).trace(qkv, *tables)
+    qkv = batch, side * side, 3, heads, head_dim
+    function = gradients if gradient else attend
+    return compile_for(target, form, function, dtype, qkv, *[(side, side, head_dim)] * 2)
+
+
+def compile_for(target, form, function, dtype, by_item, *shared):
+    """Compiles a function of arrays of these shapes, the first one sharded over the devices."""
+
+    def shape(sides, *axes):
+        sharding = NamedSharding(form.mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(sides, dtype, sharding=sharding)
+
+    arrays = shape(by_item, "data"), *(shape(sides) for sides in shared)
+    traced = jax.jit(at_precision(function, form)).trace(*arrays)
     lowered = traced.lower(lowering_platforms=(target.chip.platform,))
     return lowered.compile(compiler_options=dict(target.compiler_options))
 
@@ -59,6 +67,16 @@ def test_no_scores_in_memory(grid, dtype, gradient):
     if side > 14:  # the scores of a window are no larger than its vectors
         scores = batch * heads * side**4 * jnp.dtype(dtype).itemsize
         assert program.memory_analysis().temp_size_in_bytes < scores / 2
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize(("windows", "tokens", "heads"), [(100, 49, 10), (25, 196, 5)])
+def test_windows_of_tiny_vit(windows, tokens, heads, dtype):
+    target = Target.named("v5e")
+    form = Form("accelerator", mesh=target.mesh())
+    shapes = (windows, tokens, heads, 3, 32), (heads, tokens, tokens)
+    program = compile_for(target, form, lambda *x: window_attention(*x, form), dtype, *shapes)
+    assert "window_attention" in program.as_text()
 
 
 def test_each_device_attends_for_its_share():

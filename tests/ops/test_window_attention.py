@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medsam_jax.ops import window_attention as attention
+from medsam_jax.ops import window_tpu, window_triton
 from medsam_jax.ops.form import ACCELERATOR, CPU, PLAIN
 
 # Windows, tokens, heads, length of a vector; 7 x 7 and 14 x 14 tokens are LiteMedSAM's.
@@ -31,7 +32,7 @@ def exactly(qkv, biases):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kernel", [attention.on_tpu, attention.on_gpu], ids=["tpu", "gpu"])
+@pytest.mark.parametrize("kernel", [window_tpu.forward, window_triton.forward], ids=["tpu", "gpu"])
 def test_kernels_follow_the_definition(kernel, size, dtype):
     qkv, biases = inputs(size, dtype)
     found = kernel(qkv, biases, interpret=True)

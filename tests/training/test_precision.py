@@ -1,4 +1,4 @@
-"""What the steps compute in: products at the stated precision, norms and loss in float32."""
+"""Types and precision of the steps: products at the stated precision, norms and loss in float32."""
 
 import dataclasses
 import re
@@ -16,6 +16,7 @@ from medsam_jax.models.image_encoder import ViTConfig
 from medsam_jax.models.sam import SamConfig
 from medsam_jax.ops.compile import jit
 from medsam_jax.ops.form import MATMUL_PRECISIONS, form_for
+from medsam_jax.ops.kernels import product
 from medsam_jax.training.config import base_config, validate
 from medsam_jax.training.setup import set_up
 from tests.tiny import tiny_sam
@@ -68,6 +69,15 @@ def test_float32_is_float32_by_default():
     _, _, steps = traced_step(SamConfig.tiny())
     assert set(types(steps, "dot_general", "conv_general_dilated")) == {"float32"}
     assert precisions(steps).keys() == {"HIGHEST"}
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_kernels_for_tpus_multiply_bfloat16_at_the_one_precision_that_mosaic_has(dtype, expected):
+    matrix = jax.ShapeDtypeStruct((8, 8), dtype)
+    with jax.default_matmul_precision("highest"):
+        [step] = jax.make_jaxpr(lambda a, b: product(a, b, 1, 0))(matrix, matrix).eqns
+    assert {one.name for one in step.params["precision"]} == {expected}
+    assert step.outvars[0].aval.dtype == "float32"
 
 
 @pytest.mark.parametrize("precision", MATMUL_PRECISIONS)
