@@ -43,9 +43,7 @@ class Functional:
         Kernels are in the compute dtype and contain their norm's scale, and tables are expanded.
         Only for an accelerator's form. A program that takes these arrays computes none of this.
         """
-        form = dataclasses.replace(self.form, folded=True)
-        abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in self.arrays.values())
-        if form.device != "accelerator" or self.form.folded:
+        if self.form.device != "accelerator" or self.form.folded:
             return self
 
         def fold(arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -59,10 +57,12 @@ class Functional:
                             parameter.set_value(parameter[...].astype(part.dtype))
             return Functional(module).arrays
 
+        abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in self.arrays.values())
         arrays = jax.eval_shape(fold, self.arrays) if abstract else jax.jit(fold)(self.arrays)
         folded = copy.copy(self)
+        folded.form = dataclasses.replace(self.form, folded=True)
         # jax sorts the names of a result; `bind` needs the order of the module.
-        folded.form, folded.arrays = form, {name: arrays[name] for name in self.arrays}
+        folded.arrays = {name: arrays[name] for name in self.arrays}
         return folded
 
 

@@ -22,25 +22,26 @@ def attend_in_windows(
     x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
 
     def attend(rows: Float[Array, "b r w c"]) -> Float[Array, "b r w d"]:
-        return window_unpartition(attention(window_partition(rows, size)), rows.shape)
+        windows = window_partition(rows, size)
+        full = jnp.pad(windows, ((0, _spare(windows, form)), (0, 0), (0, 0), (0, 0)))
+        return window_unpartition(attention(full)[: len(windows)], rows.shape)
 
     if form.cpu:
         strips = split_rows(x, rows_of(_STRIP_BYTES, *x.shape[2:]), multiple=size)
         x = join_rows(map_strips(attend, strips))
-    elif form.device == "accelerator" and (form.mesh is None or form.mesh.size == 1):
-        windows = window_partition(x, size)
-        full = jnp.pad(windows, ((0, _spare(windows)), (0, 0), (0, 0), (0, 0)))
-        x = window_unpartition(attention(full)[: len(windows)], x.shape)
     else:
         x = attend(x)
     return x[:, :height, :width]
 
 
-def _spare(windows: Float[Array, "n size size c"]) -> int:
-    """Returns how many windows to add for a multiple of 8 tokens.
+def _spare(windows: Float[Array, "n size size c"], form: Form) -> int:
+    """Returns how many windows to add for a multiple of 8 tokens on an accelerator.
 
-    Otherwise XLA copies operands and results of every product in half precision on GPUs.
+    Otherwise XLA copies operands and results of every product in half precision on GPUs. A batch
+    that is sharded over devices is left as it is.
     """
+    if form.device != "accelerator" or (form.mesh is not None and form.mesh.size > 1):
+        return 0
     count, tokens = len(windows), windows.shape[1] * windows.shape[2]
     return next(spare for spare in range(8) if (count + spare) * tokens % 8 == 0)
 

@@ -88,9 +88,8 @@ def make_optimizer(
 def _clip(most: float, form: Form) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm` with the norm of `ops.global_norm`."""
 
-    def clip(updates: Any, _: Any) -> Any:  # frozen arrays are masked nodes
-        leaves = jax.tree.leaves(updates)
-        norm = global_norm({str(i): x for i, x in enumerate(leaves)}, form)
+    def clip(updates: Any, _: Any) -> Any:
+        norm = global_norm(updates, form)
         return jax.tree.map(lambda x: jnp.where(norm < most, x, x / norm * most), updates)
 
     return optax.stateless(clip)

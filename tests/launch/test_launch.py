@@ -152,7 +152,7 @@ def test_jobset_of_gpus():
 
 
 def start(name: str, *arguments: str) -> str:
-    """What a launcher prints, without the flags of training."""
+    """Returns what a launcher prints, without the flags of training."""
     command = [sys.executable, "-m", f"launch.{name}", "--dry_run", *arguments]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
