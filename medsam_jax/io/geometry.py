@@ -1,7 +1,7 @@
 """Volume on its grid in patient space: slices, comparison and resampling of grids."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,16 +52,23 @@ def slice_axis(scan: Scan) -> int:
     along the patient's feet-to-head direction, or 0 without geometry. If one axis has
     length 1, it is that axis.
     """
-    singles = [axis for axis in range(3) if scan.array.shape[axis] == 1]
-    if len(singles) == 1:
-        return singles[0]
+    spacing = (np.nan,) * 3 if scan.affine is None else scan.spacing
+    axis = anisotropic_axis(scan.array.shape[:3], spacing)
+    if axis is not None:
+        return axis
     if scan.affine is None:
         return 0
-    order = np.argsort(scan.spacing)
-    if scan.spacing[order[2]] > 1.1 * scan.spacing[order[1]]:
-        return int(order[2])
     feet_to_head = np.abs(np.reshape(scan.affine[2], (3, 3))[2])  # per x, y, z index axis
     return 2 - int(np.argmax(feet_to_head))
+
+
+def anisotropic_axis(shape: Sequence[int], spacing: Sequence[float]) -> int | None:
+    """Returns the one axis of length 1, or that whose spacing is largest by more than 10 %."""
+    singles = [axis for axis in range(3) if shape[axis] == 1]
+    if len(singles) == 1:
+        return singles[0]
+    order = np.argsort(spacing)
+    return int(order[2]) if spacing[order[2]] > 1.1 * spacing[order[1]] else None
 
 
 def slice_spacing(scan: Scan, axis: int) -> tuple[float, float, float]:

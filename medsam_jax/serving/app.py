@@ -142,19 +142,15 @@ class Server:
         return JSONResponse({})
 
     async def add_bbox(self, request: Request) -> Response:
-        lease, fields = self._lease(request), await self._json(request)
-        volume = _volume(lease)
-        given = interactions.read_box(
-            fields.get("bbox_coords"), _include(fields), volume.shape, volume.axis
-        )
-        return await self._add(lease, fields, given)
+        return await self._add_place(request, interactions.read_box, "bbox_coords")
 
     async def add_point(self, request: Request) -> Response:
+        return await self._add_place(request, interactions.read_point, "coordinates")
+
+    async def _add_place(self, request: Request, read: Callable, name: str) -> Response:
         lease, fields = self._lease(request), await self._json(request)
         volume = _volume(lease)
-        given = interactions.read_point(
-            fields.get("coordinates"), _include(fields), volume.shape, volume.axis
-        )
+        given = read(fields.get(name), _include(fields), volume.shape, volume.axis)
         return await self._add(lease, fields, given)
 
     async def add_scribble(self, request: Request) -> Response:

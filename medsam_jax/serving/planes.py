@@ -7,6 +7,7 @@ import numpy as np
 
 from medsam_jax.inference.predictor import Predictor
 from medsam_jax.inference.volume import VolumePredictor
+from medsam_jax.io.geometry import anisotropic_axis
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Planes:
         self._predictor, self._modality = predictor, modality
         self._array, self._spacing = array, tuple(spacing)
         self._volumes: dict[int, VolumePredictor] = {}
-        self.axis = _slice_axis(array.shape[:3], self._spacing)
+        self.axis = anisotropic_axis(array.shape[:3], self._spacing) or 0
         self._focus = {self.axis: array.shape[self.axis] // 2}  # axis -> slice looked at last
         self.plane(self.axis)  # what is wrong with the volume is said now
 
@@ -94,12 +95,3 @@ def guess_modality(array: np.ndarray) -> str | None:
         return "CT"
     log.warning("the values are not Hounsfield units; percentiles of the scan are used")
     return None
-
-
-def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
-    """The axis of one voxel, that of the largest spacing by more than 10 %, or the first."""
-    flat = [axis for axis in range(3) if shape[axis] == 1]
-    if flat:
-        return flat[0]
-    order = np.argsort(spacing)
-    return int(order[2]) if spacing[order[2]] > 1.1 * spacing[order[1]] else 0
